@@ -122,3 +122,7 @@ class ModelMismatch(MemoryServiceError, code="model_mismatch"):
 
 class UnsafeStart(MemoryServiceError, code="unsafe_start"):
     """The configuration puts data or privacy at risk."""
+
+
+class SignedElsewhere(UnsafeStart, code="key_missing"):
+    """The namespace is signed under a key that this process does not have."""

@@ -7,7 +7,7 @@ import json
 import os
 import secrets
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -71,7 +71,7 @@ class Address:
 
 @dataclass(frozen=True)
 class State:
-    """What the supervisor runs now. Contains no secret."""
+    """What the supervisor runs now. Contains no secret: `transport_keys` are ids of the sidecar's keys."""
 
     supervisor_pid: int
     socket: str
@@ -85,6 +85,7 @@ class State:
     sidecar_pid: int | None = None
     sidecar_restarts: int = 0
     sidecar_error: str | None = None
+    transport_keys: Sequence[str] = ()
 
 
 def locate(data_dir: Path | None) -> LocalPaths:

@@ -23,7 +23,7 @@ from typing import Any
 from memory_core.cancellation import cancel
 from memory_core.crypto.secret_files import restrict_umask, write_private
 from memory_core.errors import MemoryServiceError
-from memory_server.local import DEFAULT_MODEL, MASTER_KEYS, TRANSPORT_VARIABLE, client, locks
+from memory_server.local import DEFAULT_MODEL, MASTER_KEYS, TRANSPORT_VARIABLE, client, locks, transport
 from memory_server.local.binaries import find_redis
 from memory_server.local.children import Backoff, Children
 from memory_server.local.config import choose_port, render_config
@@ -75,7 +75,7 @@ class Supervisor:
         self.paths = options.paths
         self.password = password_of(self.paths)
         make_integrity_key(self.paths)
-        self._transport = _take_keys()
+        self._transport_keys = _take_keys()
         self.children = Children()
         self.redis: subprocess.Popen[bytes] | None = None
         self.sidecar: subprocess.Popen[bytes] | None = None
@@ -83,13 +83,14 @@ class Supervisor:
         self.users_fd = locks.open_lock(self.paths.users_lock)
         address = self._choose_address()
         self.state = State(os.getpid(), address.socket, address.port, options.model, time.time())
+        self.state = replace(self.state, transport_keys=transport.identify(self._transport_keys))
 
     async def run(self) -> None:
         """Keep Redis and the sidecar running until the last user leaves or SIGTERM arrives, then stop them in order."""
         stop_requested = asyncio.Event()
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, stop_requested.set)
-        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, lambda: None)
+        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self._receive_keys)
         self._record()  # after the handlers: a reader of the pid may send SIGTERM
         jobs = [
             asyncio.create_task(job)
@@ -105,6 +106,17 @@ class Supervisor:
         finally:
             await cancel(jobs)
             await self._stop()
+
+    def _receive_keys(self) -> None:
+        """Start the sidecar again with the transport keys that a server handed over."""
+        keys = transport.merge(transport.receive(self.state.socket), self._transport_keys)
+        if keys == self._transport_keys:
+            return
+        log.info("a server has other transport keys; starting the sidecar again")
+        self._transport_keys = keys
+        self._record(transport_keys=transport.identify(keys))
+        if self.sidecar is not None and self.sidecar.poll() is None:
+            self.sidecar.terminate()
 
     async def _until_unused(self) -> None:
         """Return after `grace` seconds without users, holding users.lock, on which new users wait."""
@@ -191,7 +203,9 @@ class Supervisor:
         written = self.paths.sidecar_log.stat().st_size if self.paths.sidecar_log.exists() else 0
         # Not in argv, which `ps` shows to all users. The pid is passed because the supervisor may be killed before the
         # sidecar can look up its parent.
-        environment = {"REDIS_URL": self._url, PARENT_VARIABLE: str(os.getpid()), **self._transport}
+        environment = {"REDIS_URL": self._url, PARENT_VARIABLE: str(os.getpid())}
+        if self._transport_keys:
+            environment[TRANSPORT_VARIABLE] = self._transport_keys
         try:
             self.sidecar = self.children.start(argv, self.paths.sidecar_log, env=environment)
         except OSError as error:
@@ -266,12 +280,11 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def _take_keys() -> dict[str, str]:
-    """Remove the keys from the environment, which Redis inherits; return those of the sidecar."""
+def _take_keys() -> str:
+    """Remove the keys from the environment, which Redis inherits; return the transport keys of the sidecar."""
     for name in [name for name in os.environ if name.upper().startswith(MASTER_KEYS)]:
         del os.environ[name]
-    transport = os.environ.pop(TRANSPORT_VARIABLE, None)
-    return {} if transport is None else {TRANSPORT_VARIABLE: transport}
+    return os.environ.pop(TRANSPORT_VARIABLE, "")
 
 
 async def _run(options: Options) -> None:
