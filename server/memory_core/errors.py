@@ -104,6 +104,10 @@ class StoreRefused(StoreUnavailable):
     """Redis refuses: it is full, read-only, or does not know this user. A retry does not help."""
 
 
+class StoreFull(StoreRefused, code="store_full"):
+    """The disk of Redis is full: reads work, writes do not."""
+
+
 class OutcomeUnknown(MemoryServiceError, code="outcome_unknown"):
     """The connection broke after a write was sent. The write is applied in full or not at all."""
 

@@ -23,6 +23,7 @@ import platformdirs
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from memory_core.crypto.secret_files import private_folder, write_private
+from memory_core.environment import for_sidecars
 from memory_core.errors import InvalidArgument, MemoryServiceError, UnsafeStart
 from memory_embedder.devices.cpu import available_cores
 from memory_embedder.devices.nvml import nvidia_gpus
@@ -97,7 +98,13 @@ def run_trial(engine: EngineName, options: EncoderOptions) -> TrialResult:
     command = [sys.executable, "-P", "-m", "memory_embedder.engines.trials"]
     try:
         done = subprocess.run(  # noqa: S603 our own interpreter and module
-            command, input=request.model_dump_json(), capture_output=True, text=True, timeout=LOAD_SECONDS, check=False
+            command,
+            input=request.model_dump_json(),
+            capture_output=True,
+            text=True,
+            timeout=LOAD_SECONDS,
+            check=False,
+            env=for_sidecars(),
         )
         return TrialResult.model_validate_json(done.stdout.strip().rsplit("\n", 1)[-1])
     except subprocess.TimeoutExpired:

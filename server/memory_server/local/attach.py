@@ -17,8 +17,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from memory_core.environment import for_sidecars
 from memory_core.errors import MemoryServiceError, StoreUnavailable
-from memory_server.local import DEFAULT_MODEL, MASTER_KEYS, TRANSPORT_VARIABLE, client, locks, transport
+from memory_server.local import DEFAULT_MODEL, TRANSPORT_VARIABLE, client, locks, transport
 from memory_server.local.binaries import find_redis
 from memory_server.local.paths import LocalPaths, State, log_tail, open_log, password_of, prepare, quoted, read_state
 
@@ -49,8 +50,8 @@ class Launch:
         return [*command, "--lock-fd", str(lock), "--detach"]
 
     def environment(self) -> dict[str, str]:
-        """Return the supervisor's environment: without master keys, with the transport keys of its sidecar."""
-        kept = {name: value for name, value in os.environ.items() if not name.upper().startswith(MASTER_KEYS)}
+        """Return the supervisor's environment: without secrets but the transport keys of its sidecar."""
+        kept = for_sidecars()
         return kept | {TRANSPORT_VARIABLE: self.transport_keys} if self.transport_keys else kept
 
 
@@ -129,8 +130,8 @@ async def attach(
 ) -> LocalRedis:
     """Connect to the embedded Redis of `data_dir`, start it if it does not run, and wait until it is ready.
 
-    `grace` is how many seconds it runs after the last user. `model`, `device`, `transport_keys` (base64 with commas) and
-    `sidecar` (argv; empty for none) are of the sidecar. All have an effect only if this call starts it: compare
+    `grace` is how many seconds it runs after the last user. `model`, `device`, `transport_keys` (base64, with commas)
+    and `sidecar` (argv; empty for none) are of the sidecar. All have an effect only if this call starts it: compare
     `LocalRedis.model`, and call `share_keys`.
 
     Raises:

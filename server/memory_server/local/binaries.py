@@ -10,6 +10,7 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
+from memory_core.environment import for_programs
 from memory_core.errors import NotSupported
 from memory_server.local import ALTERNATIVES
 
@@ -59,7 +60,12 @@ def _version(server: Path) -> tuple[int, int]:
     """Return the major and minor version; (0, 0) if it is not Redis or does not run."""
     try:
         output = subprocess.run(  # noqa: S603
-            [server, "--version"], capture_output=True, text=True, timeout=5, stdin=subprocess.DEVNULL
+            [server, "--version"],
+            capture_output=True,
+            text=True,
+            timeout=5,
+            stdin=subprocess.DEVNULL,
+            env=for_programs(),
         ).stdout
     except (OSError, subprocess.TimeoutExpired, UnicodeDecodeError):
         return (0, 0)
