@@ -60,7 +60,7 @@ def test_invalid_url_is_refused_without_quoting_it(url: str) -> None:
     ],
 )
 def test_unknown_parameter_is_refused_by_name(url: str, hint: str) -> None:
-    with pytest.raises(InvalidArgument, match="unknown parameter '[a-z_]+'") as refused:
+    with pytest.raises(InvalidArgument, match=r"unknown parameter '[a-z_]+'") as refused:
         connect(url)
     assert hint in refused.value.hint
     assert "secret" not in refused.value.text()

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from support.local_helpers import SIDECAR, attached, running, until
 
-from memory_core.environment import for_programs, for_sidecars
+from memory_core.settings.environment import for_programs, for_sidecars
 
 SECRETS = {
     name: f"secret-of-{name}"
