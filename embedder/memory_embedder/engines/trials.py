@@ -23,8 +23,8 @@ import platformdirs
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from memory_core.crypto.secret_files import private_folder, write_private
-from memory_core.settings.environment import for_sidecars
 from memory_core.errors import InvalidArgument, MemoryServiceError, UnsafeStart
+from memory_core.settings.environment import for_sidecars
 from memory_embedder.devices.cpu import available_cores
 from memory_embedder.devices.nvml import nvidia_gpus
 from memory_embedder.engines.catalogue import EngineName, open_engine

@@ -17,8 +17,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from memory_core.settings.environment import for_sidecars
 from memory_core.errors import MemoryServiceError, StoreUnavailable
+from memory_core.settings.environment import for_sidecars
 from memory_server.local import DEFAULT_MODEL, TRANSPORT_VARIABLE, client, locks, transport
 from memory_server.local.binaries import find_redis
 from memory_server.local.paths import LocalPaths, State, log_tail, open_log, password_of, prepare, quoted, read_state

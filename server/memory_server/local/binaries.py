@@ -10,8 +10,8 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
-from memory_core.settings.environment import for_programs
 from memory_core.errors import NotSupported
+from memory_core.settings.environment import for_programs
 from memory_server.local import ALTERNATIVES
 
 MINIMUM = (8, 2)

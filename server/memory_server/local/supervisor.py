@@ -23,8 +23,8 @@ from typing import Any
 
 from memory_core.cancellation import cancel
 from memory_core.crypto.secret_files import restrict_umask, write_private
-from memory_core.settings.environment import for_programs, for_sidecars
 from memory_core.errors import MemoryServiceError
+from memory_core.settings.environment import for_programs, for_sidecars
 from memory_server.local import DEFAULT_MODEL, TRANSPORT_VARIABLE, client, locks, transport
 from memory_server.local.binaries import find_redis
 from memory_server.local.children import Backoff, Children
