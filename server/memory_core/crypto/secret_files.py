@@ -14,7 +14,7 @@ import sys
 from collections.abc import Generator, Iterable
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
 from memory_core.errors import UnsafeStart
 
@@ -105,7 +105,7 @@ def open_private(path: Path, flags: int = os.O_RDWR) -> int:
     return fd
 
 
-def private_file(path: Path) -> IO[bytes]:
+def private_file(path: Path) -> BinaryIO:
     """Open a file of the user to read and write it, created if it is missing. Raises as `open_private`."""
     return open(open_private(path), "r+b")
 
@@ -123,7 +123,7 @@ def publish(draft: Path, path: Path) -> None:
 
 
 @contextmanager
-def replacing(path: Path) -> Generator[IO[bytes]]:
+def replacing(path: Path) -> Generator[BinaryIO]:
     """Write a file that replaces `path` as a whole when the block ends. After an error nothing is left of it.
 
     Raises:

@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import asdict
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Annotated, TypeVar
+from typing import IO, TYPE_CHECKING, Annotated, BinaryIO, TypeVar
 
 import typer
 import zstandard
@@ -106,7 +106,7 @@ async def _export(client: Client, keys: Keys, to: Path) -> int:
     return number
 
 
-def _lines_of(raw: IO[bytes], *, packed: bool) -> AbstractContextManager[IO[bytes]]:
+def _lines_of(raw: BinaryIO, *, packed: bool) -> AbstractContextManager[IO[bytes]]:
     return zstandard.open(raw, "wb", closefd=False) if packed else nullcontext(raw)
 
 
