@@ -16,6 +16,7 @@ from typing import Annotated, Any
 import typer
 
 from memory_core.crypto.keyring import load_keyring
+from memory_core.crypto.pinned_files import FileAltered
 from memory_core.crypto.sealing import Transports
 from memory_core.crypto.secret_files import restrict_umask
 from memory_core.errors import InvalidArgument, MemoryServiceError, ModelMismatch, NotSupported, UnsafeStart
@@ -91,8 +92,8 @@ def main() -> None:
 
 def exit_code(error: MemoryServiceError) -> int:
     """78 if only a change of configuration helps, else 1."""
-    is_configuration = isinstance(error, InvalidArgument | ModelMismatch | NotSupported | UnsafeStart)
-    return EXIT_CONFIGURATION if is_configuration or error.code == "weights_altered" else EXIT_FAILURE
+    is_configuration = isinstance(error, FileAltered | InvalidArgument | ModelMismatch | NotSupported | UnsafeStart)
+    return EXIT_CONFIGURATION if is_configuration else EXIT_FAILURE
 
 
 async def _serve(

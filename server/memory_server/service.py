@@ -24,6 +24,7 @@ from memory_server.engine.known_models import KnownModels
 from memory_server.engine.latency import Latency
 from memory_server.engine.namespaces import Namespaces
 from memory_server.engine.redis_backend import Backend
+from memory_server.engine.request_context import Caller
 from memory_server.engine.sidecars.bulk_client import BulkClient
 from memory_server.engine.sidecars.embeddings import Embeddings
 from memory_server.events.hub import Hub
@@ -78,9 +79,10 @@ class Service:
             finally:
                 await cancel([flusher, *self._running])
 
-    def touch(self, namespace: str, memory_ids: Iterable[str]) -> None:
-        """Count a read of each memory; counts are written in bulk, a second later."""
-        self._touched[namespace].update(memory_ids)
+    def touch(self, caller: Caller, memory_ids: Iterable[str]) -> None:
+        """Count a read of each memory, but not by an operator; counts are written in bulk, a second later."""
+        if not caller.public_only:
+            self._touched[caller.namespace].update(memory_ids)
 
     def ring(self, namespace: str) -> None:
         """Wake the sidecars soon because a namespace has jobs. Sidecars also poll, so a lost wake-up is harmless."""

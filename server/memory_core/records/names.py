@@ -11,6 +11,9 @@ NAME_PATTERN = r"[a-z0-9][a-z0-9_.-]{0,63}"
 LABEL_MAX_BYTES = 256
 SEPARATOR = "\x1f"  # Separates labels in a TAG field. No label contains it, because control characters are refused.
 
+RESERVED_AGENTS = frozenset({"operator", "console", "server"})
+"""The audit names this product's own actors so: no token may claim them."""
+
 _NAME = re.compile(NAME_PATTERN)
 _NOT_IN_NAME = re.compile(r"[^a-z0-9_.-]+")
 _FORBIDDEN_CATEGORIES = frozenset({"Cc", "Cs", "Zl", "Zp"})
@@ -24,6 +27,13 @@ def check_name(value: str, what: str = "name") -> str:
         f"{what} {echo(value)} is not a name",
         hint="use 1 to 64 of a-z, 0-9, '_', '.', '-', beginning with a letter or a digit",
     )
+
+
+def check_agent_name(value: str) -> str:
+    """Return the name of an agent that a credential may name. Raises InvalidArgument for reserved and bad names."""
+    if value in RESERVED_AGENTS:
+        raise InvalidArgument(f"the name {value} is reserved", hint="choose another name for the agent")
+    return check_name(value, "agent")
 
 
 def to_name(value: str, default: str = "anonymous") -> str:

@@ -6,7 +6,7 @@ The same tokens make the permission clause of queries and the check on loaded re
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 from memory_core.records.keys import digest
@@ -99,6 +99,10 @@ class Principal:
     hidden: frozenset[str] = frozenset()
     quarantined: tuple[tuple[str, float], ...] = ()
     admin: bool = False
+
+    def of_public(self) -> Principal:
+        """Return the principal that reads public memories only."""
+        return replace(self, owner=None, owners=(), grants=())
 
     @cached_property
     def granted(self) -> tuple[str, ...]:

@@ -129,6 +129,9 @@ class TaskSettings(SettingsGroup):
     open_tasks: int = Field(default=20_000, ge=1, le=10_000_000, description="tasks open at a time in a namespace")
     payload_bytes: int = Field(default=65_536, ge=2, le=1 << 24, description="bytes of a payload or result, as JSON")
     similar_from: float = Field(default=0.85, ge=0, le=1, description="cosine from which open tasks count as similar")
+    memories_from: float = Field(
+        default=0.35, ge=0, le=1, description="cosine from which a memory is attached to a task that is handed out"
+    )
 
 
 class LimitSettings(SettingsGroup):

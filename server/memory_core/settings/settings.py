@@ -100,6 +100,13 @@ class Settings(BaseSettings):
         default=None, description="key of a sidecar, from `redis-memory keys transport`; not for servers"
     )
     transport_key_file: Path | None = Field(default=None, description="file that holds the transport key instead")
+    secrets: Literal["warn", "redact", "seal", "refuse"] = Field(
+        default="warn",
+        description="what happens to memories that look like a credential; `seal` encrypts and needs a master key",
+    )
+    similar_from: float = Field(
+        default=0.6, ge=0, le=1, description="cosine from which a new memory's answer shows another as similar"
+    )
     embed_wait_seconds: float = Field(default=2.0, gt=0, le=30, description="seconds that a call waits for a vector")
     search_timeout_ms: int = Field(default=2000, ge=10, le=60_000, description="deadline of a search in Redis")
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(default="INFO", description="lowest level logged")

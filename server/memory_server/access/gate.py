@@ -1,4 +1,4 @@
-"""Admits requests: checks token, scope and rate, and creates the request context.
+"""Admits requests: checks token, effects and rate, and creates the request context.
 
 Over HTTP the SDK's middleware checks the token before it reads the body; on stdio the gate checks it. Both check each
 request, so a revoked token stops working immediately.
@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Iterable
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from itertools import count
 from typing import TYPE_CHECKING, Any
@@ -21,8 +21,9 @@ from mcp.server.context import ServerRequestContext
 from memory_core.errors import MemoryServiceError, Overloaded, Unauthenticated
 from memory_core.observe import tracing
 from memory_core.observe.logs import request_id
-from memory_core.records.access import Access, Scope
+from memory_core.records.access import Access
 from memory_core.records.audit_entry import new_entry
+from memory_core.records.authority import Effect
 from memory_core.settings.settings import Settings
 from memory_server.access import identity
 from memory_server.access.oauth import OAuthVerifier
@@ -67,7 +68,7 @@ class Gate:
 
     @asynccontextmanager
     async def call(
-        self, context: ServerRequestContext[Any, Any], op: str, named: list[str], scope: Scope | None
+        self, context: ServerRequestContext[Any, Any], op: str, named: list[str], effects: Iterable[Effect]
     ) -> AsyncGenerator[RequestContext]:
         """Admit a call and hold an admission slot; raises as `admitted`, and Overloaded without an audit entry."""
         if context.request is not None and (coming := context.request.scope.get(ON_ITS_WAY)):
@@ -78,7 +79,7 @@ class Gate:
             except Overloaded as error:
                 self._counters.called(op, error.code, 0.0)
                 raise
-            yield await held.enter_async_context(self.admitted(context, op, named, scope, slot))
+            yield await held.enter_async_context(self.admitted(context, op, named, effects, slot))
 
     @asynccontextmanager
     async def admitted(
@@ -86,30 +87,30 @@ class Gate:
         context: ServerRequestContext[Any, Any],
         op: str,
         named: list[str],
-        scope: Scope | None,
+        effects: Iterable[Effect],
         slot: Slot | None = None,
     ) -> AsyncGenerator[RequestContext]:
         """Admit an operation, and write its audit entry at the end. Raises Unauthenticated, Forbidden, RateLimited."""
         async with self._identified(context, op, named, slot) as request:
             self.take(request.caller)
-            request.check(scope)
+            request.check(effects)
             yield request
 
     @asynccontextmanager
     async def audited(self, context: ServerRequestContext[Any, Any], op: str) -> AsyncGenerator[RequestContext]:
-        """Write the audit entry of an operation that has no scope and no rate limit."""
+        """Write the audit entry of an operation that has no effects and no rate limit."""
         async with self._identified(context, op, [], None) as request:
             yield request
 
     @contextmanager
     def operation(
-        self, batch: RequestContext, op: str, named: list[str], scope: Scope | None, cache: BatchCache | None
+        self, batch: RequestContext, op: str, named: list[str], effects: Iterable[Effect], cache: BatchCache | None
     ) -> Generator[RequestContext]:
-        """Admit one operation of an admitted batch; raises Forbidden if the token lacks the scope."""
+        """Admit one operation of an admitted batch; raises Forbidden if the token lacks a scope."""
         call = AuditedCall(op, named)
         with self._followed(call, lambda: batch.caller):
             request = batch.operation(call, cache)
-            request.check(scope)
+            request.check(effects)
             yield request
 
     def take(self, caller: Caller, calls: int = 1) -> None:

@@ -15,7 +15,8 @@ from mcp.server.context import ServerRequestContext
 
 from memory_core.errors import Forbidden, InvalidArgument, Unauthenticated, echo
 from memory_core.records.access import Access, known_scopes
-from memory_core.records.names import check_name, to_name
+from memory_core.records.authority import Effect
+from memory_core.records.names import RESERVED_AGENTS, check_agent_name, check_name, to_name
 from memory_core.settings.settings import Settings
 from memory_server.engine.request_context import Caller
 
@@ -36,15 +37,16 @@ def caller_of(context: ServerRequestContext[Any, Any], settings: Settings, acces
     """Return the caller of a request; `access` is what its token grants. Raises InvalidArgument, Forbidden."""
     agent, namespace = _declared_names(context, settings)
     if access is None:
-        name = agent or settings.agent or _client_name(context)
+        name = check_agent_name(agent or settings.agent or _client_name(context))
         return Caller(namespace or settings.namespace, name, origin=_origin(context, None))
     check_names(access, agent, namespace)
     return Caller(
         access.namespace,
         access.agent,
-        admin=access.admin,
-        may_read=access.admin or "read" in access.scopes,
-        sees_server=access.admin,
+        admin=access.may(Effect.ACT_FOR_OTHERS),
+        oversees=access.may(Effect.OVERSEE),
+        public_only=access.may(Effect.READ_MEMORIES) and not access.may(Effect.READ_PRIVATE),
+        sees_server=access.may(Effect.OVERSEE),
         origin=_origin(context, access),
     )
 
@@ -108,4 +110,5 @@ def _declared(request: Request, header: str, parameter: str, what: str) -> str |
 
 def _client_name(context: ServerRequestContext[Any, Any]) -> str:
     params = context.session.client_params
-    return to_name(params.client_info.name, ANONYMOUS) if params else ANONYMOUS
+    name = to_name(params.client_info.name, ANONYMOUS) if params else ANONYMOUS
+    return ANONYMOUS if name in RESERVED_AGENTS else name

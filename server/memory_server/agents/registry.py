@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 
-from memory_core.errors import InvalidArgument, MemoryServiceError, NotFound, echo
+from memory_core.errors import Forbidden, InvalidArgument, MemoryServiceError, NotFound, echo
 from memory_core.records import redis_time
 from memory_core.records.agent import Agent, AgentStatus, load_agent, load_agents, profile_vector
+from memory_core.records.authority import Effect
 from memory_core.records.ids import new_id
 from memory_core.records.keys import Keys
 from memory_core.records.names import NAME_PATTERN, SEPARATOR, check_name
@@ -96,8 +97,12 @@ async def unregister_agent(
 
     Raises:
         InvalidArgument: `transfer_to` is missing, unexpected or the caller. NotFound: an agent is not registered.
+        Forbidden: an admin who acts for the agent would hand its memories to another.
     """
     caller = request.caller
+    if args.memories == "transfer" and request.as_reader() is not request:
+        message = f"only {caller.agent} itself may hand its memories to another agent"
+        raise Forbidden(message, hint="use memories=keep or memories=delete")
     if (args.memories == "transfer") != (args.transfer_to is not None):
         raise InvalidArgument("memories=transfer and transfer_to need each other", hint="give both or neither")
     if args.transfer_to == caller.agent:
@@ -170,12 +175,16 @@ async def heartbeat(service: TaskServices, request: RequestContext, args: Heartb
     with after_write():
         agent = await service.backend.read(lambda client: load_agent(client, keys, caller.agent))
         pending = await _pending(service.backend, keys, agent) if agent else 0
-        events = await unread(service, request)
+        is_own = request.as_reader() is request
+        missing = request.missing("unread events are", Effect.SEE_OWN) if is_own else None
+        events = await unread(service, request) if is_own and not missing else None
     return HeartbeatAnswer(
         leases_renewed={_task_of(token): to_iso(float(until)) or "" for token, until in answer["renewed"]},
         leases_lost=[_task_of(token) for token in answer["lost"]],
         pending_tasks=pending,
         unread_events=events,
+        partial=bool(missing),
+        reason=missing,
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import chain
 from typing import Literal
 
 from pydantic import BaseModel, Field
@@ -55,13 +56,13 @@ class ShareAnswer(Answer):
     offer_id: str | None = Field(default=None, description="in force once the other shares the same with you")
     accepted_offer: str | None = Field(default=None, description="the other agent's offer that this accepted")
 
-    def summary(self) -> str:
+    def lines(self) -> list[str]:
         lines = [f"Shared with {self.target_agent} ({self.permission}) by grant {self.grant_id}."]
         if self.offer_id:
             lines.append(f"Offer {self.offer_id} waits for {self.target_agent} to share the same with you.")
         if self.accepted_offer:
             lines.append(f"This accepts offer {self.accepted_offer}.")
-        return "\n".join(lines)
+        return lines
 
 
 class RevokeAnswer(Answer):
@@ -70,8 +71,8 @@ class RevokeAnswer(Answer):
     grant_id: str
     grants_ended: int = Field(description="the grant and those passed on under it; 0 for an offer")
 
-    def summary(self) -> str:
-        return f"Revoked {self.grant_id}; {self.grants_ended} grants ended."
+    def lines(self) -> list[str]:
+        return [f"Revoked {self.grant_id}; {self.grants_ended} grants ended."]
 
 
 class SharedMemory(BaseModel):
@@ -132,11 +133,11 @@ class SharedContextAnswer(Answer):
     def shown(self) -> list[str]:
         return [shared.memory.memory_id for shared in self.memories]
 
-    def summary(self) -> str:
+    def lines(self) -> list[str]:
         lines = [f"{len(self.memories)} shared memories.", *([NOTE] if self.memories else [])]
-        lines += [shared.memory.line() for shared in self.memories]
+        lines += chain.from_iterable(shared.memory.lines() for shared in self.memories)
         for name, grants in (("To you", self.granted_to_me), ("By you", self.granted_by_me), ("Offers", self.offers)):
             lines += [f"{name}:", *(grant.line() for grant in grants)] if grants else []
         if self.next_cursor:
             lines.append(f"{'More' if self.more else 'Changes from now on'}: since={self.next_cursor}")
-        return "\n".join(lines)
+        return lines

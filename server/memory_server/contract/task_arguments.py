@@ -54,7 +54,7 @@ class CompleteArguments(TaskArguments):
     lease_token: str
     result: Json = None
     metrics: JsonObject | None = Field(default=None, description="duration_ms, tokens, ...")
-    store_result: bool = Field(default=False, description="keep the result as a memory too")
+    store_result: bool = Field(default=False, description="keep the result as a memory too; needs scope write")
 
 
 class FailArguments(TaskArguments):

@@ -26,7 +26,8 @@ async def resolve(backend: Backend, request: RequestContext) -> Principal:
     async def fetch(client: Client) -> Principal:
         pipe = client.pipeline(transaction=False)
         grant.ask(pipe, keys, caller.agent)
-        return grant.principal_of(caller.namespace, caller.agent, caller.admin, await pipe.execute())
+        principal = grant.principal_of(caller.namespace, caller.agent, caller.admin, await pipe.execute())
+        return principal.of_public() if caller.public_only else principal
 
     return await once(request.cache, ("principal", caller), lambda: backend.read(fetch))
 

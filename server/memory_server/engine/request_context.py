@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Generator, Sequence
+from collections.abc import Awaitable, Callable, Generator, Iterable, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import wraps
 from typing import Concatenate, ParamSpec, TypeVar
 
 from memory_core.errors import Forbidden, echo
-from memory_core.records.access import Access, Scope
+from memory_core.records.access import Access
 from memory_core.records.audit_entry import AuditEntry, new_entry
+from memory_core.records.authority import Effect, scope_for
 from memory_server.contract.answer import Answer
 from memory_server.engine.admission import Slot
 from memory_server.engine.audited_calls import AuditedCall
@@ -26,15 +27,17 @@ A = TypeVar("A", bound=Answer)
 class Caller:
     """The authenticated agent and namespace of a request.
 
-    Without `may_read` the answer shows no memories beyond those asked for. `sees_server` allows figures on all agents'
-    activity: for admins, and for everyone while authentication is off. `by` is the admin who acts as the agent, and
-    `origin` where the request came from.
+    An `admin` may act for other agents. A caller that `oversees` the namespace sees the tasks, grants and events of all
+    agents. `public_only` hides all memories that are not public. `sees_server` allows figures on all agents' activity:
+    for overseers, and for everyone while authentication is off. `by` is the admin who acts as the agent, and `origin`
+    where the request came from.
     """
 
     namespace: str
     agent: str
     admin: bool = False
-    may_read: bool = True
+    oversees: bool = False
+    public_only: bool = False
     sees_server: bool = True
     by: str | None = None
     origin: str = ""
@@ -80,10 +83,24 @@ class RequestContext:
     slot: Slot | None = None
     deferred: DeferredWrites | None = None
 
-    def check(self, scope: Scope | None) -> None:
-        """Require a scope of the caller's token. Raises Forbidden."""
+    def may(self, effect: Effect) -> bool:
+        """Whether the caller's token allows an effect. Without a token all are allowed."""
+        return self.access is None or self.access.may(effect)
+
+    def check(self, effects: Iterable[Effect]) -> None:
+        """Require that the caller's token allows all effects. Raises Forbidden."""
         if self.access is not None:
-            self.access.check(scope)
+            self.access.check(effects)
+
+    def missing(self, attached: str, effect: Effect) -> str | None:
+        """Say that an answer leaves out what it would attach, if the caller's token does not allow it."""
+        return None if self.may(effect) else f"{attached} left out: a token with scope {scope_for(effect)} shows them"
+
+    def as_reader(self) -> RequestContext:
+        """Return the context for memories that an answer attaches: an admin who acts for an agent reads as itself."""
+        if not (self.caller.admin and self.caller.by):
+            return self
+        return replace(self, caller=replace(self.caller, agent=self.caller.by, by=None))
 
     def acting_as(self, agent_id: str | None) -> RequestContext:
         """Act as the agent that a write names in its `agent_id` argument; see `check_writes_as`."""

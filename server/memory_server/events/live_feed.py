@@ -49,7 +49,7 @@ async def watching(
     Raises:
         StoreUnavailable: Redis does not answer at the beginning.
     """
-    watcher = Watcher(request.caller.agent, sees_all=request.caller.admin)
+    watcher = Watcher(request.caller.agent, sees_all=request.caller.oversees)
     end = await last_position(service.backend, request.caller.namespace)
     with service.events.listening(request.caller.namespace, watcher, end) as audience:
         feed = _Feed(service, request, watcher, audience)
@@ -94,7 +94,7 @@ class _Feed:
         return FeedPage(list(map(event_of, newest)), more)
 
     async def _allowed(self, entries: list[EventEntry]) -> list[EventEntry]:
-        if self.request.caller.admin or (not entries and not self.watcher.is_stale):
+        if self.request.caller.oversees or (not entries and not self.watcher.is_stale):
             return entries
         doubts = self.watcher.doubts
         principal = await resolve(self.service.backend, self.request)

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import math
 import socket
+import sys
 from typing import Any
 
 import uvicorn
@@ -181,7 +182,9 @@ async def _greet(runtime: Runtime, server: uvicorn.Server, url: str) -> None:
         await asyncio.sleep(0.25)
     print("Ready: memories can be stored and searched.", flush=True)
     service = await runtime.service()
-    key = await lazy.operator_login.admit_once(service.backend, runtime.settings.namespace)
+    key = None
+    if sys.stdout.isatty():  # a log may be read by others
+        key = await lazy.operator_login.admit_once(service.backend, runtime.settings.namespace)
     print(operators_greeting(url.removesuffix("mcp"), key), flush=True)
 
 

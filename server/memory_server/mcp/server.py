@@ -9,6 +9,7 @@ from mcp.server.mcpserver import MCPServer
 from mcp.server.subscriptions import InMemorySubscriptionBus
 
 from memory_server.access.gate import sdk_auth
+from memory_server.mcp.plain_errors import plain_errors
 from memory_server.mcp.prompts import add_prompts
 from memory_server.mcp.resources import add_resources
 from memory_server.mcp.subscriptions import add_subscriptions
@@ -57,6 +58,7 @@ def build_server(runtime: Runtime) -> MCPServer[Any]:
         tools=[tool.guarded(runtime.gate) for tool in everything],
         log_level="WARNING",
         subscriptions=bus,
+        middleware=[plain_errors({tool.name for tool in everything})],
         **sdk_auth(runtime.gate, runtime.settings),
     )
     add_prompts(server)

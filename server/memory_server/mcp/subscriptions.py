@@ -20,6 +20,7 @@ from mcp.shared.exceptions import MCPError
 from memory_core.errors import InvalidArgument, MemoryServiceError
 from memory_server.engine.audited_calls import named_ids
 from memory_server.mcp import lazy
+from memory_server.mcp.resources import EFFECTS
 from memory_server.runtime import Runtime
 
 if TYPE_CHECKING:
@@ -102,7 +103,8 @@ class Subscriptions:
 
     async def _admit(self, ctx: Request, uris: Iterable[str]) -> RequestContext:
         ids = [uri.rpartition("/")[2] for uri in uris]
-        async with self._runtime.gate.admitted(ctx, "subscribe", named_ids({"memory_ids": ids}), "read") as request:
+        named, effects = named_ids({"memory_ids": ids}), EFFECTS.values()  # unknown URIs look like forbidden ones
+        async with self._runtime.gate.admitted(ctx, "subscribe", named, effects) as request:
             request.call.succeeded()
             return request
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from memory_core.errors import Conflict, Forbidden, InvalidArgument, NotFound, StoreUnavailable, echo
+from memory_core.records.authority import Effect
 from memory_core.records.keys import Keys, digest
 from memory_core.records.memory import SEALED_BODY, Priority, Record
 from memory_core.records.model import Model
@@ -13,7 +14,7 @@ from memory_core.records.scope import Principal
 from memory_core.settings.settings import Settings
 from memory_server.contract import validation
 from memory_server.contract.arguments import UpdateArguments
-from memory_server.contract.memories import MemoryAnswer, UpdateAnswer
+from memory_server.contract.memories import MemoryAnswer, Secrets, UpdateAnswer
 from memory_server.engine.inflight_reads import reads
 from memory_server.engine.principals import resolve
 from memory_server.engine.redis_backend import after_write
@@ -21,6 +22,7 @@ from memory_server.engine.request_context import RequestContext, Written
 from memory_server.memories.chunks import ChunkedContent, embed_or_none, settle_or_tell, split_content
 from memory_server.memories.get import retrieve_memory
 from memory_server.memories.record_encoder import encoder_of, flat, lifetime, scope_of, signed_elsewhere
+from memory_server.memories.secrets_policy import screen
 from memory_server.memories.services import MemoryServices
 from memory_server.security.open_records import load_readable
 
@@ -45,7 +47,7 @@ async def update_memory(service: MemoryServices, request: RequestContext, args: 
         _check_may_change(principal, old, args)
         if expected_rev is not None and old.rev != expected_rev:
             raise _stale(old.rev, expected_rev)
-        new = _changed(service.settings, principal, old, args)
+        new, secrets = await _screened(service.settings, old, _changed(service.settings, principal, old, args))
         status, reason = await _write(service, request, principal, old, new, model)
         if status == "key_changed":
             service.vault.forget(principal.namespace, old.owner)
@@ -54,12 +56,15 @@ async def update_memory(service: MemoryServices, request: RequestContext, args: 
             written = Written(principal.namespace, memory_id, new.rev)
             critical = Priority.CRITICAL in {old.priority, new.priority}
             reached = await service.durability.reached(request, written, critical=critical)
+            unread = request.missing("its texts are", Effect.READ_MEMORIES)
+            reason = "; ".join(filter(None, [reason, unread])) or None
             return UpdateAnswer(
-                memory=answer.memory,
+                memory=answer.memory.without_texts() if unread else answer.memory,
                 access_count=answer.access_count,
                 last_access=answer.last_access,
                 durability=reached.level,
                 unconfirmed=reached.unconfirmed,
+                secrets=secrets,
                 partial=bool(reason),
                 reason=reason,
             )
@@ -107,6 +112,18 @@ def _changed(settings: Settings, principal: Principal, old: Record, args: Update
     )
     validation.check_secrecy(new.is_sensitive, new.visibility)
     return new
+
+
+async def _screened(settings: Settings, old: Record, new: Record) -> tuple[Record, Secrets | None]:
+    """Apply the setting `secrets` to a change of texts. An update cannot make a memory sensitive."""
+    texts = [(one.content, one.metadata, one.tags, one.context) for one in (old, new)]
+    if texts[0] == texts[1]:
+        return new, None
+    record, secrets = await screen(new, settings.secrets)
+    if record.is_sensitive and not old.is_sensitive:
+        message = f"content or metadata look like a credential ({', '.join(secrets.kinds if secrets else ())})"
+        raise InvalidArgument(message, hint="store it as a new memory with sensitive=true")
+    return record, secrets
 
 
 async def _write(

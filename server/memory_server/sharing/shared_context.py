@@ -107,7 +107,7 @@ async def get_shared_context(
     answer.memories = [_shared_memory(view, position, record, model) for position, record in budget.kept]
     answer.next_cursor = after.write() if after else None
     answer.more = budget.full
-    service.touch(request.caller.namespace, [record.id for _, record in budget.kept])
+    service.touch(request.caller, [record.id for _, record in budget.kept])
     return answer
 
 

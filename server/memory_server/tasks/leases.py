@@ -11,6 +11,7 @@ from typing import Any
 
 from memory_core.errors import MemoryServiceError, NotFound
 from memory_core.records import redis_time
+from memory_core.records.authority import Effect
 from memory_core.records.ids import new_id
 from memory_core.records.keys import Keys
 from memory_core.records.memory import MemoryType, Visibility
@@ -30,6 +31,7 @@ from memory_server.events.listeners import Waiter
 from memory_server.events.waiting import last_position
 from memory_server.memories.store import store_memory
 from memory_server.search.search import semantic_search
+from memory_server.security.credentials import find_credentials
 from memory_server.tasks.lifecycle import DESCRIPTION_BYTES, act_on_task, load_history
 from memory_server.tasks.routing import sweep_tasks
 from memory_server.tasks.services import TaskServices
@@ -180,11 +182,14 @@ async def _describe(
     """Add the task, its earlier failures and related memories to each lease."""
     keys, leases = Keys(request.caller.namespace), {found["id"]: found for found in answer["tasks"]}
     tasks = await service.backend.read(lambda client: load_tasks(client, keys, leases))
-    number = args.with_memories if request.caller.may_read else 0
+    reader, unread = request.as_reader(), None
+    if args.with_memories and tasks:
+        unread = reader.missing("memories are", Effect.READ_MEMORIES)
+    number = 0 if unread else args.with_memories
     described = await asyncio.gather(
-        *(_describe_task(service, request, task, leases[task.id], number) for task in tasks)
+        *(_describe_task(service, reader, task, leases[task.id], number) for task in tasks)
     )
-    reasons = dict.fromkeys(reason for _, reason in described if reason)
+    reasons = dict.fromkeys(reason for reason in [unread, *(reason for _, reason in described)] if reason)
     return PendingAnswer(
         tasks=[task for task, _ in described],
         open_tasks=answer["held"],
@@ -205,7 +210,7 @@ async def _describe_task(
     if memories:
         try:
             found = await semantic_search(service, request, SearchArguments(query=task.description, limit=memories))
-            hits, reason = found.hits, found.reason
+            hits, reason = _relevant(found.hits, service.settings.tasks.memories_from), found.reason
         except MemoryServiceError as error:
             reason = f"memories could not be searched: {error.message}"
     extra = {
@@ -217,6 +222,22 @@ async def _describe_task(
         "memories": hits,
     }
     return _claimed(task).model_copy(update=extra), reason
+
+
+def _relevant(hits: list[Hit], lowest: float) -> list[Hit]:
+    """Keep what is on the task's subject. Nobody asked for these memories, so none is sensitive or a credential.
+
+    Without a vector, the words must explain half as much of the description.
+    """
+
+    def closeness(hit: Hit) -> float:
+        return 2 * (hit.keyword_score or 0.0) if hit.vector_score is None else hit.vector_score
+
+    return [
+        hit
+        for hit in hits
+        if closeness(hit) >= lowest and not hit.memory.sensitive and not find_credentials(hit.memory.content)
+    ]
 
 
 def _claimed(task: Task) -> ClaimedTask:

@@ -26,14 +26,14 @@ _MAX_LISTED = 1000
 
 
 async def get_task(service: TaskServices, caller: Caller, task_id: str) -> TaskAnswer:
-    """Return a task with its history.
+    """Return a task with its history; without payload and result to an operator.
 
     Raises:
         NotFound: no task with that id that the caller may see.
     """
     task = await find_task(service.backend, caller, task_id)
-    whole = task.is_party(caller.agent) or caller.admin
-    history = await load_history(service.backend, caller.namespace, task.id) if whole else []
+    whole = caller.admin or (task.is_party(caller.agent) and not caller.public_only)
+    history = await load_history(service.backend, caller.namespace, task.id) if whole or caller.oversees else []
     return TaskAnswer(task=TaskView.of(task, whole=whole), history=history)
 
 
@@ -98,7 +98,7 @@ async def visible_tasks(backend: Backend, caller: Caller, task_ids: Sequence[str
             return tasks
         profile = await load_agent(client, keys, caller.agent)
         able = {task.id for task in tasks if profile is not None and profile.is_able(task.kind)}
-        return [task for task in tasks if caller.admin or task.may_see(caller.agent, task.id in able)]
+        return [task for task in tasks if caller.oversees or task.may_see(caller.agent, task.id in able)]
 
     return await backend.read(fetch)
 

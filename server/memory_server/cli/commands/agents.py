@@ -62,8 +62,8 @@ def token(
     def show() -> None:
         until = to_iso(round(issued.expires_at))
         about = f"Token {issued.id} of {agent} in {issued.namespace}: {' '.join(sorted(scopes))}, until {until}."
-        typer.echo(about, err=True)
-        typer.echo(text)
+        lazy.printing.line(about, err=True)
+        lazy.printing.line(text)
 
     console.show(_public(issued) | {"token": text}, show)
 
@@ -78,7 +78,7 @@ def tokens(console: Console) -> None:
     def show() -> None:
         for one in found:
             state = "revoked" if one.revoked else f"until {to_iso(round(one.expires_at))}"
-            typer.echo(f"{one.id}  {one.agent}  {','.join(sorted(one.scopes))}  {state}")
+            lazy.printing.line(f"{one.id}  {one.agent}  {','.join(sorted(one.scopes))}  {state}")
 
     console.show([_public(one) for one in found], show)
 

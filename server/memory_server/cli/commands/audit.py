@@ -69,7 +69,9 @@ def export(
 ) -> None:
     """Write all entries and seals to a file, which `verify --file` checks without Redis."""
     number = _on_redis(console, lambda client, keys: _export(client, keys, to))
-    console.show({"lines": number, "file": str(to)}, lambda: typer.echo(f"Wrote {number} lines to {to}.", err=True))
+    console.show(
+        {"lines": number, "file": str(to)}, lambda: lazy.printing.line(f"Wrote {number} lines to {to}.", err=True)
+    )
 
 
 @audit.command()
@@ -82,7 +84,7 @@ def tail(
     """Show the last entries, and new ones until interrupted."""
 
     def show(entry: SignedEntry) -> None:
-        typer.echo(json.dumps(entry.fields) if console.as_json else _line(entry))
+        lazy.printing.line(json.dumps(entry.fields) if console.as_json else _line(entry))
 
     with suppress(KeyboardInterrupt):
         _on_redis(console, lambda client, keys: _tail(client, keys, lines, follow, show))
@@ -125,20 +127,20 @@ async def _tail(client: Client, keys: Keys, number: int, follow: bool, show: Cal
 
 
 def _print_report(report: AuditReport) -> None:
-    typer.echo(
+    lazy.printing.line(
         f"{report.namespace}: {report.entries} entries from number {report.first}, "
         f"sealed up to {report.sealed_to}, {report.unsealed} not sealed yet"
     )
     if not report.keyed:
-        typer.secho(f"not verified: {_NO_KEY}", fg="yellow")
+        lazy.printing.line(f"not verified: {_NO_KEY}", color="yellow")
     elif report.unsigned:
-        typer.secho(f"entries up to {report.unsigned} were written before a key was configured", fg="yellow")
+        lazy.printing.line(f"entries up to {report.unsigned} were written before a key was configured", color="yellow")
     if report.head:
-        typer.echo(f"head {report.head}")
+        lazy.printing.line(f"head {report.head}")
     if report.ok:
-        typer.secho("verified", fg="green") if report.keyed else typer.echo("no number is missing")
+        lazy.printing.line("verified", color="green") if report.keyed else lazy.printing.line("no number is missing")
         return
-    typer.echo(f"{report.number_of_problems} problems")
+    lazy.printing.line(f"{report.number_of_problems} problems")
     rows = ((problem.number, problem.kind, problem.detail) for problem in report.problems[:_MOST_SHOWN])
     lazy.printing.table(("number", "problem", "evidence"), rows)
 

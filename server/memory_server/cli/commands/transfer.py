@@ -115,9 +115,11 @@ def _export_result(done: Exported) -> dict[str, Any]:
 
 def _print_export(done: Exported) -> None:
     resumed = f", resumed after {done.resumed_from}" if done.resumed_from else ""
-    typer.echo(f"Exported {done.counts['memory']} memories of {done.counts['agent']} agents to {done.file}{resumed}.")
+    lazy.printing.line(
+        f"Exported {done.counts['memory']} memories of {done.counts['agent']} agents to {done.file}{resumed}."
+    )
     for reason, number in sorted(done.left_out.items()):
-        typer.echo(f"left out: {number} {reason}")
+        lazy.printing.line(f"left out: {number} {reason}")
 
 
 def _import_result(done: Imported, seconds: float) -> dict[str, Any]:
@@ -137,14 +139,14 @@ def _import_result(done: Imported, seconds: float) -> dict[str, Any]:
 
 def _print_import(done: Imported, seconds: float) -> None:
     would_be = "would be" if done.dry_run else "are"
-    typer.echo(
+    lazy.printing.line(
         f"{done.format}: {done.memories['new']} of {done.read} records {would_be} new memories ({seconds:.1f} s)."
     )
     counts = [(_OUTCOMES.get(outcome, outcome), number) for outcome, number in sorted(done.memories.items())]
     counts += sorted(done.others.items())
     for what, number in counts:
         if what != "new":
-            typer.echo(f"{number} {what}")
+            lazy.printing.line(f"{number} {what}")
     bad = [f"{done.bad_records} cannot be read:", *done.bad] if done.bad_records else []
     for line in [*bad, *done.notes]:
-        typer.echo(line)
+        lazy.printing.line(line)

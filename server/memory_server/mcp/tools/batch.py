@@ -57,7 +57,7 @@ def batch_tool(runtime: Runtime, tools: Sequence[StrictTool]) -> StrictTool:
         failed = sum(not outcome.ok for outcome in outcomes)
         return BatchAnswer(results=outcomes, succeeded=len(outcomes) - failed, failed=failed)
 
-    return make_tool(batch_operations, arguments_of.BatchArguments, destructive=True, scope=None)
+    return make_tool(batch_operations, arguments_of.BatchArguments, effects=(), destructive=True)
 
 
 def _set_durability(outcomes: Sequence[Outcome], reached: Mapping[str, Reached]) -> None:

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 from mcp.server.mcpserver import Context, Elicit, ElicitationResult, Resolve
 from pydantic import BaseModel, Field
 
+from memory_core.records.authority import Effect
 from memory_server.contract import arguments as arguments_of
 from memory_server.contract.memories import ClearAnswer
 from memory_server.engine.request_context import RequestContext
@@ -47,7 +48,7 @@ def clear_tool(runtime: Runtime) -> StrictTool:
         confirmed = asked.action == "accept" and asked.data.delete
         return await lazy.clear.clear_memory(await runtime.service(), plan, confirmed=confirmed, dry_run=args.dry_run)
 
-    return make_tool(clear_memory, arguments_of.ClearArguments, destructive=True)
+    return make_tool(clear_memory, arguments_of.ClearArguments, effects=[Effect.DELETE_MEMORIES], destructive=True)
 
 
 def _can_ask(ctx: Ctx) -> bool:

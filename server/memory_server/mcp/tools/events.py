@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from mcp.server.mcpserver import Context
 
+from memory_core.records.authority import Effect
 from memory_server.contract import arguments as arguments_of
 from memory_server.contract.events import EventsAnswer
 from memory_server.engine.request_context import RequestContext
@@ -33,7 +34,8 @@ def event_tools(runtime: Runtime) -> list[StrictTool]:
         await runtime.gate.check_still_in(ctx.request_context)
         return answer
 
-    return [make_tool(wait_for_events, arguments_of.WaitArguments, read_only=True)]
+    effects = [Effect.SEE_OWN, Effect.READ_MEMORIES]
+    return [make_tool(wait_for_events, arguments_of.WaitArguments, effects=effects, read_only=True)]
 
 
 async def _while_connected(request: Request | None, work: Awaitable[T]) -> T:

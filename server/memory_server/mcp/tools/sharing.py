@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from memory_core.records.authority import Effect
 from memory_server.contract import sharing as arguments_of
 from memory_server.contract.sharing import RevokeAnswer, ShareAnswer, SharedContextAnswer
 from memory_server.engine.request_context import RequestContext
@@ -29,7 +30,12 @@ def context_tools(runtime: Runtime) -> list[StrictTool]:
         return await lazy.grants.revoke_shared(await runtime.service(), request, args.grant_id)
 
     return [
-        make_tool(share_context_with_agent, arguments_of.ShareArguments),
-        make_tool(get_shared_context, arguments_of.SharedContextArguments, read_only=True),
-        make_tool(revoke_shared_context, arguments_of.RevokeArguments, destructive=True),
+        make_tool(share_context_with_agent, arguments_of.ShareArguments, effects=[Effect.SHARE_MEMORIES]),
+        make_tool(
+            get_shared_context,
+            arguments_of.SharedContextArguments,
+            effects=[Effect.SEE_OWN, Effect.READ_MEMORIES],
+            read_only=True,
+        ),
+        make_tool(revoke_shared_context, arguments_of.RevokeArguments, effects=[Effect.END_GRANTS], destructive=True),
     ]

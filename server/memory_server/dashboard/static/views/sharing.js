@@ -18,7 +18,7 @@ export function covers(grant) {
 }
 
 function Grant({ grant, session, onRevoke }) {
-  const mine = session.operator || grant.from_agent === session.agent;
+  const mine = session.may.includes('end grants') && (session.operator || grant.from_agent === session.agent);
   return html`<li class="grant">
     <div><b>${grant.from_agent}</b> <span aria-hidden="true">→</span><span class="sr">shares with</span> <b>
       ${grant.to_agent}</b>
@@ -95,9 +95,10 @@ export default function Sharing({ session }) {
       && html`<${Card} title="Pending offers">
       <p class="quiet small">An offer takes effect when the other agent shares the same in return.</p>
       <${Grants} grants=${data.offers} session=${session} onRevoke=${setToRevoke} /></${Card}>`}
-    <${Card} title=${`Share memories of ${session.agent}`}>${others.length
+    ${session.may.includes('share memories')
+      && html`<${Card} title=${`Share memories of ${session.agent}`}>${others.length
     ? html`<${NewGrant} agents=${others} onDone=${reload} />`
-      : html`<p class="quiet">No other agent is registered.</p>`}</${Card}>
+      : html`<p class="quiet">No other agent is registered.</p>`}</${Card}>`}
     ${toRevoke && html`<${Confirm} title="Revoke this grant?" action="Revoke" onConfirm=${revoke}
       onClose=${() => setToRevoke(undefined)}>
       <p><b>${toRevoke.to_agent}</b> immediately loses access to ${covers(toRevoke)} of <b>${toRevoke.from_agent}
