@@ -193,6 +193,13 @@ async def test_forged_field_of_a_memory_is_refused(team: Team, field: str, value
     assert "line 3: " in result.output
 
 
+async def test_name_of_an_actor_of_the_product_is_refused(team: Team) -> None:
+    owner = new_id()
+    agent = {"kind": "agent", "name": "console", "owner": owner, "owners": [owner]}
+    result = await team.import_lines(agent, options=("--trust",))
+    assert (result.code, "line 2: " in result.output, "reserved" in result.output) == (78, True, True)
+
+
 async def test_incomplete_file_is_not_trusted(team: Team) -> None:
     signed = (team.folder / "genuine.jsonl").read_text().splitlines()
     open_ended = team.folder / "open-ended.jsonl"

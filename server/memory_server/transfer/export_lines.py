@@ -10,7 +10,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, 
 
 from memory_core.records.ids import ID_PATTERN
 from memory_core.records.memory import MemoryType, Priority, Visibility
-from memory_core.records.names import NAME_PATTERN, check_label
+from memory_core.records.names import NAME_PATTERN, check_agent_name, check_label
 from memory_core.records.times import NEVER
 
 FORMAT = "redis-memory"
@@ -44,6 +44,7 @@ def _is_time(text: str) -> str:
 
 Id = Annotated[str, Field(pattern=ID_PATTERN)]
 Name = Annotated[str, Field(pattern=f"^{NAME_PATTERN}$")]
+AgentName = Annotated[Name, AfterValidator(check_agent_name)]
 Label = Annotated[str, AfterValidator(lambda text: check_label(text))]
 Time = Annotated[str, AfterValidator(_is_time)]
 Base64 = Annotated[str, Field(pattern=r"^[A-Za-z0-9+/]+={0,2}$")]
@@ -76,7 +77,7 @@ class AgentLine(Line):
     """An agent name and its owner ids; new memories get `owner`."""
 
     kind: Literal["agent"] = "agent"
-    name: Name
+    name: AgentName
     owner: Id | None = None
     owners: list[Id] = Field(min_length=1)
 
