@@ -83,6 +83,15 @@ async def test_new_key_with_the_old_one_is_accepted_and_becomes_the_signer(stack
     assert (await Shell(url, key=OLD).run("agents", "list", "--namespace", signed)).code == 78
 
 
+async def test_adopting_lets_go_of_the_old_key_also_if_no_memory_is_left(stack: Stack, signed: str) -> None:
+    url = stack.redis.url_of(SERVER)
+    async for key in stack.client.scan_iter(f"{Keys(signed).memory('')}*"):
+        await stack.client.delete(key)
+    adopted = await Shell(url, key=f"{NEW},{OLD}").run("integrity", "adopt", "--namespace", signed)
+    assert adopted.code == 0
+    assert (await Shell(url, key=NEW).run("agents", "list", "--namespace", signed)).code == 0
+
+
 @pytest.mark.parametrize(("key", "is_accepted"), [(OLD, True), (NEW, False), (None, False)])
 async def test_namespace_of_an_earlier_release_is_judged_by_its_audit(
     stack: Stack, signed: str, key: str | None, is_accepted: bool

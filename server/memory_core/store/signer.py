@@ -9,6 +9,7 @@ from memory_core.crypto.keyring import Keyring
 from memory_core.errors import KeyMissing, SignedElsewhere
 from memory_core.records.keys import Keys
 from memory_core.redis_client import Client
+from memory_core.store.connection import store_errors
 
 _EARLIER_RELEASE = b"1"
 _HINT = (
@@ -37,6 +38,14 @@ async def check_signer(client: Client, keyring: Keyring, namespace: str) -> None
         by = "" if signer == _EARLIER_RELEASE else f" under the key {name[:16]}"
         message = f"the memories of namespace {namespace} are signed{by}, and this process {mine}"
         raise SignedElsewhere(message, hint=_HINT) from None
+
+
+async def record_signer(client: Client, keyring: Keyring, namespace: str) -> None:
+    """Record that nothing in a signed namespace needs an earlier key any more. Raises StoreUnavailable."""
+    keys = Keys(namespace)
+    async with store_errors(writing=True):
+        if keyring.signer and await client.hexists(keys.counters, "signed"):
+            await client.hset(keys.counters, "signed", keyring.signer.id)
 
 
 async def _last_signer(client: Client, keys: Keys) -> bytes | None:
