@@ -18,6 +18,7 @@ import typer
 from memory_core.crypto.keyring import load_keyring
 from memory_core.crypto.pinned_files import FileAltered
 from memory_core.crypto.sealing import Transports
+from memory_core.crypto.secret_files import restrict_umask
 from memory_core.errors import InvalidArgument, MemoryServiceError, ModelMismatch, NotSupported, UnsafeStart
 from memory_core.observe import logs, tracing
 from memory_core.settings.settings import Settings
@@ -80,6 +81,7 @@ def serve(
 
 def main() -> None:
     """Run the command. A typed error becomes one line on stderr and an exit code."""
+    restrict_umask()
     try:
         app()
     except MemoryServiceError as error:

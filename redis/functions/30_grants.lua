@@ -304,7 +304,7 @@ local function parents_among(held)
 end
 
 -- Tokens for what a share selects: own ones, and those to pass on. If it selects an unknown id, nil and the id.
-local function select_tokens(names, request, owners, held)
+function rm.select_tokens(names, request, owners, held)
   local parents = parents_among(held)
   if request.kind == 'i' then return share_ids(names, owners, parents, request.values) end
   return share_labels(request.kind, owners, parents, request.values)
@@ -321,7 +321,7 @@ rm.serve('rm1_share', function(request, keys, names)
   local owner, owners, new_owner = owner_of(grantor, request.candidates[1])
   local to_owner, _, new_to_owner = owner_of(grantee, request.candidates[2])
   local held = rm.load_entries(names.granted .. from, owner, now)
-  local own, via = select_tokens(names, request, owners, held)
+  local own, via = rm.select_tokens(names, request, owners, held)
   if not own then return {status = 'not_found', missing = via} end
   local granted, over = rm.load_entries(names.granted .. to, to_owner, now)
   local known, earlier = find_entry(granted, from, request.selector, request.permission)

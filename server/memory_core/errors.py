@@ -157,6 +157,10 @@ class StoreRefused(StoreUnavailable):
     """Redis refuses: it is full, read-only, or does not know this user. A retry does not help."""
 
 
+class StoreFull(StoreRefused, code="store_full"):
+    """The disk of Redis is full: reads work, writes do not."""
+
+
 class OutcomeUnknown(MemoryServiceError, code="outcome_unknown"):
     """The connection broke after a write was sent. The write is applied in full or not at all."""
 
@@ -175,3 +179,7 @@ class ModelMismatch(MemoryServiceError, code="model_mismatch"):
 
 class UnsafeStart(MemoryServiceError, code="unsafe_start"):
     """The configuration puts data or privacy at risk."""
+
+
+class SignedElsewhere(UnsafeStart, code="key_missing"):
+    """The namespace is signed under a key that this process does not have."""

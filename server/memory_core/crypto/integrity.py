@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from enum import StrEnum
 from typing import Any
 
-from memory_core.crypto.keyring import HOW_TO_SET, Keyring, framed
+from memory_core.crypto.keyring import Keyring, framed
 from memory_core.errors import KeyMissing
 from memory_core.records.memory import SIGNED_FIELDS
 
@@ -43,7 +43,6 @@ class Integrity:
         self._logged: set[tuple[str, str]] = set()
         self.failures = 0
         """Memories that failed their check, each counted once."""
-        self._warned = False
 
     @property
     def signs(self) -> bool:
@@ -95,9 +94,6 @@ class Integrity:
     def _compare(self, row: Row, expected: Callable[[bytes], str]) -> IntegrityFailure | None:
         code, key_id = row["mac"], row["mac_key"]
         if not self.signs:
-            if code is not None and not self._warned:
-                self._warned = True
-                log.warning("records are signed, but this server has no key to check them; %s", HOW_TO_SET)
             return None
         if code is None and key_id is None:
             return IntegrityFailure.UNSIGNED

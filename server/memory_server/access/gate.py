@@ -126,6 +126,7 @@ class Gate:
             access = await self._access(context)
             caller = identity.refused_caller(context, self._settings, access)
             caller = identity.caller_of(context, self._settings, access)
+            await (await self._backend()).check_signer(caller.namespace)
             yield RequestContext(caller, call=call, access=access, slot=slot)
 
     @contextmanager

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from memory_core.crypto.secret_files import restrict_umask
 from memory_core.errors import MemoryServiceError
 from memory_server.cli import lazy
 from memory_server.cli.commands.agents import agents
@@ -108,6 +109,7 @@ def reference(
 
 def main() -> None:
     """Run the command line. A refusal is one line on stderr and an exit code, never a traceback."""
+    restrict_umask()
     try:
         app()
     except MemoryServiceError as error:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
-from contextlib import asynccontextmanager, contextmanager, suppress
+from contextlib import asynccontextmanager, contextmanager
 from typing import Any, TypeVar
 
 from tenacity import (
@@ -22,7 +22,14 @@ from memory_core.crypto.integrity import Integrity
 from memory_core.crypto.keyring import Keyring, load_keyring
 from memory_core.crypto.sealing import Transports
 from memory_core.crypto.signed_entry import sign
-from memory_core.errors import MemoryServiceError, OutcomeUnknown, StoreRefused, StoreUnavailable, UnsafeStart
+from memory_core.errors import (
+    MemoryServiceError,
+    OutcomeUnknown,
+    SignedElsewhere,
+    StoreRefused,
+    StoreUnavailable,
+    UnsafeStart,
+)
 from memory_core.observe import tracing
 from memory_core.records import redis_time
 from memory_core.records.keys import AUDITED, namespace_of
@@ -40,6 +47,7 @@ from memory_core.store.connection import (
     redis_url,
     store_errors,
 )
+from memory_core.store.signer import check_signer
 from memory_server.engine.audited_calls import AuditedCall
 
 log = logging.getLogger(__name__)
@@ -82,6 +90,7 @@ class Backend:
         self._looking = asyncio.Lock()
         self._local: Any = None
         self._audited: set[str] = set()
+        self._may_sign: set[str] = set()
 
     @asynccontextmanager
     async def running(self) -> AsyncGenerator[Backend]:
@@ -160,6 +169,12 @@ class Backend:
                 await client.sadd(AUDITED, namespace)
             self._audited.add(namespace)
 
+    async def check_signer(self, namespace: str) -> None:
+        """Check once in a while that this process has the key of a namespace. Raises SignedElsewhere."""
+        if namespace not in self._may_sign:
+            await self.read(lambda client: check_signer(client, self.keyring, namespace))
+            self._may_sign.add(namespace)
+
     async def _write(
         self, client: Client, function: str, keys: list[str], repeatable: bool, request: dict[str, Any]
     ) -> dict[str, Any]:
@@ -211,8 +226,19 @@ class Backend:
         await self._connected.wait()
         while True:
             await asyncio.sleep(_WATCH_SECONDS)
-            with suppress(MemoryServiceError):
+            try:
                 await self.read(redis_time.ask)
+                self._may_sign.clear()
+                await self.check_signer(self.settings.namespace)
+            except SignedElsewhere as error:
+                self._fail(error)
+            except MemoryServiceError:
+                continue
+
+    def _fail(self, error: UnsafeStart) -> None:
+        self._failure = error
+        if not self.fatal.done():
+            self.fatal.set_result(error)
 
     async def _connect(self) -> None:
         try:
@@ -224,8 +250,7 @@ class Backend:
                 with attempt:
                     await self._connect_once()
         except UnsafeStart as error:
-            self._failure = error
-            self.fatal.set_result(error)
+            self._fail(error)
         except MemoryServiceError as error:
             self._failure = error
         except Exception as error:
@@ -256,7 +281,10 @@ class Backend:
             async with store_errors():
                 await functions.load_library(client)
                 await redis_time.ask(client)
+                await check_signer(client, self.keyring, self.settings.namespace)
             self.durability = await durability(client, info)
+            if self._local is not None:
+                await self._local.share_keys()
         except BaseException:
             await client.aclose()
             raise
@@ -275,8 +303,8 @@ class Backend:
             if self._local is None:
                 gpu, model = self.settings.gpu, self.settings.vector_store.embedding_model
                 device = gpu.preferred_device if gpu.enable_acceleration else "cpu"
-                transport = keyring.transports[0].encoded if keyring.transports else None
-                self._local = await attach(self.settings.data_dir, model=model, device=device, transport_key=transport)
+                keys = ",".join(secret.encoded for secret in keyring.transports)
+                self._local = await attach(self.settings.data_dir, model=model, device=device, transport_keys=keys)
             url = str(self._local.url)
         return url, connect(url)
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from memory_core.crypto.pinned_files import verify_file
 from memory_core.errors import NotSupported
+from memory_core.settings.environment import for_programs
 from memory_server.local import ALTERNATIVES
 
 MINIMUM = (8, 2)
@@ -74,7 +75,12 @@ def _version(server: Path) -> tuple[int, int]:
     """Return the major and minor version; (0, 0) if it is not Redis or does not run."""
     try:
         output = subprocess.run(  # noqa: S603
-            [server, "--version"], capture_output=True, text=True, timeout=5, stdin=subprocess.DEVNULL
+            [server, "--version"],
+            capture_output=True,
+            text=True,
+            timeout=5,
+            stdin=subprocess.DEVNULL,
+            env=for_programs(),
         ).stdout
     except (OSError, subprocess.TimeoutExpired, UnicodeDecodeError):
         return (0, 0)

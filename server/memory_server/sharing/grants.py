@@ -5,6 +5,7 @@ The Functions in redis/functions/30_grants.lua enforce all rules on who may shar
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,12 +29,22 @@ _PATIENCE_SECONDS = 5.0
 
 
 @dataclass(frozen=True, slots=True)
-class _Selector:
+class Selector:
     """A selector for the Function: the letter and the values of its scope tokens, and the values to display."""
 
     kind: str
     values: list[str]
     shown: list[str]
+
+    @classmethod
+    def of(cls, kind: str, shown: Sequence[str]) -> Selector:
+        """Make the selector that a grant shows as these values."""
+        return cls(kind, [digest(value) for value in shown] if kind in ("c", "t") else list(shown), list(shown))
+
+    @property
+    def digest(self) -> str:
+        """Identifies the selector."""
+        return digest(SEPARATOR.join([self.kind, *sorted(self.values)]))
 
 
 async def share_context(service: SearchServices, request: RequestContext, args: ShareArguments) -> ShareAnswer:
@@ -60,7 +71,7 @@ async def share_context(service: SearchServices, request: RequestContext, args: 
         kind=selector.kind,
         values=selector.values,
         shown=selector.shown,
-        selector=digest(SEPARATOR.join([selector.kind, *sorted(selector.values)])),
+        selector=selector.digest,
         permission=args.permission,
         seconds=args.expires_in_seconds,
         note=args.note or "",
@@ -113,7 +124,7 @@ async def remove_expired(backend: Backend, namespace: str, most: int) -> None:
     await backend.write("rm1_expire_grants", [keys.grants_due], repeatable=True, prefix=keys.prefix, most=most)
 
 
-def _check(settings: Settings, caller: Caller, args: ShareArguments) -> _Selector:
+def _check(settings: Settings, caller: Caller, args: ShareArguments) -> Selector:
     check_name(args.target_agent, "target_agent")
     if args.target_agent == caller.agent:
         raise InvalidArgument("target_agent is you", hint="your own memories are yours to read already")
@@ -134,15 +145,13 @@ def _check(settings: Settings, caller: Caller, args: ShareArguments) -> _Selecto
         if len(ids) > _MAX_IDS:
             message = f"{len(ids)} memory_ids; at most {_MAX_IDS} are allowed in a grant"
             raise InvalidArgument(message, hint="share a context or a tag")
-        return _Selector("i", ids, ids)
+        return Selector.of("i", ids)
     if args.context:
-        context = check_label(args.context, "context")
-        return _Selector("c", [digest(context)], [context])
+        return Selector.of("c", [check_label(args.context, "context")])
     if args.tags:
-        tags = check_tags(args.tags, settings)
-        return _Selector("t", [digest(tag) for tag in tags], list(tags))
+        return Selector.of("t", check_tags(args.tags, settings))
     types = [memory_type.value for memory_type in dict.fromkeys(args.memory_types or ())]
-    return _Selector("y", types, types)
+    return Selector.of("y", types)
 
 
 def _raise_for(answer: dict[str, Any], args: ShareArguments) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import json
-import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from memory_core.crypto.keyring import framed
+from memory_core.crypto.secret_files import publish
 from memory_core.errors import Conflict, InvalidArgument, Tampered
 from memory_core.records import redis_time
 from memory_core.records.audit_entry import system_entry
@@ -30,6 +30,7 @@ from memory_server.transfer import export_lines as lines
 from memory_server.transfer import files
 from memory_server.transfer.export_lines import AgentLine, AnyLine, End, GrantLine, Header, MemoryLine, QuarantineLine
 from memory_server.transfer.sealed import FileSeal, Inside
+from memory_server.transfer.signature import FileSignature
 
 _SLICE = 100
 Progress = Callable[[int, int], None]
@@ -88,7 +89,7 @@ async def export(
             exporter.resume()
             await exporter.write(on_progress)
             writer.finish()
-        os.replace(part, file)
+        publish(part, file)
     except OSError as error:
         raise InvalidArgument(f"cannot write {part}: {error.strerror}", hint="choose another file") from None
     entry = {**system_entry(CONSOLE, "export"), "count": exported.counts["memory"]}
@@ -128,6 +129,7 @@ class _Exporter:
             model=model.name, dimension=model.dimension, vectors=options.vectors, sensitive=options.sensitive
         )
         self._already_written: set[str] = set()
+        self._signature = FileSignature()
         self._after = (-1, "")
         """The position of the last line that an interrupted export wrote."""
 
@@ -141,6 +143,7 @@ class _Exporter:
         for line in self._writer.complete_lines():
             if not last and line != self._header.dump():
                 raise Conflict("an unfinished export used other options", hint="remove the .part file")
+            self._signature.add(line)
             last = line
             content = json.loads(line)
             self._exported.counts[content["kind"]] += 1
@@ -161,12 +164,14 @@ class _Exporter:
         count = self._exported.counts
         agent_lines, quarantine_lines = count["agent"], count["quarantine"]
         end = End(agents=agent_lines, quarantine=quarantine_lines, memories=count["memory"], grants=count["grant"])
-        self._add([end])
+        self._add([self._signature.sign(self._backend.keyring, end)])
 
     def _add(self, found: Iterable[AnyLine]) -> None:
         for line in found:
             if lines.position(line) > self._after:
-                self._writer.write(line.dump())
+                raw = line.dump()
+                self._signature.add(raw)
+                self._writer.write(raw)
                 self._exported.counts[line.kind] += 1
 
     async def _names(self, prefix: str) -> list[str]:

@@ -14,6 +14,7 @@ from typing import IO
 
 import zstandard
 
+from memory_core.crypto.secret_files import private_file
 from memory_core.errors import InvalidArgument
 from memory_core.records.bounded_files import opened
 
@@ -66,7 +67,7 @@ class Writer:
     def __init__(self, path: Path, *, packed: bool) -> None:
         self._packed = packed
         self._buffer: list[bytes] = []
-        self._file: IO[bytes] = path.open("r+b" if path.exists() else "w+b")
+        self._file: IO[bytes] = private_file(path)
 
     def __enter__(self) -> Writer:
         return self

@@ -1,8 +1,12 @@
-"""Imports the owners, quarantine and grants of an export."""
+"""Imports the owners, quarantine and grants of an export.
+
+The scope tokens of a grant are derived again from its selector and grantor. Those in the file can only narrow them.
+"""
 
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from typing import Any
 
 from memory_core.records.audit_entry import system_entry
@@ -10,29 +14,54 @@ from memory_core.records.keys import Keys
 from memory_core.records.times import to_redis
 from memory_server.engine.redis_backend import Backend
 from memory_server.operations.quarantine import CONSOLE, quarantine, quarantined
+from memory_server.sharing.grants import Selector
 from memory_server.transfer.export_lines import AgentLine, GrantLine, QuarantineLine, from_text
+from memory_server.transfer.incoming_memory import Arrival
 
 OP = "import"
 
 
-async def restore(
-    backend: Backend, namespace: str, line: AgentLine | QuarantineLine | GrantLine, counts: Counter[str]
-) -> None:
-    """Import a line, and count its outcome by kind."""
-    match line:
-        case AgentLine():
-            status = await _restore_agent(backend, Keys(namespace), line)
-        case QuarantineLine():
-            status = "kept"
-            if all(one.agent != line.name for one in await quarantined(backend, namespace)):
-                await quarantine(backend, namespace, line.name, from_text(line.since))
-                status = "imported"
-        case GrantLine():
-            status = await _restore_grant(backend, Keys(namespace), line)
-    counts[f"{line.kind} {status}"] += 1
+class Restorer:
+    """Imports lines into a namespace, and counts their outcomes by kind in `counts`.
+
+    `file` identifies a file that no key of this server signed. It has no authority over what exists here: it brings
+    agents that are new here, and no grants.
+    """
+
+    def __init__(self, backend: Backend, namespace: str, file: str | None, counts: Counter[str]) -> None:
+        self._backend, self._namespace, self._file, self._counts = backend, namespace, file, counts
+        self._accepted: set[str] = set()
+
+    async def restore(self, line: AgentLine | QuarantineLine | GrantLine) -> None:
+        """Import a line."""
+        keys = Keys(self._namespace)
+        match line:
+            case AgentLine():
+                status = await _restore_agent(self._backend, keys, line, self._file)
+                self._accepted |= {line.name} if status in ("imported", "kept") else set()
+            case QuarantineLine():
+                status = await self._quarantine(line) if self._may_name(line.name) else "other_agents"
+            case GrantLine():
+                status = "unsigned" if self._file else await _restore_grant(self._backend, keys, line)
+        self._counts[f"{line.kind} {status}"] += 1
+
+    def attribute(self, arrival: Arrival) -> Arrival:
+        """Return a memory whose writer the file may name: otherwise its owner."""
+        if self._may_name(arrival.record.writer):
+            return arrival
+        return replace(arrival, record=replace(arrival.record, writer=arrival.agent))
+
+    def _may_name(self, agent: str) -> bool:
+        return self._file is None or agent in self._accepted
+
+    async def _quarantine(self, line: QuarantineLine) -> str:
+        if any(one.agent == line.name for one in await quarantined(self._backend, self._namespace)):
+            return "kept"
+        await quarantine(self._backend, self._namespace, line.name, from_text(line.since))
+        return "imported"
 
 
-async def _restore_agent(backend: Backend, keys: Keys, line: AgentLine) -> str:
+async def _restore_agent(backend: Backend, keys: Keys, line: AgentLine, file: str | None) -> str:
     owner_keys = [keys.owner(owner) for owner in line.owners]
     answer = await backend.write(
         "rm1_import_agent",
@@ -41,6 +70,7 @@ async def _restore_agent(backend: Backend, keys: Keys, line: AgentLine) -> str:
         agent=line.name,
         owner=line.owner,
         owners=list(dict.fromkeys(line.owners)),
+        file=file,
         audit=system_entry(CONSOLE, OP, [line.name]),
     )
     return answer["status"]
@@ -50,6 +80,7 @@ async def _restore_grant(backend: Backend, keys: Keys, line: GrantLine) -> str:
     def period(since: str, until: str | None) -> dict[str, Any]:
         return {"since": to_redis(from_text(since)), "ends": to_redis(from_text(until))}
 
+    selector = Selector.of(line.selects, line.values)
     # The Function's argument `from` is a Python keyword.
     grantor: dict[str, Any] = {"from": line.grantor}
     answer = await backend.write(
@@ -64,7 +95,8 @@ async def _restore_grant(backend: Backend, keys: Keys, line: GrantLine) -> str:
         permission=line.permission,
         kind=line.selects,
         shown=line.values,
-        selector=line.selector,
+        values=selector.values,
+        selector=selector.digest,
         note=line.note or "",
         at=to_redis(from_text(line.at)),
         own=line.tokens,

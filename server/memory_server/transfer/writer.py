@@ -38,7 +38,8 @@ class _Split:
 class ImportWriter:
     """Writes memories to one namespace; `outcomes` counts what happened to them.
 
-    With a `principal` they count against its quota. Their vectors are of `model`. `dry_run` only counts.
+    With a `principal` they count against its quota. Their vectors are of `model`. `file` identifies a file that no key
+    of this server signed: its memories go only to agents that came with it. `dry_run` only counts.
     """
 
     def __init__(
@@ -49,10 +50,11 @@ class ImportWriter:
         principal: Principal | None = None,
         *,
         model: Model,
+        file: str | None = None,
         dry_run: bool = False,
     ) -> None:
         self._service, self._keys, self._audit, self._principal = service, Keys(namespace), audit, principal
-        self._model, self._dry_run = model, dry_run
+        self._model, self._file, self._dry_run = model, file, dry_run
         self._waiting: dict[str, Arrival] = {}
         self.outcomes: Counter[str] = Counter()
         self.warnings: set[str] = set()
@@ -137,6 +139,7 @@ class ImportWriter:
                 [*names, *(key for own, _ in items for key in own)],
                 repeatable=True,
                 items=[item for _, item in items],
+                file=self._file,
                 grace=self._service.settings.lifetimes.grace,
                 audit=self._audit([record.id for record in records]),
             )
@@ -159,6 +162,7 @@ class ImportWriter:
             "id": record.id,
             "owner": record.owner,
             "owners": list(arrival.owners),
+            "agent": arrival.agent,
             "writer": record.writer,
             "rev": record.rev,
             "hash": record.content_hash,

@@ -6,14 +6,15 @@ import asyncio
 import json
 import re
 from collections.abc import Awaitable, Callable
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import asdict
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Annotated, TypeVar
+from typing import IO, TYPE_CHECKING, Annotated, BinaryIO, TypeVar
 
 import typer
 import zstandard
 
+from memory_core.crypto.secret_files import replacing
 from memory_core.errors import InvalidArgument
 from memory_core.records.keys import Keys
 from memory_server.cli import lazy
@@ -97,18 +98,18 @@ async def _check(client: Client, keys: Keys, keyring: Keyring, expect: str | Non
 
 async def _export(client: Client, keys: Keys, to: Path) -> int:
     number = 0
-    with _open(to) as file:
-        async for line in lazy.audit_export.lines(client, keys):
-            file.write(line + "\n")
-            number += 1
+    try:
+        with replacing(to) as raw, _lines_of(raw, packed=to.suffix == ".zst") as file:
+            async for line in lazy.audit_export.lines(client, keys):
+                file.write(line.encode("ascii") + b"\n")
+                number += 1
+    except OSError as error:
+        raise InvalidArgument(f"cannot write {to}: {error.strerror}", hint="choose another file") from None
     return number
 
 
-def _open(to: Path) -> IO[str]:
-    try:
-        return zstandard.open(to, "wt") if to.suffix == ".zst" else to.open("w", encoding="ascii")
-    except OSError as error:
-        raise InvalidArgument(f"cannot write {to}: {error.strerror}", hint="choose another file") from None
+def _lines_of(raw: BinaryIO, *, packed: bool) -> AbstractContextManager[IO[bytes]]:
+    return zstandard.open(raw, "wb", closefd=False) if packed else nullcontext(raw)
 
 
 async def _tail(client: Client, keys: Keys, number: int, follow: bool, show: Callable[[SignedEntry], None]) -> None:

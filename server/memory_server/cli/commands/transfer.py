@@ -25,7 +25,7 @@ _OUTCOMES = {
     "kept": "are here already",
     "differs": "are here with other content and stay unchanged",
     "taken": "have the id of another agent's memory here",
-    "unknown_owner": "belong to an agent that was deleted here",
+    "unknown_owner": "belong to an agent that was deleted here, or that the file may not name",
     "expired": "have expired",
 }
 
@@ -75,6 +75,9 @@ def import_(
     sensitive: Annotated[bool, typer.Option("--sensitive", help="Encrypt foreign memories.")] = False,
     tag: Annotated[list[str] | None, typer.Option(help="Tag to add to foreign memories; repeatable.")] = None,
     skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave out unreadable records.")] = False,
+    trust: Annotated[
+        bool, typer.Option("--trust", help="Restore owners and grants of an export that no key of this server signed.")
+    ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be imported.")] = False,
 ) -> None:
     """Import an export, or the memories of another memory server, a chat service or a folder.
@@ -83,7 +86,7 @@ def import_(
     computed in the background; until then keyword search finds the memories.
     """
     defaults = lazy.incoming_memory.ForeignDefaults(visibility, priority, tuple(tag or ()), sensitive)
-    options = lazy.importer.ImportOptions(format_name, agent, defaults, skip_bad, dry_run)
+    options = lazy.importer.ImportOptions(format_name, agent, defaults, skip_bad, trust, dry_run)
     namespace = console.namespace
     started = time.perf_counter()
     with console.progress() as progress:
