@@ -340,8 +340,8 @@ end)
 
 local function may_manage(names, task, request)
   if not task.state or request.admin then return task.state end
-  local created_at = redis.call('HGET', names.task .. request.id, 'created_at')
-  return task.submitter == request.agent and not rm.is_before_holder(names, request.agent, created_at)
+  if task.submitter ~= request.agent then return false end
+  return not rm.is_before_holder(names, request.agent, redis.call('HGET', names.task .. request.id, 'created_at'))
 end
 
 -- rm1_task_cancel: end an open task for its submitter. The lease holder gets an event, and its token becomes stale.
