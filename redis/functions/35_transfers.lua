@@ -16,6 +16,7 @@ end
 
 -- Keep owner ids that an agent left.
 function rm.keep_owners(names, name, owners)
+  for _, owner in ipairs(owners) do redis.call('HSET', names.owner .. owner, 'agent', name) end
   save_kept(names, name, rm.append(load_kept(names, name), unpack(owners)))
 end
 

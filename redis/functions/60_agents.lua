@@ -78,10 +78,9 @@ end
 -- the name gets neither them nor the tasks and events before `now`.
 local function leave_memories(names, name, owners, mode, now)
   local key = names.agent .. name
+  if mode == 'delete' then delete_owners(names, owners) else rm.keep_owners(names, name, owners) end
   redis.call('HDEL', key, 'owner', 'owners')
   redis.call('HSET', key, 'since', rm.seconds(now))
-  if mode == 'delete' then return delete_owners(names, owners) end
-  rm.keep_owners(names, name, owners)
 end
 
 -- rm1_agent_unregister: remove a name from the registry, and with a target offer its memories to that agent.

@@ -178,11 +178,8 @@ class SharedContextAnswer(Answer):
     def summary(self) -> str:
         lines = [f"{len(self.memories)} shared memories.", *([NOTE] if self.memories else [])]
         lines += [shared.memory.line() for shared in self.memories]
-        for name, grants in (
-            ("To you", self.granted_to_me),
-            ("By you", self.granted_by_me),
-            ("Offers, see answer_offer", self.offers),
-        ):
+        listed = {"To you": self.granted_to_me, "By you": self.granted_by_me, "Offers, for answer_offer": self.offers}
+        for name, grants in listed.items():
             lines += [f"{name}:", *(grant.line() for grant in grants)] if grants else []
         if self.next_cursor:
             lines.append(f"{'More' if self.more else 'Changes from now on'}: since={self.next_cursor}")

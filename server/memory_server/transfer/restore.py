@@ -33,7 +33,7 @@ async def restore(
 
 
 async def _restore_agent(backend: Backend, keys: Keys, line: AgentLine) -> str:
-    owner_keys = [keys.owner(owner) for owner in line.owners]
+    owner_keys = [keys.owner(owner) for owner in (*line.owners, *line.kept)]
     answer = await backend.write(
         "rm1_import_agent",
         [keys.agent(line.name), keys.audit, keys.counters, keys.tombstones, *owner_keys],
@@ -41,6 +41,7 @@ async def _restore_agent(backend: Backend, keys: Keys, line: AgentLine) -> str:
         agent=line.name,
         owner=line.owner,
         owners=list(dict.fromkeys(line.owners)),
+        kept=list(dict.fromkeys(line.kept)),
         audit=system_entry(CONSOLE, OP, [line.name]),
     )
     return answer["status"]
