@@ -43,11 +43,12 @@ async def grants_of(agent: Agent, which: str) -> list[dict[str, Any]]:
 
 
 async def test_accepting_a_two_way_offer_shares_the_same_back(alice: Agent, bob: Agent) -> None:
-    for what, labels in (
+    cases: list[tuple[dict[str, Any], dict[str, Any]]] = [
         ({"context": "island"}, {"context": "island"}),
         ({"tags": ["gold", "map"]}, {"tags": ["map"]}),
         ({"memory_types": ["document"]}, {"memory_type": "document"}),
-    ):
+    ]
+    for what, labels in cases:
         his = await bob.store("A map of the coast.", **labels)
         offer = (await offer_back(alice, permission="write", **what))["offer_id"]
         answer = await bob.call(ANSWER, offer_id=offer)

@@ -65,6 +65,7 @@ async def _share(
     service: SearchServices, request: RequestContext, args: ShareArguments, op: str, answers: str | None = None
 ) -> ShareAnswer:
     selector = _check(service.settings, request.caller, args)
+    named = [answers] if answers else selector.values if selector.kind == "i" else []
     keys = (await service.namespaces.get(request.caller.namespace)).keys
     answer = await service.backend.write(
         "rm1_share",
@@ -85,7 +86,7 @@ async def _share(
         answers=answers,
         note=args.note or "",
         audited_call=request.call,
-        audit=request.caller.audit(op, selector.values if selector.kind == "i" else ()),
+        audit=request.caller.audit(op, named),
         **{"from": request.caller.agent},
     )
     if answer["status"] == "no_offer":
