@@ -87,6 +87,14 @@ function rm.contains(list, value)
   return false
 end
 
+function rm.without(list, value)
+  local left = {}
+  for _, item in ipairs(list) do
+    if item ~= value then left[#left + 1] = item end
+  end
+  return left
+end
+
 function rm.append(list, ...)
   for _, item in ipairs({...}) do list[#list + 1] = item end
   return list
@@ -169,6 +177,12 @@ function rm.add_owner(names, name, owner)
   local owners = redis.call('HGET', names.agent .. name, 'owners')
   redis.call('HSET', names.agent .. name, 'owners', owners and owners .. '\31' .. owner or owner)
   redis.call('HSET', names.owner .. owner, 'agent', name)
+end
+
+-- Whether a time is before the present holder of an agent's name: what is older is not that agent's.
+function rm.is_before_holder(names, name, time)
+  local since = redis.call('HGET', names.agent .. name, 'since')
+  return since and tonumber(time) < tonumber(since)
 end
 
 -- Add an owner id to an agent that has no current one, and make it the current one.

@@ -106,6 +106,11 @@ local function nothing_ended()
   return {grants = 0, touched = {}}
 end
 
+-- End an offer.
+function rm.end_offer(names, id, op, by)
+  end_grant(names, id, rm.now(), op, by, nothing_ended())
+end
+
 -- End all grants and offers by and to an agent. Returns how many grants ended.
 function rm.end_all_grants(names, name)
   local now, ended = rm.now(), nothing_ended()
@@ -120,14 +125,6 @@ function rm.end_all_grants(names, name)
   return ended.grants
 end
 
-local function without(tokens, token)
-  local left = {}
-  for _, other in ipairs(tokens) do
-    if other ~= token then left[#left + 1] = other end
-  end
-  return left
-end
-
 -- End the grants, or parts of them, that pass on a memory which their parents no longer cover by its new scope.
 function rm.narrow_grants(names, memory, scope)
   local now, carried, token = rm.now(), rm.set(rm.split(scope)), 'i:' .. memory
@@ -138,7 +135,7 @@ function rm.narrow_grants(names, memory, scope)
     for parent, part in pairs(entry and entry.via or {}) do
       local above = load_entry(names, grant.from, parent)
       if not (above and rm.intersects(above.own, carried)) then
-        part.tokens = without(part.tokens, token)
+        part.tokens = rm.without(part.tokens, token)
         if #part.tokens == 0 then entry.via[parent] = nil end
       end
     end
@@ -248,16 +245,31 @@ local function write_record(names, id, state, request, entry, now)
     'values', cmsgpack.pack(request.shown), 'note', request.note, 'until', end_time(entry.ends))
   redis.call('HSETNX', hash, 'at', rm.seconds(now))
   keep_until(hash, entry.ends)
-  redis.call('SADD', names.granting .. request.from, id)
   redis.call('ZREM', names.grants_due, id)
   if entry.ends ~= math.huge then redis.call('ZADD', names.grants_due, rm.seconds(entry.ends), id) end
 end
 
--- Write an active grant: its links, its entry and its record.
+-- Write an active grant: its links, its entry and its record. A renewal lets its holder's memories grow again.
 function rm.write_grant(names, id, request, entry, at)
   link_grant(names, id, request.kind, entry.via)
   save_entry(names, request.to, id, entry)
   write_record(names, id, 'active', request, entry, at)
+  redis.call('SADD', names.granting .. request.from, id)
+  redis.call('HDEL', names.grant .. id, 'grown')
+end
+
+-- Write an offer: its entry, its record and its event.
+function rm.write_offer(names, id, request, entry, at)
+  redis.call('HSET', names.offers .. request.to, id, cmsgpack.pack(entry))
+  write_record(names, id, 'offered', request, entry, at)
+  rm.emit_grant(names, 'offered', id, request.from, request.from, request.to)
+end
+
+-- Whether an agent has as many offers waiting as it may.
+function rm.has_all_offers(offers)
+  local number = 0
+  for _ in pairs(offers) do number = number + 1 end
+  return number >= MOST_OFFERS
 end
 
 -- Give each part of a renewed grant the time since when it covers what it covers, and no later end than the grant's.
@@ -286,10 +298,8 @@ end
 -- Returns its id, the entry, and why the offer is refused.
 local function plan_offer(request, held, offers, from_owner, to_owner, now, ends)
   if not request.offer or find_entry(held, request.to, request.selector) then return nil end
-  local number = 0
-  for _ in pairs(offers) do number = number + 1 end
   local id = find_entry(offers, request.from, request.selector)
-  if not id and number >= MOST_OFFERS then return nil, nil, 'too_many_offers' end
+  if not id and rm.has_all_offers(offers) then return nil, nil, 'too_many_offers' end
   return id or request.offer, {owner = to_owner, by = request.from, by_owner = from_owner, selector = request.selector,
     permission = request.permission, at = now, ends = ends, own = {request.selector}, via = {}}
 end
@@ -310,10 +320,18 @@ function rm.select_tokens(names, request, owners, held)
   return share_labels(request.kind, owners, parents, request.values)
 end
 
--- rm1_share: let an agent read what a selector covers, now and later; sharing the same again renews the grant.
+-- When a grant that accepts an offer ends: with the grant whose other direction it is. Nil if one of them is over.
+local function end_of_answer(request, offers, held)
+  local offer = offers[request.answers]
+  local _, given = find_entry(held, request.to, request.selector)
+  if offer and given and offer.by == request.to and offer.selector == request.selector then return given.ends end
+end
+
+-- rm1_share: let an agent read what a selector covers, now and later; sharing the same again renews the grant. With
+-- `answers`, only to accept the offer of that id.
 -- KEYS: audit, counters, agent (grantor), agent (grantee)
--- Answer: {status = shared | unknown_agent | not_found | too_many_grants | too_many_tokens | too_many_offers,
---          id, ends, offer, accepted, missing}
+-- Answer: {status = shared | unknown_agent | no_offer | not_found | too_many_grants | too_many_tokens |
+--          too_many_offers, id, ends, offer, accepted, missing}
 rm.serve('rm1_share', function(request, keys, names)
   local now, from, to = rm.now(), request.from, request.to
   local _, _, grantor, grantee = unpack(keys)
@@ -321,18 +339,21 @@ rm.serve('rm1_share', function(request, keys, names)
   local owner, owners, new_owner = owner_of(grantor, request.candidates[1])
   local to_owner, _, new_to_owner = owner_of(grantee, request.candidates[2])
   local held = rm.load_entries(names.granted .. from, owner, now)
+  local answered = rm.load_entries(names.offers .. from, owner, now)
+  local ends = request.seconds and now + request.seconds * 1000000 or math.huge
+  if request.answers then ends = end_of_answer(request, answered, held) end
+  if not ends then return {status = 'no_offer'} end
   local own, via = rm.select_tokens(names, request, owners, held)
   if not own then return {status = 'not_found', missing = via} end
   local granted, over = rm.load_entries(names.granted .. to, to_owner, now)
   local known, earlier = find_entry(granted, from, request.selector, request.permission)
-  local id, ends = known or request.id, request.seconds and now + request.seconds * 1000000 or math.huge
+  local id = known or request.id
   local entry = {owner = to_owner, by = from, by_owner = owner, permission = request.permission,
     selector = request.selector, ends = ends, own = own, via = via}
   local problem = rm.limit_problem(granted, id, entry)
   if problem then return {status = problem} end
-  local answered = rm.load_entries(names.offers .. from, owner, now)
   local offers, stale = rm.load_entries(names.offers .. to, to_owner, now)
-  local wait = request.seconds and ends or now + KEPT_SECONDS * 1000000
+  local wait = request.seconds and ends or now + request.offer_seconds * 1000000
   local offer, offered, full = plan_offer(request, held, offers, owner, to_owner, now, wait)
   if full then return {status = full} end
 
@@ -351,32 +372,32 @@ rm.serve('rm1_share', function(request, keys, names)
   local accepted = find_entry(answered, to, request.selector)
   if accepted then end_grant(names, accepted, now, 'accepted', from, nothing_ended()) end
   if offer then
-    redis.call('HSET', names.offers .. to, offer, cmsgpack.pack(offered))
-    write_record(names, offer, 'offered', request, offered, now)
-    rm.emit_grant(names, 'offered', offer, from, from, to)
+    rm.write_offer(names, offer, request, offered, now)
+    redis.call('SADD', names.granting .. from, offer)
   end
   return {status = 'shared', id = id, ends = end_time(ends), offer = offer, accepted = accepted}
 end)
 
--- Whether an agent may end a grant or an offer: the grantor, and for an offer also the agent that received it.
-local function may_end(names, grant, who)
-  local owner = redis.call('HGET', names.agent .. who, 'owner')
-  local received = grant.state == 'offered' and grant.to == who and grant.to_owner == owner
-  return received or (grant.from == who and grant.from_owner == owner)
+-- How an agent may end a grant or an offer: the receiver declines it, the grantor or an admin revokes it.
+local function way_to_end(names, grant, request)
+  local owner = redis.call('HGET', names.agent .. request.who, 'owner')
+  if not grant.state then return nil end
+  if grant.to == request.who and grant.to_owner == owner then return 'declined' end
+  if request.admin or (grant.from == request.who and grant.from_owner == owner) then return 'revoked' end
 end
 
--- rm1_revoke: end a grant or an offer, and what was passed on under it, at once. Has no effect on an ended one.
+-- rm1_revoke: end a grant or an offer, and what was passed on under it, at once. Has no effect on an ended one. With
+-- `answers`, only to decline an offer.
 -- KEYS: audit, counters. Answer: {status = revoked | not_found, grants, touched = [agent, ...]}
 rm.serve('rm1_revoke', function(request, _, names)
   local grant = rm.read(names.grant .. request.id, 'state', 'from', 'to', 'from_owner', 'to_owner')
-  local allowed = may_end(names, grant, request.who)
-  if not grant.state or not (request.admin or allowed) then
-    return {status = 'not_found'}
-  end
+  local op = way_to_end(names, grant, request)
+  local is_open = grant.state == 'offered' or grant.state == 'declined'
+  if not op or (request.answers and not (op == 'declined' and is_open)) then return {status = 'not_found'} end
   local ended, touched = nothing_ended(), {grant.state ~= 'offered' and grant.to or nil}
   if grant.state == 'active' or grant.state == 'offered' then
     local now = rm.tick(names)
-    end_grant(names, request.id, now, 'revoked', request.who, ended)
+    end_grant(names, request.id, now, op, request.who, ended)
     rm.audit(names, now, request.audit, {request.id, grant.to})
   end
   for name in pairs(ended.touched) do touched[#touched + 1] = name end

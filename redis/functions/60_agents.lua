@@ -3,8 +3,8 @@
 local PROFILE = {'registered_at', 'type', 'capabilities', 'context_window', 'max_tasks', 'heartbeat_seconds',
   'description', 'profile', 'status', 'load', 'metrics', 'last_seen', 'last_claim', 'last_answer'}
 
--- rm1_agent_register: register a name, or change its registration. A name without owner id gets the candidate; owner
--- ids whose memories were kept stay the name's own.
+-- rm1_agent_register: register a name, or change its registration. A name without owner id gets the candidate, so the
+-- new holder of a name owns nothing that an earlier one left.
 -- KEYS: agent. Answer: {status = registered, again, owner}
 rm.serve('rm1_agent_register', function(request, keys, names)
   local name, now = request.agent, rm.now()
@@ -74,29 +74,32 @@ local function delete_owners(names, owners)
   end
 end
 
--- Keep an agent's memories for its name, delete them, or transfer them to another agent.
-local function leave_memories(names, key, owners, mode, target)
-  redis.call('HDEL', key, 'owner')
-  if mode == 'keep' then return end
-  redis.call('HDEL', key, 'owners')
-  if mode == 'delete' then return delete_owners(names, owners) end
-  for _, owner in ipairs(owners) do rm.add_owner(names, target, owner) end
+-- Take the owner ids from an agent that leaves. Its memories are deleted, or kept without a reader; the next holder of
+-- the name gets neither them nor the tasks and events before `now`.
+local function leave_memories(names, name, owners, mode, now)
+  local key = names.agent .. name
+  if mode == 'delete' then delete_owners(names, owners) else rm.keep_owners(names, name, owners) end
+  redis.call('HDEL', key, 'owner', 'owners')
+  redis.call('HSET', key, 'since', rm.seconds(now))
 end
 
--- rm1_agent_unregister: remove a name from the registry. rm1_agent_release then releases its tasks.
--- KEYS: agent. Answer: {status = unregistered | unknown | unknown_target, owners, grants}
+-- rm1_agent_unregister: remove a name from the registry, and with a target offer its memories to that agent.
+-- rm1_agent_release then releases its tasks.
+-- KEYS: agent
+-- Answer: {status = unregistered | unknown | unknown_agent | offer_waits | too_many_offers, owners, grants}
 rm.serve('rm1_agent_unregister', function(request, keys, names)
   local name, now = request.agent, rm.now()
   if not rm.load_agent(names, name) then return {status = 'unknown'} end
-  if request.memories == 'transfer' and not rm.load_agent(names, request.target) then
-    return {status = 'unknown_target'}
-  end
+  local problem = request.memories == 'transfer' and rm.transfer_problem(names, name, request.target, now)
+  if problem then return {status = problem} end
   local grants = rm.end_all_grants(names, name)
   local owners = rm.split(redis.call('HGET', keys[1], 'owners') or '')
-  leave_memories(names, keys[1], owners, request.memories, request.target)
+  leave_memories(names, name, owners, request.memories, now)
+  if request.memories == 'transfer' then rm.offer_transfer(names, request, owners) end
   redis.call('HDEL', keys[1], unpack(PROFILE))
   redis.call('ZREM', names.agents, name)
-  redis.call('DEL', names.performance .. name, names.did .. name)
+  redis.call('DEL', names.performance .. name, names.did .. name, names.seen .. name)
+  redis.call('UNLINK', names.submitted .. name)
   for rank = 0, 3 do redis.call('HDEL', names.turns, rank .. ':' .. name) end
   rm.audit(names, now, request.audit)
   rm.emit(names, 'agent', 'unregistered', name, name, {})

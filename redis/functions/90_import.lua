@@ -65,36 +65,46 @@ rm.serve('rm1_import', function(request, keys, names)
 end)
 
 -- Whether a file that no key signed names an agent or an owner id that did not come with this very file.
-local function is_known(request, keys, names, owners)
+local function is_known(request, keys, names, present)
   if not request.file then return false end
-  for _, owner in ipairs(rm.append({unpack(request.owners)}, unpack(owners))) do
+  for _, owner in ipairs(rm.append({unpack(request.owners)}, unpack(rm.append({unpack(request.kept)}, unpack(present))))) do
     local found = rm.read(names.owner .. owner, 'agent', 'file')
     if found.agent and (found.agent ~= request.agent or found.file ~= request.file) then return true end
   end
-  return #owners == 0 and redis.call('EXISTS', keys[1]) == 1
+  return #present == 0 and redis.call('EXISTS', keys[1]) == 1
+end
+
+-- Those of the owner ids that are not here yet.
+local function missing_owners(names, name, owners, present)
+  local missing = {}
+  for _, owner in ipairs(owners) do
+    local holder = redis.call('HGET', names.owner .. owner, 'agent')
+    local deleted = redis.call('SISMEMBER', names.tombstones, owner) == 1
+    if (not holder or holder == name) and not deleted and not rm.contains(present, owner) then
+      missing[#missing + 1] = owner
+    end
+  end
+  return missing
 end
 
 -- rm1_import_agent: give a name its owner ids from elsewhere, except those that another agent has or that are deleted.
 -- KEYS: agent, audit, counters, tombstones, then owner:<id> for each. Answer: {status = imported | kept | other_agents}
 rm.serve('rm1_import_agent', function(request, keys, names)
-  local found = redis.call('HMGET', keys[1], 'owner', 'owners')
-  local owners, added = rm.split(found[2]), {}
-  if is_known(request, keys, names, owners) then return {status = 'other_agents'} end
-  for position, owner in ipairs(request.owners) do
-    local holder = redis.call('HGET', keys[4 + position], 'agent')
-    local deleted = redis.call('SISMEMBER', names.tombstones, owner) == 1
-    if (not holder or holder == request.agent) and not deleted and not rm.contains(owners, owner) then
-      added[#added + 1] = owner
-    end
-  end
-  if #added == 0 then return {status = 'kept'} end
+  local found, name = redis.call('HMGET', keys[1], 'owner', 'owners', 'kept'), request.agent
+  local owners = rm.split(found[2])
+  local present = rm.append(rm.split(found[3]), unpack(owners))
+  if is_known(request, keys, names, present) then return {status = 'other_agents'} end
+  local added = missing_owners(names, name, request.owners, present)
+  local kept = missing_owners(names, name, request.kept, rm.append(present, unpack(added)))
+  if #added + #kept == 0 then return {status = 'kept'} end
   local first = not found[1] and #owners == 0 and rm.contains(added, request.owner or '')
-  for _, owner in ipairs(added) do
-    rm.add_owner(names, request.agent, owner)
-    if request.file then redis.call('HSET', names.owner .. owner, 'file', request.file) end
+  for _, owner in ipairs(added) do rm.add_owner(names, name, owner) end
+  if #kept > 0 then rm.keep_owners(names, name, kept) end
+  for _, owner in ipairs(request.file and rm.append({unpack(added)}, unpack(kept)) or {}) do
+    redis.call('HSET', names.owner .. owner, 'file', request.file)
   end
   if first then redis.call('HSET', keys[1], 'owner', request.owner) end
-  rm.audit(names, rm.tick(names), request.audit, added)
+  rm.audit(names, rm.tick(names), request.audit, rm.append(added, unpack(kept)))
   return {status = 'imported'}
 end)
 

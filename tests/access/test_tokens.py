@@ -25,7 +25,10 @@ from memory_server.access.tokens import list_tokens, revoke_token
 ALL = ("read", "write", "tasks")
 CHEAP = {
     "read": ["memory_stats", "get_agent_memories", "list_agents", "list_tasks", "get_shared_context", "gpu_status"],
-    "write": ["clear_memory", "store_memory", "update_memory", "share_context_with_agent", "revoke_shared_context"],
+    "write": [
+        *("clear_memory", "store_memory", "update_memory"),
+        *("share_context_with_agent", "revoke_shared_context", "answer_offer"),
+    ],
     "tasks": ["get_pending_tasks", "register_agent", "distribute_task", "complete_task", "fail_task"],
 }
 

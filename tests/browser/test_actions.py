@@ -97,6 +97,31 @@ async def test_memory_is_edited_shared_revoked_and_deleted(
         await expect(page.get_by_text("The tokenizer of billing was replaced.")).to_have_count(0)
 
 
+async def test_offers_are_accepted_and_declined(
+    browser: Browser, server: Server, namespace: str, address: str, team: Team
+) -> None:
+    async with (
+        server.agent("leaver", namespace) as leaver,
+        server.agent("vscode", namespace) as vscode,
+        server.agent("claude", namespace) as claude,
+    ):
+        await leaver.call("register_agent")
+        left = await leaver.store("The keys are under the mat.")
+        await leaver.call("unregister_agent", memories="transfer", transfer_to="claude")
+        offered = await vscode.call(
+            "share_context_with_agent", target_agent="claude", context="attic", bidirectional=True
+        )
+        async with opened(browser, f"{address}#/sharing") as page:
+            await page.get_by_role("button", name="Accept the offer of leaver").click()
+            await expect(page.get_by_text("Accepted the offer of leaver.")).to_be_visible()
+            await page.get_by_role("button", name="Decline the offer of vscode").click()
+            await expect(page.get_by_text("Declined the offer of vscode.")).to_be_visible()
+            await expect(page.get_by_text("Pending offers")).to_have_count(0)
+        assert (await claude.call("retrieve_memory", memory_id=left))["memory"]["trust"] == "received"
+        shared = await claude.call("get_shared_context")
+        assert offered["offer_id"] not in str(shared)
+
+
 async def test_concurrent_change_is_not_overwritten(
     browser: Browser, server: Server, namespace: str, address: str, team: Team
 ) -> None:

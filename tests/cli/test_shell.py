@@ -108,6 +108,22 @@ async def test_grants_are_listed_and_revoked(shell: Shell, alice: Agent, bob: Ag
     assert [entry["op"] for entry in await shell.audited()].count("revoke_shared_context") == 2
 
 
+async def test_kept_memories_are_offered_to_an_agent(shell: Shell, alice: Agent, bob: Agent) -> None:
+    await register(alice, "alice")
+    await register(bob, "bob")
+    memory_id = await alice.store("Only for the next one.")
+    await alice.call("unregister_agent")
+    offered = await shell.json("agents", "transfer", "alice", "--to", "bob")
+    assert (offered["from_agent"], offered["to_agent"], offered["memories"]) == ("alice", "bob", 1)
+    listed = (await shell.run("grants", "list")).stdout
+    assert ("offered" in listed, "1 memories to take over" in listed) == (True, True)
+    await bob.call("answer_offer", offer_id=offered["offer_id"])
+    assert (await bob.call("retrieve_memory", memory_id=memory_id))["memory"]["trust"] == "received"
+    assert [(entry["op"], entry["ids"]) for entry in await shell.audited() if entry["op"] == "offer_kept"] == [
+        ("offer_kept", "alice bob")
+    ]
+
+
 async def test_only_operators_list_tasks_and_grants_of_all_agents(stack: Stack, namespace: str) -> None:
     caller, service = acting_as(namespace, "alice"), stack.server.service
     with pytest.raises(Forbidden):

@@ -37,7 +37,8 @@ async def test_transferred_memory_names_its_author(alice: Agent, bob: Agent) -> 
     for agent, name in ((alice, "alice"), (bob, "bob")):
         await register(agent, name)
     memory_id = await alice.store(SECRET)
-    await alice.call("unregister_agent", agent_id="alice", memories="transfer", transfer_to="bob")
+    left = await alice.call("unregister_agent", agent_id="alice", memories="transfer", transfer_to="bob")
+    await bob.call("answer_offer", offer_id=left["offer_id"])
     memory = (await bob.call("retrieve_memory", memory_id=memory_id))["memory"]
     assert (memory["writer"], memory["trust"]) == ("alice", "received")
 

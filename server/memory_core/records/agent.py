@@ -96,6 +96,11 @@ FIELDS = (
 _COMMANDS = 5
 
 
+async def held_since(client: Client, keys: Keys, name: str) -> float:
+    """Return when the last holder of a name left it, in epoch seconds: what is older is not the present one's."""
+    return float(await client.hget(keys.agent(name), "since") or 0)
+
+
 async def load_agent(client: Client, keys: Keys, name: str) -> Agent | None:
     """Load one registered agent; None for any other name."""
     found = await load_agents(client, keys, [name])

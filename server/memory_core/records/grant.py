@@ -18,7 +18,7 @@ _MICROSECONDS = 1_000_000
 
 def ask(pipe: Any, keys: Keys, agent: str) -> None:
     """Add COMMANDS commands to a pipeline; `principal_of` reads their answers."""
-    pipe.hmget(keys.agent(agent), ["owner", "owners"])
+    pipe.hmget(keys.agent(agent), ["owner", "owners", "kept"])
     pipe.hgetall(keys.granted(agent))
     pipe.smembers(keys.tombstones)
     pipe.hgetall(keys.quarantined)
@@ -27,7 +27,7 @@ def ask(pipe: Any, keys: Keys, agent: str) -> None:
 
 def principal_of(namespace: str, agent: str, admin: bool, rows: list[Any]) -> Principal:
     """Build a principal from the answers to `ask`. Grants to an earlier agent of the same name are ignored."""
-    (owner_row, owners_row), entries, tombstones, quarantined, (seconds, microseconds) = rows
+    (owner_row, owners_row, kept_row), entries, tombstones, quarantined, (seconds, microseconds) = rows
     owner = owner_row.decode() if owner_row else None
     now = int(seconds) + int(microseconds) / _MICROSECONDS
     grants = (_grant(grant_id.decode(), packed, owner, now) for grant_id, packed in entries.items())
@@ -36,6 +36,7 @@ def principal_of(namespace: str, agent: str, admin: bool, rows: list[Any]) -> Pr
         agent=agent,
         owner=owner,
         owners=split_labels(owners_row and owners_row.decode()),
+        kept=split_labels(kept_row and kept_row.decode()),
         grants=tuple(sorted((grant for grant in grants if grant), key=lambda grant: grant.id)),
         hidden=frozenset(owner_token(owner.decode()) for owner in tombstones),
         quarantined=tuple(sorted((name.decode(), float(since)) for name, since in quarantined.items())),

@@ -86,15 +86,17 @@ class Grant:
 class Principal:
     """The agent that a request acts as, resolved from the connection, never from an argument.
 
-    `owner` is the owner id of new memories, None until the agent first writes; `owners` are all its owner ids;
-    `grants` are those in force; `hidden` are the tokens of deleted owner ids; `quarantined` are agents, and since when
-    (epoch seconds) only they see what they write.
+    `owner` is the owner id of new memories, None until the agent first writes; `owners` are all its owner ids; `kept`
+    are those that earlier holders of its name left, which it does not own; `grants` are those in force; `hidden` are
+    the tokens of deleted owner ids; `quarantined` are agents, and since when (epoch seconds) only they see what they
+    write.
     """
 
     namespace: str
     agent: str
     owner: str | None = None
     owners: tuple[str, ...] = ()
+    kept: tuple[str, ...] = ()
     grants: tuple[Grant, ...] = ()
     hidden: frozenset[str] = frozenset()
     quarantined: tuple[tuple[str, float], ...] = ()

@@ -143,6 +143,7 @@ class LimitSettings(SettingsGroup):
     tags: int = Field(default=32, ge=0, le=1000, description="tags of one memory or filter")
     results: int = Field(default=100, ge=1, le=100, description="most hits of one search, and memories of one page")
     ids: int = Field(default=100, ge=1, le=10_000, description="memory ids in one call")
+    offer_days: int = Field(default=30, ge=1, le=3650, description="days that an offer waits for its receiver")
     operations: int = Field(default=1000, ge=1, le=10_000, description="operations of one batch")
     clear: int = Field(default=100_000, ge=1, description="memories after which one clear_memory call ends")
     body_bytes: int = Field(default=4 << 20, ge=1024, le=1 << 30, description="bytes of one HTTP request or stdio line")
@@ -166,6 +167,9 @@ class QuotaSettings(SettingsGroup):
 
     memories: int = Field(default=1_000_000, ge=0, description="unexpired memories of one agent; 0 is any number")
     pieces: int = Field(default=5_000_000, ge=0, description="chunks of them, each with a vector; 0 is any number")
+    pieces_per_grant: int = Field(
+        default=1000, ge=0, description="chunks that one write grant may add to its owner's memories; 0 is any number"
+    )
     open_tasks: int = Field(default=10_000, ge=0, description="open tasks that one agent submitted; 0 is any number")
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 
-from memory_core.errors import Forbidden, InvalidArgument, MemoryServiceError, NotFound, echo
+from memory_core.errors import Conflict, Forbidden, InvalidArgument, MemoryServiceError, NotFound, echo
 from memory_core.records import redis_time
 from memory_core.records.agent import Agent, AgentStatus, load_agent, load_agents, profile_vector
 from memory_core.records.authority import Effect
@@ -18,6 +18,8 @@ from memory_core.records.task_kind import TaskKind
 from memory_core.records.times import to_iso
 from memory_core.records.vectors import to_bytes
 from memory_core.redis_client import Client
+from memory_core.settings.groups import DAY
+from memory_core.settings.settings import Settings
 from memory_server.contract import validation
 from memory_server.contract.agents import (
     AgentAnswer,
@@ -95,9 +97,12 @@ async def unregister_agent(
 ) -> UnregisterAnswer:
     """Remove the caller from the registry. Its tasks go to other agents and its grants end.
 
+    Its memories are kept without a reader or deleted. A transfer keeps them, and offers them to another agent.
+
     Raises:
         InvalidArgument: `transfer_to` is missing, unexpected or the caller. NotFound: an agent is not registered.
         Forbidden: an admin who acts for the agent would hand its memories to another.
+        Conflict: no further offer can wait for the receiver.
     """
     caller = request.caller
     if args.memories == "transfer" and request.as_reader() is not request:
@@ -110,11 +115,17 @@ async def unregister_agent(
     target = check_name(args.transfer_to, "transfer_to") if args.transfer_to else ""
     keys = (await service.namespaces.get(caller.namespace)).keys
     count = await _count_memories(service, request)
+    offer = offer_of(service.settings, count)
     answer = await _write(
-        service, request, "rm1_agent_unregister", "unregister_agent", memories=args.memories, target=target
+        service,
+        request,
+        "rm1_agent_unregister",
+        "unregister_agent",
+        memories=args.memories,
+        target=target,
+        **offer,
     )
-    if answer["status"] == "unknown_target":
-        raise _unknown_agent(target)
+    raise_for_offer(answer["status"], caller.agent, target)
     service.rosters.pop(caller.namespace, None)
     for owner in answer["owners"] if args.memories == "delete" else ():
         service.vault.forget(caller.namespace, owner)
@@ -124,7 +135,32 @@ async def unregister_agent(
             service, caller.namespace, "rm1_agent_release", keys.agent(caller.agent), agent=caller.agent, reason=reason
         )
     dispatch_soon(service, caller.namespace)
-    return UnregisterAnswer(tasks_reassigned=moved, memories_affected=count, grants_revoked=answer["grants"])
+    return UnregisterAnswer(
+        tasks_reassigned=moved,
+        memories_affected=count,
+        grants_revoked=answer["grants"],
+        offer_id=offer["id"] if args.memories == "transfer" else None,
+    )
+
+
+def offer_of(settings: Settings, count: int) -> dict[str, Any]:
+    """Return what a Function needs to offer memories: `count` is shown to the receiver."""
+    return {"id": new_id(), "offer_seconds": settings.limits.offer_days * DAY, "count": count}
+
+
+def raise_for_offer(status: str, name: str, target: str) -> None:
+    """Raise NotFound or Conflict if a Function refused to offer memories."""
+    match status:
+        case "unknown_agent":
+            raise _unknown_agent(target)
+        case "offer_waits":
+            message = f"a transfer from {echo(name)} waits for {echo(target)} already"
+            raise Conflict(message, hint="keep the memories, or choose another receiver")
+        case "too_many_offers":
+            message = f"256 offers wait for {echo(target)}, the limit for one agent"
+            raise Conflict(message, hint="keep the memories, or choose another receiver")
+        case _:
+            return
 
 
 async def _write(

@@ -72,11 +72,13 @@ class UnregisterAnswer(Answer):
     tasks_reassigned: int
     memories_affected: int
     grants_revoked: int
+    offer_id: str | None = Field(default=None, description="of a transfer; the memories are kept until it is accepted")
 
     def lines(self) -> list[str]:
+        offer = f" Offer {self.offer_id} waits for its receiver." if self.offer_id else ""
         return [
             f"Unregistered: {self.tasks_reassigned} tasks go to others, {self.memories_affected} memories affected, "
-            f"{self.grants_revoked} grants revoked."
+            f"{self.grants_revoked} grants revoked.{offer}"
         ]
 
 

@@ -95,8 +95,10 @@ class UnregisterArguments(Arguments):
     """unregister_agent"""
 
     agent_id: AgentId = None
-    memories: Literal["keep", "transfer", "delete"] = "keep"
-    transfer_to: str | None = None
+    memories: Literal["keep", "transfer", "delete"] = Field(
+        default="keep", description="keep: no agent has them, not even the next one of your name"
+    )
+    transfer_to: str | None = Field(default=None, description="a registered agent, which must accept the offer")
 
 
 class HeartbeatArguments(Arguments):

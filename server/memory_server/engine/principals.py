@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from memory_core.records import grant
 from memory_core.records.ids import new_id
 from memory_core.records.keys import Keys
-from memory_core.records.names import NAME_PATTERN, SEPARATOR
+from memory_core.records.names import NAME_PATTERN, SEPARATOR, split_labels
 from memory_core.records.scope import NOBODY, Principal
 from memory_core.redis_client import Client
 from memory_server.engine.batch_cache import once
@@ -45,17 +45,30 @@ async def resolve_writer(backend: Backend, request: RequestContext) -> Principal
 
 
 async def owners_of(backend: Backend, principal: Principal, names: Sequence[str]) -> tuple[str, ...]:
-    """Return the owner ids behind agent names, for filters. Unknown names match nothing."""
+    """Return the owner ids behind agent names, for filters, with kept ones. Unknown names match nothing."""
     if not names:
         return ()
     keys = Keys(principal.namespace)
 
-    async def fetch(client: Client) -> list[bytes | None]:
+    async def fetch(client: Client) -> list[list[bytes | None]]:
         pipe = client.pipeline(transaction=False)
         for name in names:
-            pipe.hget(keys.agent(name if _NAME.fullmatch(name) else NOBODY), "owners")
+            pipe.hmget(keys.agent(name if _NAME.fullmatch(name) else NOBODY), ["owners", "kept"])
         return await pipe.execute()
 
-    found = await backend.read(fetch)
-    owners = tuple(owner for row in found if row for owner in row.decode().split(SEPARATOR))
+    rows = await backend.read(fetch)
+    owners = tuple(owner for row in rows for part in row if part for owner in part.decode().split(SEPARATOR))
     return owners or (NOBODY,)
+
+
+async def holder_of(backend: Backend, namespace: str, owner: str) -> Principal:
+    """Look up the agent that has an owner id, without its grants: for what counts against its quota."""
+    keys = Keys(namespace)
+
+    async def fetch(client: Client) -> Principal:
+        name = str(await client.hget(keys.owner(owner), "agent") or b"", "ascii")
+        owners, kept = await client.hmget(keys.agent(name), ["owners", "kept"])
+        of, left = (split_labels(row and row.decode()) for row in (owners, kept))
+        return Principal(namespace, name, owners=of, kept=left)
+
+    return await backend.read(fetch)

@@ -12,6 +12,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 from memory_core.errors import MemoryServiceError
+from memory_core.records.agent import held_since
 from memory_core.records.keys import Keys
 from memory_server.contract.events import Event
 from memory_server.engine.principals import resolve
@@ -49,7 +50,9 @@ async def watching(
     Raises:
         StoreUnavailable: Redis does not answer at the beginning.
     """
-    watcher = Watcher(request.caller.agent, sees_all=request.caller.oversees)
+    keys = Keys(request.caller.namespace)
+    since = await service.backend.read(lambda client: held_since(client, keys, request.caller.agent))
+    watcher = Watcher(request.caller.agent, sees_all=request.caller.oversees, since=since)
     end = await last_position(service.backend, request.caller.namespace)
     with service.events.listening(request.caller.namespace, watcher, end) as audience:
         feed = _Feed(service, request, watcher, audience)

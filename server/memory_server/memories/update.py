@@ -4,7 +4,15 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from memory_core.errors import Conflict, Forbidden, InvalidArgument, NotFound, StoreUnavailable, echo
+from memory_core.errors import (
+    Conflict,
+    Forbidden,
+    InvalidArgument,
+    NotFound,
+    QuotaExceeded,
+    StoreUnavailable,
+    echo,
+)
 from memory_core.records.authority import Effect
 from memory_core.records.keys import Keys, digest
 from memory_core.records.memory import SEALED_BODY, Priority, Record
@@ -16,7 +24,7 @@ from memory_server.contract import validation
 from memory_server.contract.arguments import UpdateArguments
 from memory_server.contract.memories import MemoryAnswer, Secrets, UpdateAnswer
 from memory_server.engine.inflight_reads import reads
-from memory_server.engine.principals import resolve
+from memory_server.engine.principals import holder_of, resolve
 from memory_server.engine.redis_backend import after_write
 from memory_server.engine.request_context import RequestContext, Written
 from memory_server.memories.chunks import ChunkedContent, embed_or_none, settle_or_tell, split_content
@@ -35,7 +43,8 @@ async def update_memory(service: MemoryServices, request: RequestContext, args: 
     """Update a memory and return it. Only a new priority restarts its lifetime.
 
     A grant covers only content and metadata: other changes would share the memory further or take it from its owner.
-    Raises NotFound, Forbidden, Conflict (wrong `expected_rev`), Tampered or InvalidArgument.
+    Growth counts against the owner's quota, and under a grant also against the limit of that grant.
+    Raises NotFound, Forbidden, Conflict (wrong `expected_rev`), QuotaExceeded, Tampered or InvalidArgument.
     """
     memory_id, expected_rev = args.memory_id, args.expected_rev
     if not args.changed:
@@ -133,9 +142,9 @@ async def _write(
     keys = Keys(principal.namespace)
     content_changed = new.content != old.content
     chunks = await split_content(new.content)
-    most = max(len(chunks), old.chunks)
-    if len(chunks) > old.chunks and principal.owns(old.owner):
-        await service.quotas.take(principal, 0, len(chunks) - old.chunks)
+    most, growth = max(len(chunks), old.chunks), len(chunks) - old.chunks
+    if growth > 0:
+        await _take_quota(service, principal, old, growth)
     vectors = await embed_or_none(service, new, chunks, principal, model) if content_changed else None
     content = ChunkedContent(new.content, chunks, model, vectors)
     encoder = await encoder_of(service, principal.namespace, old.owner, model, sensitive=old.is_sensitive)
@@ -157,6 +166,8 @@ async def _write(
         prefix=keys.prefix,
         owners=list(principal.owners),
         grants=[grant.id for grant in principal.grants_to_write(old.scope)],
+        growth=growth,
+        most_growth=service.settings.quotas.pieces_per_grant,
         rev=old.rev,
         fields=flat(fields),
         remove=[name for name in _OPTIONAL_FIELDS if name not in fields],
@@ -183,7 +194,24 @@ async def _write(
             return "updated", await settle_or_tell(service, principal.namespace, chore, content)
     if answer["status"] == "key_missing":
         raise signed_elsewhere()
+    if answer["status"] == "grant_full":
+        message = f"the memory would grow by {growth} chunks, more than the grant to write to it still allows"
+        raise QuotaExceeded(
+            message, hint="make it shorter, store a memory of your own, or ask its owner to share again"
+        )
     return answer["status"], None
+
+
+async def _take_quota(service: MemoryServices, principal: Principal, old: Record, growth: int) -> None:
+    """Count growth against the owner's quota, of which another agent learns only that it is used up."""
+    if principal.owns(old.owner):
+        return await service.quotas.take(principal, 0, growth)
+    owner = await holder_of(service.backend, principal.namespace, old.owner)
+    try:
+        await service.quotas.check(owner, 0, growth)
+    except QuotaExceeded:
+        message = f"the quota of the owner of memory {old.id} has no room for {growth} more chunks"
+        raise QuotaExceeded(message, hint="make it shorter, or store a memory of your own") from None
 
 
 def _stale(actual: int, expected: int) -> Conflict:

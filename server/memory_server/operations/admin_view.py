@@ -10,6 +10,7 @@ from typing import Any
 
 from memory_core.errors import Forbidden
 from memory_core.records import redis_time
+from memory_core.records.agent import held_since
 from memory_core.records.keys import Keys
 from memory_core.records.task import Task, TaskState, load_tasks
 from memory_core.records.times import to_iso
@@ -43,11 +44,13 @@ async def task_board(backend: Backend, caller: Caller) -> BoardAnswer:
 
     async def fetch(client: Client) -> tuple[float, list[Task]]:
         ids = await (_newest_tasks(client, keys) if caller.oversees else _own_tasks(client, keys, caller.agent))
-        newest = sorted(ids, reverse=True)[:_MOST_TASKS]
-        return await redis_time.ask(client), await load_tasks(client, keys, newest)
+        since, newest = await held_since(client, keys, caller.agent), sorted(ids, reverse=True)[:_MOST_TASKS]
+        tasks = await load_tasks(client, keys, newest)
+        mine = [task for task in tasks if caller.oversees or task.is_party(caller.agent, since)]
+        return await redis_time.ask(client), mine
 
     now, tasks = await backend.read(fetch)
-    views = [TaskView.of(task, whole=False) for task in tasks if caller.oversees or task.is_party(caller.agent)]
+    views = [TaskView.of(task, whole=False) for task in tasks]
     return BoardAnswer(whole=caller.oversees, now=to_iso(now) or "", tasks=views)
 
 

@@ -14,6 +14,7 @@ from memory_core.records.ids import new_id
 from memory_core.records.keys import Keys, digest
 from memory_core.records.names import SEPARATOR, check_label, check_name
 from memory_core.records.times import to_iso
+from memory_core.settings.groups import DAY
 from memory_core.settings.settings import Settings
 from memory_server.contract.sharing import RevokeAnswer, ShareAnswer, ShareArguments
 from memory_server.contract.validation import check_id, check_tags, check_text
@@ -57,12 +58,30 @@ async def share_context(service: SearchServices, request: RequestContext, args: 
         NotFound: no such agent, or no such memory that the caller may share.
         Conflict: the target has reached its limit of grants or offers.
     """
+    return await _share(service, request, args, "share_context_with_agent")
+
+
+async def share_back(
+    service: SearchServices, request: RequestContext, args: ShareArguments, offer_id: str
+) -> ShareAnswer:
+    """Accept the offer of the other direction of a grant; what is given ends with that grant.
+
+    Raises:
+        NotFound: the offer or the grant is over. Conflict: the other agent has reached its limit of grants.
+    """
+    return await _share(service, request, args, "answer_offer", offer_id)
+
+
+async def _share(
+    service: SearchServices, request: RequestContext, args: ShareArguments, op: str, answers: str | None = None
+) -> ShareAnswer:
     selector = _check(service.settings, request.caller, args)
+    named = [answers] if answers else selector.values if selector.kind == "i" else []
     keys = (await service.namespaces.get(request.caller.namespace)).keys
     answer = await service.backend.write(
         "rm1_share",
         [keys.audit, keys.counters, keys.agent(request.caller.agent), keys.agent(args.target_agent)],
-        repeatable=True,
+        repeatable=answers is None,
         prefix=keys.prefix,
         id=new_id(),
         offer=new_id() if args.bidirectional else None,
@@ -74,11 +93,15 @@ async def share_context(service: SearchServices, request: RequestContext, args: 
         selector=selector.digest,
         permission=args.permission,
         seconds=args.expires_in_seconds,
+        offer_seconds=service.settings.limits.offer_days * DAY,
+        answers=answers,
         note=args.note or "",
         audited_call=request.call,
-        audit=request.caller.audit("share_context_with_agent", selector.values if selector.kind == "i" else ()),
+        audit=request.caller.audit(op, named),
         **{"from": request.caller.agent},
     )
+    if answer["status"] == "no_offer":
+        raise no_offer(answers or "")
     _raise_for(answer, args)
     return ShareAnswer(
         grant_id=answer["id"],
@@ -91,31 +114,50 @@ async def share_context(service: SearchServices, request: RequestContext, args: 
 
 
 async def revoke_shared(service: SearchServices, request: RequestContext, grant_id: str) -> RevokeAnswer:
-    """End a grant or an offer at once, and all grants that were passed on under it.
+    """End a grant or an offer at once, and all grants that were passed on under it. Its receiver may decline it so.
 
     Returns when no earlier read in this process can still answer.
 
     Raises:
-        NotFound: no such grant that the caller may revoke.
+        NotFound: no such grant that the caller gave or holds.
     """
+    answer = await _end(service, request, check_id(grant_id, "grant_id"), "revoke_shared_context")
+    if answer["status"] != "revoked":
+        message = f"no grant or offer {echo(grant_id)} that you gave or hold"
+        raise NotFound(message, hint="get_shared_context lists them")
+    finished = await service.inflight_reads.finished(request.caller.namespace, answer["touched"], _PATIENCE_SECONDS)
+    reason = None if finished else "calls that began before may still show it"
+    return RevokeAnswer(grant_id=grant_id, grants_ended=answer["grants"], partial=not finished, reason=reason)
+
+
+async def decline_offer(service: SearchServices, request: RequestContext, offer_id: str) -> None:
+    """End an offer to the caller. Raises NotFound."""
+    answer = await _end(service, request, offer_id, "answer_offer", answers=True)
+    if answer["status"] != "revoked":
+        raise no_offer(offer_id)
+
+
+async def _end(
+    service: SearchServices, request: RequestContext, grant_id: str, op: str, *, answers: bool = False
+) -> dict[str, Any]:
     keys = Keys(request.caller.namespace)
-    answer = await service.backend.write(
+    return await service.backend.write(
         "rm1_revoke",
         [keys.audit, keys.counters],
         repeatable=True,
         prefix=keys.prefix,
-        id=check_id(grant_id, "grant_id"),
+        id=grant_id,
         who=request.caller.agent,
         admin=request.caller.admin,
+        answers=answers,
         audited_call=request.call,
-        audit=request.caller.audit("revoke_shared_context", [grant_id]),
+        audit=request.caller.audit(op, [grant_id]),
     )
-    if answer["status"] != "revoked":
-        message = f"no grant or offer {echo(grant_id)} that you may revoke"
-        raise NotFound(message, hint="get_shared_context lists those you gave")
-    finished = await service.inflight_reads.finished(request.caller.namespace, answer["touched"], _PATIENCE_SECONDS)
-    reason = None if finished else "calls that began before may still show it"
-    return RevokeAnswer(grant_id=grant_id, grants_ended=answer["grants"], partial=not finished, reason=reason)
+
+
+def no_offer(offer_id: str) -> NotFound:
+    """Return the error for unknown offers and for those of others."""
+    return NotFound(f"no offer {echo(offer_id)} waits for you", hint="get_shared_context lists offers")
 
 
 async def remove_expired(backend: Backend, namespace: str, most: int) -> None:

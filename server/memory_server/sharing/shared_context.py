@@ -211,8 +211,9 @@ def _add_grant(
     answer: SharedContextAnswer, principal: Principal, other: str | None, grant_id: str, row: dict[str, bytes]
 ) -> None:
     """Add a grant or an offer, if the principal still owns its side of it and `other` has the other side."""
-    mine, theirs = ("from", "to") if row["from"].decode() == principal.agent else ("to", "from")
-    if row[f"{mine}_owner"].decode() != principal.owner or other not in (None, row[theirs].decode()):
+    sides = {row["from_owner"].decode(): ("from", "to"), row["to_owner"].decode(): ("to", "from")}
+    mine, theirs = sides.get(principal.owner or "", ("", ""))
+    if not mine or other not in (None, row[theirs].decode()):
         return
     if row["state"] == b"offered":
         answer.offers.append(grant_info(grant_id, row))
@@ -232,7 +233,9 @@ def grant_info(grant_id: str, row: dict[str, bytes]) -> GrantInfo:
         context=values[0] if kind == "c" else None,
         tags=values if kind == "t" else [],
         memory_types=values if kind == "y" else [],
-        memories=len(values) if kind == "i" else None,
+        memories={"i": len(values), "o": values[0]}.get(kind),
+        transfer=kind == "o",
+        grown=int(row.get("grown", 0)),
         granted_at=to_iso(float(row["at"])) or "",
         expires_at=None if until == NEVER else to_iso(until),
         note=row["note"].decode() or None,

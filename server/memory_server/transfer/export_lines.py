@@ -77,12 +77,13 @@ class Header(Line):
 
 
 class AgentLine(Line):
-    """An agent name and its owner ids; new memories get `owner`."""
+    """An agent name and its owner ids; new memories get `owner`. Earlier holders left the `kept` ones to no agent."""
 
     kind: Literal["agent"] = "agent"
     name: AgentName
     owner: Id | None = None
-    owners: list[Id] = Field(min_length=1)
+    owners: list[Id] = []
+    kept: list[Id] = []
 
 
 class QuarantineLine(Line):

@@ -159,7 +159,7 @@ class _Exporter:
         quarantine = await quarantined(self._backend, self._keys.namespace)
         self._add([self._header, *agents])
         self._add(QuarantineLine(name=one.agent, since=lines.to_text(one.since)) for one in quarantine)
-        await self._write_memories({owner for agent in agents for owner in agent.owners}, on_progress)
+        await self._write_memories({owner for agent in agents for owner in (*agent.owners, *agent.kept)}, on_progress)
         self._add(sorted(await self._grants(), key=lines.position))
         count = self._exported.counts
         agent_lines, quarantine_lines = count["agent"], count["quarantine"]
@@ -191,14 +191,14 @@ class _Exporter:
         async def fetch(client: Client) -> list[list[bytes | None]]:
             pipe = client.pipeline(transaction=False)
             for name in names:
-                pipe.hmget(self._keys.agent(name), ["owner", "owners"])
+                pipe.hmget(self._keys.agent(name), ["owner", "owners", "kept"])
             return await pipe.execute()
 
         rows = await self._backend.read(fetch) if names else []
         return [
-            AgentLine(name=name, owner=owner.decode() if owner else None, owners=owners.decode().split(SEPARATOR))
-            for name, (owner, owners) in zip(names, rows, strict=True)
-            if owners
+            AgentLine(name=name, owner=owner.decode() if owner else None, owners=_split(owners), kept=_split(kept))
+            for name, (owner, owners, kept) in zip(names, rows, strict=True)
+            if owners or kept
         ]
 
     async def _write_memories(self, owners: set[str], on_progress: Progress | None) -> None:
@@ -315,6 +315,10 @@ class _Exporter:
                     line = _grant_line(grant_id.decode(), entry, record)
                     found += [line] if line else []
         return found
+
+
+def _split(row: bytes | None) -> list[str]:
+    return row.decode().split(SEPARATOR) if row else []
 
 
 def _grant_line(grant_id: str, entry: dict[str, Any], record: dict[bytes, bytes]) -> GrantLine | None:

@@ -62,7 +62,7 @@ class Restorer:
 
 
 async def _restore_agent(backend: Backend, keys: Keys, line: AgentLine, file: str | None) -> str:
-    owner_keys = [keys.owner(owner) for owner in line.owners]
+    owner_keys = [keys.owner(owner) for owner in (*line.owners, *line.kept)]
     answer = await backend.write(
         "rm1_import_agent",
         [keys.agent(line.name), keys.audit, keys.counters, keys.tombstones, *owner_keys],
@@ -70,6 +70,7 @@ async def _restore_agent(backend: Backend, keys: Keys, line: AgentLine, file: st
         agent=line.name,
         owner=line.owner,
         owners=list(dict.fromkeys(line.owners)),
+        kept=list(dict.fromkeys(line.kept)),
         file=file,
         audit=system_entry(CONSOLE, OP, [line.name]),
     )

@@ -91,6 +91,23 @@ def revoke(console: Console, token_id: Annotated[str, typer.Argument(help="Id of
     console.show(_public(revoked), f"Token {revoked.id} of {revoked.agent} in {revoked.namespace} is revoked.")
 
 
+@agents.command()
+@common_options()
+def transfer(
+    console: Console,
+    agent: Annotated[str, typer.Argument(help="Name of the agent that left.")],
+    to: Annotated[str, typer.Option(help="Registered agent that shall have its memories.")],
+) -> None:
+    """Offer an agent the memories that another kept when it unregistered. It accepts with `answer_offer`."""
+    answer = console.as_operator(
+        "offer_kept",
+        lambda service, request: lazy.kept_memories.offer_kept(service, request, agent, to),
+        agent,
+        to,
+    )
+    console.show_answer(answer, answer.text())
+
+
 def _public(token: Token) -> dict[str, Any]:
     """Return the fields of a token without its secret."""
     return {

@@ -51,4 +51,4 @@ def revoke(console: Console, grant_id: Annotated[str, typer.Argument(help="Id of
 
 def _covers(grant: GrantState) -> str:
     filters = grant.context or ", ".join([*grant.tags, *grant.memory_types])
-    return filters or f"{grant.memories} memories"
+    return filters or f"{grant.memories} memories{' to take over' if grant.transfer else ''}"

@@ -24,7 +24,10 @@ def agent_tools(runtime: Runtime) -> list[StrictTool]:
         return await lazy.registry.register_agent(await runtime.service(), request.acting_as(args.agent_id), args)
 
     async def unregister_agent(request: RequestContext, args: arguments_of.UnregisterArguments) -> UnregisterAnswer:
-        """Leave: your tasks go to others, your grants end, your memories are kept, transferred or deleted."""
+        """Leave for good: your tasks go to others, your grants end, and you lose your memories.
+
+        They are kept for an operator, offered to another agent, or deleted.
+        """
         return await lazy.registry.unregister_agent(await runtime.service(), request.acting_as(args.agent_id), args)
 
     async def update_agent_heartbeat(request: RequestContext, args: arguments_of.HeartbeatArguments) -> HeartbeatAnswer:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from memory_core.records.authority import Effect
 from memory_server.contract import sharing as arguments_of
-from memory_server.contract.sharing import RevokeAnswer, ShareAnswer, SharedContextAnswer
+from memory_server.contract.sharing import OfferAnswer, RevokeAnswer, ShareAnswer, SharedContextAnswer
 from memory_server.engine.request_context import RequestContext
 from memory_server.mcp import lazy
 from memory_server.mcp.tools.tool_factory import StrictTool, make_tool
@@ -26,8 +26,12 @@ def context_tools(runtime: Runtime) -> list[StrictTool]:
         return await lazy.shared_context.get_shared_context(await runtime.service(), request, args)
 
     async def revoke_shared_context(request: RequestContext, args: arguments_of.RevokeArguments) -> RevokeAnswer:
-        """End a grant that you gave, or an offer, immediately."""
+        """End a grant or an offer immediately: one that you gave, or one to you."""
         return await lazy.grants.revoke_shared(await runtime.service(), request, args.grant_id)
+
+    async def answer_offer(request: RequestContext, args: arguments_of.OfferArguments) -> OfferAnswer:
+        """Accept or decline an offer to you: to share the same back, or to take over what an agent that left had."""
+        return await lazy.offers.answer_offer(await runtime.service(), request, args)
 
     return [
         make_tool(share_context_with_agent, arguments_of.ShareArguments, effects=[Effect.SHARE_MEMORIES]),
@@ -38,4 +42,10 @@ def context_tools(runtime: Runtime) -> list[StrictTool]:
             read_only=True,
         ),
         make_tool(revoke_shared_context, arguments_of.RevokeArguments, effects=[Effect.END_GRANTS], destructive=True),
+        make_tool(
+            answer_offer,
+            arguments_of.OfferArguments,
+            effects=[Effect.END_GRANTS],
+            effects_of=lambda args: [Effect.SHARE_MEMORIES, Effect.MOVE_MEMORIES] if args.accept else [],
+        ),
     ]
