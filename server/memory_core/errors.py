@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Generator
+from contextlib import contextmanager
 from typing import ClassVar
 
 ECHO_LIMIT = 64
@@ -122,3 +124,13 @@ class ModelMismatch(MemoryServiceError, code="model_mismatch"):
 
 class UnsafeStart(MemoryServiceError, code="unsafe_start"):
     """The configuration puts data or privacy at risk."""
+
+
+@contextmanager
+def after_write() -> Generator[None]:
+    """Turn StoreUnavailable into OutcomeUnknown for reads after a write, so that none claims that nothing changed."""
+    try:
+        yield
+    except StoreUnavailable as error:
+        message = "it was done, but Redis did not return the result"
+        raise OutcomeUnknown(message, hint=error.hint, retry_after=error.retry_after) from error

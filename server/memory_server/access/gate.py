@@ -1,7 +1,7 @@
 """Admits requests: checks token, scope and rate, and creates the request context.
 
 Over HTTP the SDK's middleware checks the token before it reads the body; on stdio the gate checks it. Both check each
-request, so a revoked token stops working immediately.
+request. A call that waits, runs a batch or takes long checks it again, so a revoked token stops working immediately.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import logging
 import os
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, nullcontext
 from itertools import count
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +18,7 @@ from mcp.server.auth.provider import AccessToken
 from mcp.server.auth.settings import AuthSettings as SdkSettings
 from mcp.server.context import ServerRequestContext
 
-from memory_core.errors import MemoryServiceError, Overloaded, Unauthenticated
+from memory_core.errors import MemoryServiceError, Overloaded, Unauthenticated, after_write
 from memory_core.observe import tracing
 from memory_core.observe.logs import request_id
 from memory_core.records.access import Access, Scope
@@ -31,6 +31,7 @@ from memory_server.engine.admission import ON_ITS_WAY, Admission, Slot
 from memory_server.engine.audited_calls import AuditedCall
 from memory_server.engine.batch_cache import BatchCache
 from memory_server.engine.counters import Counters
+from memory_server.engine.credential import Credential
 from memory_server.engine.request_context import Caller, RequestContext
 from memory_server.security.audit.recorder import Recorder
 
@@ -125,7 +126,11 @@ class Gate:
             access = await self._access(context)
             caller = identity.refused_caller(context, self._settings, access)
             caller = identity.caller_of(context, self._settings, access)
-            yield RequestContext(caller, call=call, access=access, slot=slot)
+            credential = await self._credential(context, access) if access is not None else None
+            request = RequestContext(caller, call=call, access=access, credential=credential, slot=slot)
+            yield request
+            with after_write() if call.written else nullcontext():
+                await request.check_stale_credential()
 
     @contextmanager
     def _followed(self, call: AuditedCall, caller: Callable[[], Caller]) -> Generator[None]:
@@ -163,21 +168,23 @@ class Gate:
             return identity.http_access(context.request, self._settings)
         return await self.stdio_access() if self._settings.token is not None else None
 
-    async def still_in(self, context: ServerRequestContext[Any, Any]) -> bool:
-        """Whether the token of a long request is still valid."""
-        try:
-            access = await self._access(context)
-            if access is None or context.request is None or identity.OPERATOR in context.request.scope:
-                return True  # the dashboard checks an operator's session itself
-            token: AccessToken = context.request.user.access_token
-            return await self.verify(token.token) is not None
-        except MemoryServiceError:
-            return False
+    async def _credential(self, context: ServerRequestContext[Any, Any], access: Access) -> Credential:
+        """Return the credential of a request; raises Unauthenticated if it has ended since its first check."""
+        checked_at = time.monotonic() if context.request is None else identity.checked_at(context.request)
+        credential = Credential(access, lambda: self._renewed(context), checked_at)
+        await credential.check_if_stale()
+        return credential
 
-    async def check_still_in(self, context: ServerRequestContext[Any, Any]) -> None:
-        """Raise Unauthenticated if the token of a long call is no longer valid."""
-        if not await self.still_in(context):
-            raise Unauthenticated("the token is no longer valid", hint=_HINT)
+    async def _renewed(self, context: ServerRequestContext[Any, Any]) -> Access | None:
+        """Read what a caller's credential grants now; None if it has ended."""
+        request = context.request
+        if request is None:
+            return await self.stdio_access()
+        is_open: Callable[[], bool] | None = request.scope.get(identity.SESSION_IS_OPEN)
+        if is_open is not None and not is_open():
+            return None
+        operator: Access | None = request.scope.get(identity.OPERATOR)
+        return operator or await self.verify(request.user.access_token.token)
 
     def note_bad_token(self) -> None:
         """Write the audit entry of a request with an invalid token. Its caller is unknown."""
@@ -218,6 +225,7 @@ class SdkVerifier:
             identity.AGENT_CLAIM: access.agent,
             identity.NAMESPACE_CLAIM: access.namespace,
             identity.TOKEN_CLAIM: access.token,
+            identity.CHECKED_CLAIM: time.monotonic(),
         }
         return AccessToken(
             token=token,

@@ -25,7 +25,6 @@ from memory_server.mcp import lazy
 from memory_server.runtime import Runtime
 
 OPERATOR_NAME = "operator"
-_BY_SESSION = "memory.session"
 _AGAIN = "log in again"
 
 
@@ -56,7 +55,8 @@ class Identifier:
             Unauthenticated: the token of the session is no longer valid.
         """
         session = self._session_for_page(request)
-        request.scope[_BY_SESSION] = session
+        if session:
+            request.scope[identity.SESSION_IS_OPEN] = lambda: self.session_of(request) is not None
         if session and session.is_operator:
             request.scope[identity.OPERATOR] = self._operator(request, session)
         elif session and not isinstance(request.scope.get("user"), AuthenticatedUser):
@@ -84,10 +84,6 @@ class Identifier:
         if "authorization" in request.headers and self._settings.auth.mode != "off":
             return None
         return self.sessions.find(request.cookies.get(self.cookie_name(request)))
-
-    def is_open(self, request: Request) -> bool:
-        """Whether a long-running request has no session, or one that is still open."""
-        return request.scope.get(_BY_SESSION) is None or self.session_of(request) is not None
 
     def _session_for_page(self, request: Request) -> Session | None:
         """Return the session of a request. An operator's session is valid only for pages of its namespace."""

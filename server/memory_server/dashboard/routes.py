@@ -143,15 +143,10 @@ class _Pages:
     async def events(self, request: Request) -> Response:
         """Stream events until the page closes or the caller is no longer admitted."""
         context = await self._identifier.identify(request)
-        gate = self._runtime.gate
-        async with gate.admitted(context, "dashboard_events", [], "read") as request_context:
+        async with self._runtime.gate.admitted(context, "dashboard_events", [], "read") as request_context:
             request_context.call.succeeded()
         service = await self._runtime.service()
-
-        async def is_admitted() -> bool:
-            return self._identifier.is_open(request) and await gate.still_in(context)
-
-        stream = live_events(service, request_context, is_admitted)
+        stream = live_events(service, request_context)
         return StreamingResponse(stream, media_type="text/event-stream", headers={"X-Accel-Buffering": "no"})
 
     async def _body(self, request: Request, max_bytes: int) -> dict[str, Any]:

@@ -58,7 +58,7 @@ class Subscriptions:
         try:
             request = await self._admit(ctx, uris)
             async with lazy.live_feed.following(await self._runtime.service(), request, uris) as changes:
-                relay = asyncio.create_task(_relay(self._while_let_in(ctx, changes), bus, handler))
+                relay = asyncio.create_task(_relay(_while_admitted(request, changes), bus, handler))
                 try:
                     return await handler(ctx, params)
                 finally:
@@ -93,7 +93,7 @@ class Subscriptions:
             service = await self._runtime.service()
             async with lazy.live_feed.following(service, request, frozenset({uri})) as changes:
                 begun.set_result(None)
-                async for changed in self._while_let_in(ctx, changes):
+                async for changed in _while_admitted(request, changes):
                     await ctx.session.send_resource_updated(changed)
         except MemoryServiceError as error:
             begun.set_exception(error)
@@ -105,13 +105,6 @@ class Subscriptions:
         async with self._runtime.gate.admitted(ctx, "subscribe", named_ids({"memory_ids": ids}), "read") as request:
             request.call.succeeded()
             return request
-
-    async def _while_let_in(self, ctx: Request, changes: AsyncIterator[str]) -> AsyncIterator[str]:
-        """Pass changes on until the caller's token is no longer valid."""
-        async for changed in changes:
-            if not await self._runtime.gate.still_in(ctx):
-                return
-            yield changed
 
 
 class _CallersBus(InMemorySubscriptionBus):
@@ -133,6 +126,14 @@ class _CallersBus(InMemorySubscriptionBus):
                 each()
 
         return leave
+
+
+async def _while_admitted(request: RequestContext, changes: AsyncIterator[str]) -> AsyncIterator[str]:
+    """Pass changes on until the caller's token is no longer valid."""
+    async for changed in changes:
+        if not await request.is_still_admitted():
+            return
+        yield changed
 
 
 async def _relay(changes: AsyncIterator[str], bus: InMemorySubscriptionBus, handler: ListenHandler) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from memory_core.errors import Conflict, Forbidden, InvalidArgument, NotFound, StoreUnavailable, echo
+from memory_core.errors import Conflict, Forbidden, InvalidArgument, NotFound, StoreUnavailable, after_write, echo
 from memory_core.records.keys import Keys, digest
 from memory_core.records.memory import SEALED_BODY, Priority, Record
 from memory_core.records.model import Model
@@ -16,7 +16,6 @@ from memory_server.contract.arguments import UpdateArguments
 from memory_server.contract.memories import MemoryAnswer, UpdateAnswer
 from memory_server.engine.inflight_reads import reads
 from memory_server.engine.principals import resolve
-from memory_server.engine.redis_backend import after_write
 from memory_server.engine.request_context import RequestContext, Written
 from memory_server.memories.chunks import ChunkedContent, embed_or_none, settle_or_tell, split_content
 from memory_server.memories.get import retrieve_memory
@@ -119,7 +118,9 @@ async def _write(
     most = max(len(chunks), old.chunks)
     if len(chunks) > old.chunks and principal.owns(old.owner):
         await service.quotas.take(principal, 0, len(chunks) - old.chunks)
-    vectors = await embed_or_none(service, new, chunks, principal, model) if content_changed else None
+    wait = request.may_wait(service.settings.embed_wait_seconds)
+    vectors = await embed_or_none(service, new, chunks, principal, model, wait=wait) if content_changed else None
+    await request.check_stale_credential()
     content = ChunkedContent(new.content, chunks, model, vectors)
     encoder = await encoder_of(service, principal.namespace, old.owner, model, sensitive=old.is_sensitive)
     new = replace(new, scope=scope_of(new, new.owner), content_hash=encoder.content_hash(new.content))

@@ -67,6 +67,7 @@ async def distribute_task(
     demand = Demand(kind, args.task_type, args.priority, vector)
     ranked = rank(able(await roster(service, caller.namespace), kind, redis_time.now()), demand)
     similar = await _similar(service, caller, vector, model)
+    await request.check_stale_credential()
     answer = await _submit(service, request, args, demand, model, ranked)
     if answer["status"] == "replayed":
         task = await find_task(service.backend, caller, answer["id"])

@@ -44,7 +44,7 @@ def batch_tool(runtime: Runtime, tools: Sequence[StrictTool]) -> StrictTool:
         await _embed_ahead(request, runtime, [one for one in operations if _allowed(request, by_name, one[0])])
         outcomes: list[Outcome] = []
         service = await runtime.service()
-        batch = request.of_batch(DeferredWrites())
+        batch = request.of_batch(DeferredWrites(), runtime.settings.limits.batch_wait_seconds)
         with service.inflight_reads.reading(request.caller.namespace, request.caller.agent):
             async for outcome in _run(ctx, batch, by_name, operations):
                 outcomes.append(outcome)
@@ -128,6 +128,7 @@ async def _run(
             # Writes use no cache, because they change the data that they read.
             cache = BatchCache() if reads else None
             some = adjacent[start : start + size]
+            await batch.check_credential()
             for outcome in await asyncio.gather(*(_one(ctx, batch, cache, tools, operation) for operation in some)):
                 yield outcome
 

@@ -29,14 +29,12 @@ def event_tools(runtime: Runtime) -> list[StrictTool]:
         Call it again with the returned cursor to miss nothing.
         """
         wait = lazy.waiting.wait_for_events(await runtime.service(), request, args)
-        answer = await _while_connected(ctx.request_context.request, wait)
-        await runtime.gate.check_still_in(ctx.request_context)
-        return answer
+        return await while_connected(ctx.request_context.request, wait)
 
     return [make_tool(wait_for_events, arguments_of.WaitArguments, read_only=True)]
 
 
-async def _while_connected(request: Request | None, work: Awaitable[T]) -> T:
+async def while_connected(request: Request | None, work: Awaitable[T]) -> T:
     """Await work, and cancel it when the client disconnects; for older protocols the SDK does not."""
     if request is None:
         return await work
