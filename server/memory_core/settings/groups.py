@@ -158,6 +158,12 @@ class LimitSettings(SettingsGroup):
         default=15.0, ge=0, le=600, description="seconds after which a burst is an overload"
     )
     requests: int = Field(default=10_000, ge=1, le=1_000_000, description="HTTP requests at a time, with event waits")
+    questions: int = Field(
+        default=4, ge=1, le=1000, description="questions to the person that one agent may have unanswered"
+    )
+    question_seconds: float = Field(
+        default=120.0, gt=0, le=DAY, description="seconds after which such a question is given up"
+    )
     send_seconds: float = Field(
         default=60.0, gt=0, le=DAY, description="seconds after which a stream that its client does not read ends"
     )

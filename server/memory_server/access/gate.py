@@ -26,6 +26,7 @@ from memory_core.records.audit_entry import new_entry
 from memory_core.settings.settings import Settings
 from memory_server.access import identity
 from memory_server.access.oauth import OAuthVerifier
+from memory_server.access.questions import Questions
 from memory_server.access.rate_limits import Rates
 from memory_server.engine.admission import ON_ITS_WAY, Admission, Slot
 from memory_server.engine.audited_calls import AuditedCall
@@ -55,6 +56,7 @@ class Gate:
         self._backend = backend
         self._rates = Rates(limits.calls_per_second, limits.burst)
         self.admission = Admission(limits.calls_at_once, limits.calls_waiting, limits.patience_seconds)
+        self.questions = Questions(limits.questions, limits.question_seconds)
         self._recorder, self._counters = recorder, counters
 
     async def verify(self, token: str) -> Access | None:
