@@ -10,7 +10,7 @@ import logging
 import os
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, nullcontext
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, contextmanager, nullcontext
 from itertools import count
 from typing import TYPE_CHECKING, Any
 
@@ -70,18 +70,27 @@ class Gate:
 
     @asynccontextmanager
     async def call(
-        self, context: ServerRequestContext[Any, Any], op: str, named: list[str], scope: Scope | None
+        self,
+        context: ServerRequestContext[Any, Any],
+        op: str,
+        named: list[str],
+        scope: Scope | None,
+        calls: int = 1,
     ) -> AsyncGenerator[RequestContext]:
         """Admit a call and hold an admission slot; raises as `admitted`, and Overloaded without an audit entry."""
-        if context.request is not None and (coming := context.request.scope.get(ON_ITS_WAY)):
-            coming.arrive()
         async with AsyncExitStack() as held:
             try:
-                slot = await held.enter_async_context(self.admission.slot())
+                slot = await held.enter_async_context(self.slot(context))
             except Overloaded as error:
                 self._counters.called(op, error.code, 0.0)
                 raise
-            yield await held.enter_async_context(self.admitted(context, op, named, scope, slot))
+            yield await held.enter_async_context(self.admitted(context, op, named, scope, slot, calls))
+
+    def slot(self, context: ServerRequestContext[Any, Any]) -> AbstractAsyncContextManager[Slot]:
+        """Hold an admission slot while inside; raises Overloaded."""
+        if context.request is not None and (coming := context.request.scope.get(ON_ITS_WAY)):
+            coming.arrive()
+        return self.admission.slot()
 
     @asynccontextmanager
     async def admitted(
@@ -91,10 +100,14 @@ class Gate:
         named: list[str],
         scope: Scope | None,
         slot: Slot | None = None,
+        calls: int = 1,
     ) -> AsyncGenerator[RequestContext]:
-        """Admit an operation, and write its audit entry at the end. Raises Unauthenticated, Forbidden, RateLimited."""
+        """Admit an operation, and write its audit entry at the end. Raises Unauthenticated, Forbidden, RateLimited.
+
+        `calls` count against the rate limit; 0 if the operation is counted already.
+        """
         async with self._identified(context, op, named, slot) as request:
-            self.take(request.caller)
+            self.take(request.caller, calls)
             request.check(scope)
             yield request
 
@@ -118,6 +131,18 @@ class Gate:
     def take(self, caller: Caller, calls: int = 1) -> None:
         """Count calls against an agent's rate limit; raises RateLimited if there are too many."""
         self._rates.take(caller.namespace, caller.agent, calls)
+
+    def take_for(self, context: ServerRequestContext[Any, Any]) -> None:
+        """Count a message without an operation against its sender's rate limit; raises RateLimited.
+
+        A sender with names that would be refused counts as its token's agent, or as the unnamed one.
+        """
+        access = identity.http_access(context.request, self._settings) if context.request is not None else None
+        try:
+            caller = identity.caller_of(context, self._settings, access)
+        except MemoryServiceError:
+            caller = identity.refused_caller(context, self._settings, access)
+        self.take(caller)
 
     @asynccontextmanager
     async def _identified(

@@ -9,6 +9,7 @@ from mcp.server.mcpserver import MCPServer
 from mcp.server.subscriptions import InMemorySubscriptionBus
 
 from memory_server.access.gate import sdk_auth
+from memory_server.mcp.metering import Metering
 from memory_server.mcp.prompts import add_prompts
 from memory_server.mcp.resources import add_resources
 from memory_server.mcp.subscriptions import add_subscriptions
@@ -59,6 +60,8 @@ def build_server(runtime: Runtime) -> MCPServer[Any]:
         subscriptions=bus,
         **sdk_auth(runtime.gate, runtime.settings),
     )
+    methods = server._lowlevel_server  # pyright: ignore[reportPrivateUsage] - the SDK has no public way to add these
+    methods.middleware.insert(0, Metering(runtime.gate, [tool.name for tool in everything]))
     add_prompts(server)
     add_resources(server, runtime)
     add_subscriptions(server, runtime, bus)

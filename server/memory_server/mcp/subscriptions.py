@@ -17,9 +17,10 @@ from mcp.server.mcpserver import MCPServer
 from mcp.server.subscriptions import InMemorySubscriptionBus, ListenHandler, ResourceUpdated, ServerEvent
 from mcp.shared.exceptions import MCPError
 
-from memory_core.errors import InvalidArgument, MemoryServiceError
+from memory_core.errors import MemoryServiceError
 from memory_server.engine.audited_calls import named_ids
 from memory_server.mcp import lazy
+from memory_server.mcp.metering import protocol_error
 from memory_server.runtime import Runtime
 
 if TYPE_CHECKING:
@@ -64,7 +65,7 @@ class Subscriptions:
                 finally:
                     relay.cancel()
         except MemoryServiceError as error:
-            raise _refusal(error) from error
+            raise protocol_error(error) from error
 
     async def subscribe(self, ctx: Request, params: types.SubscribeRequestParams) -> types.EmptyResult:
         """Follow one resource while the connection lasts; an unknown one never changes."""
@@ -77,7 +78,7 @@ class Subscriptions:
                 await begun
             except MemoryServiceError as error:
                 del tasks[params.uri]
-                raise _refusal(error) from error
+                raise protocol_error(error) from error
         return types.EmptyResult()
 
     async def unsubscribe(self, ctx: Request, params: types.UnsubscribeRequestParams) -> types.EmptyResult:
@@ -102,7 +103,8 @@ class Subscriptions:
 
     async def _admit(self, ctx: Request, uris: Iterable[str]) -> RequestContext:
         ids = [uri.rpartition("/")[2] for uri in uris]
-        async with self._runtime.gate.admitted(ctx, "subscribe", named_ids({"memory_ids": ids}), "read") as request:
+        named = named_ids({"memory_ids": ids})
+        async with self._runtime.gate.admitted(ctx, "subscribe", named, "read", calls=0) as request:
             request.call.succeeded()
             return request
 
@@ -155,8 +157,3 @@ def _tasks_of(ctx: Request) -> dict[str, asyncio.Task[None]]:
 def _check_number(number: int) -> None:
     if number > MAX_RESOURCES:
         raise MCPError(types.INVALID_PARAMS, f"{number} resources; at most {MAX_RESOURCES} can be subscribed to")
-
-
-def _refusal(error: MemoryServiceError) -> MCPError:
-    code = types.INVALID_PARAMS if isinstance(error, InvalidArgument) else types.INTERNAL_ERROR
-    return MCPError(code, f"{error.code}: {error.message}")
