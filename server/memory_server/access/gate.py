@@ -54,8 +54,11 @@ class Gate:
         auth, limits = settings.auth, settings.limits
         self._oauth = OAuthVerifier(auth, settings.namespace) if auth.mode == "oauth" else None
         self._backend = backend
-        self._rates = Rates(limits.calls_per_second, limits.burst)
-        self.admission = Admission(limits.calls_at_once, limits.calls_waiting, limits.patience_seconds)
+        self._rates, self._message_rates = (Rates(limits.calls_per_second, limits.burst) for _ in range(2))
+        # Messages have their own limits, so that clients can connect and list tools while calls are refused.
+        self.admission, self.message_admission = (
+            Admission(limits.calls_at_once, limits.calls_waiting, limits.patience_seconds) for _ in range(2)
+        )
         self.questions = Questions(limits.questions, limits.question_seconds)
         self._recorder, self._counters = recorder, counters
 
@@ -70,27 +73,22 @@ class Gate:
 
     @asynccontextmanager
     async def call(
-        self,
-        context: ServerRequestContext[Any, Any],
-        op: str,
-        named: list[str],
-        scope: Scope | None,
-        calls: int = 1,
+        self, context: ServerRequestContext[Any, Any], op: str, named: list[str], scope: Scope | None
     ) -> AsyncGenerator[RequestContext]:
         """Admit a call and hold an admission slot; raises as `admitted`, and Overloaded without an audit entry."""
+        _arrive(context)
         async with AsyncExitStack() as held:
             try:
-                slot = await held.enter_async_context(self.slot(context))
+                slot = await held.enter_async_context(self.admission.slot())
             except Overloaded as error:
                 self._counters.called(op, error.code, 0.0)
                 raise
-            yield await held.enter_async_context(self.admitted(context, op, named, scope, slot, calls))
+            yield await held.enter_async_context(self.admitted(context, op, named, scope, slot))
 
-    def slot(self, context: ServerRequestContext[Any, Any]) -> AbstractAsyncContextManager[Slot]:
-        """Hold an admission slot while inside; raises Overloaded."""
-        if context.request is not None and (coming := context.request.scope.get(ON_ITS_WAY)):
-            coming.arrive()
-        return self.admission.slot()
+    def message_slot(self, context: ServerRequestContext[Any, Any]) -> AbstractAsyncContextManager[Slot]:
+        """Hold a slot for a message other than a call while inside; raises Overloaded."""
+        _arrive(context)
+        return self.message_admission.slot()
 
     @asynccontextmanager
     async def admitted(
@@ -100,14 +98,10 @@ class Gate:
         named: list[str],
         scope: Scope | None,
         slot: Slot | None = None,
-        calls: int = 1,
     ) -> AsyncGenerator[RequestContext]:
-        """Admit an operation, and write its audit entry at the end. Raises Unauthenticated, Forbidden, RateLimited.
-
-        `calls` count against the rate limit; 0 if the operation is counted already.
-        """
+        """Admit an operation, and write its audit entry at the end. Raises Unauthenticated, Forbidden, RateLimited."""
         async with self._identified(context, op, named, slot) as request:
-            self.take(request.caller, calls)
+            self.take(request.caller)
             request.check(scope)
             yield request
 
@@ -132,8 +126,8 @@ class Gate:
         """Count calls against an agent's rate limit; raises RateLimited if there are too many."""
         self._rates.take(caller.namespace, caller.agent, calls)
 
-    def take_for(self, context: ServerRequestContext[Any, Any]) -> None:
-        """Count a message without an operation against its sender's rate limit; raises RateLimited.
+    def take_message(self, context: ServerRequestContext[Any, Any]) -> None:
+        """Count a message other than a call against its sender's rate limit; raises RateLimited.
 
         A sender with names that would be refused counts as its token's agent, or as the unnamed one.
         """
@@ -142,7 +136,7 @@ class Gate:
             caller = identity.caller_of(context, self._settings, access)
         except MemoryServiceError:
             caller = identity.refused_caller(context, self._settings, access)
-        self.take(caller)
+        self._message_rates.take(caller.namespace, caller.agent)
 
     @asynccontextmanager
     async def _identified(
@@ -233,6 +227,12 @@ class Gate:
             identity.check_names(await self.stdio_access(), *identity.declared_on_stdio(self._settings))
         except MemoryServiceError as error:
             log.error("all calls will be refused because of MEMORY_TOKEN: %s", error.message)
+
+
+def _arrive(context: ServerRequestContext[Any, Any]) -> None:
+    """Free the place that the HTTP request reserved when it came."""
+    if context.request is not None and (coming := context.request.scope.get(ON_ITS_WAY)):
+        coming.arrive()
 
 
 class SdkVerifier:

@@ -1,4 +1,7 @@
-"""Counts every MCP message against its sender's rate limit. Requests other than tool calls also take a slot here."""
+"""Limits the rate of all MCP messages other than tool calls, and how many requests among them run at a time.
+
+Tool calls have limits of their own in the gate, on all transports. Resource reads and subscriptions have both.
+"""
 
 from __future__ import annotations
 
@@ -17,16 +20,17 @@ _WITHOUT_SLOT = frozenset({"ping", "resources/read", "subscriptions/listen"})
 
 
 class Metering:
-    """Middleware of the SDK's server. Calls of known tools pass: the gate meters them, as on all transports."""
+    """Middleware of the SDK's server. Calls of known tools pass, because the gate meters them."""
 
     def __init__(self, gate: Gate, tools: Collection[str]) -> None:
         self._gate, self._tools = gate, frozenset(tools)
 
     async def __call__(self, ctx: ServerRequestContext[Any, Any], call_next: CallNext) -> HandlerResult:
-        if ctx.method == "tools/call" and (ctx.params or {}).get("name") in self._tools:
+        name = (ctx.params or {}).get("name")
+        if ctx.method == "tools/call" and isinstance(name, str) and name in self._tools:
             return await call_next(ctx)
         try:
-            self._gate.take_for(ctx)
+            self._gate.take_message(ctx)
         except RateLimited as error:
             if ctx.request_id is None:
                 return None  # a notification has no answer
@@ -34,7 +38,7 @@ class Metering:
         if ctx.request_id is None or ctx.method in _WITHOUT_SLOT:
             return await call_next(ctx)
         try:
-            async with self._gate.slot(ctx):
+            async with self._gate.message_slot(ctx):
                 return await call_next(ctx)
         except Overloaded as error:
             raise protocol_error(error) from error

@@ -28,7 +28,7 @@ def add_resources(server: MCPServer[Any], runtime: Runtime) -> None:
     async def read(ctx: Ctx, some_id: str, get: Callable[[Service, RequestContext], Awaitable[T]]) -> T:
         named = named_ids({"memory_id": some_id})
         try:
-            async with runtime.gate.call(ctx.request_context, "read_resource", named, "read", calls=0) as request:
+            async with runtime.gate.call(ctx.request_context, "read_resource", named, "read") as request:
                 answer = await get(await runtime.service(), request)
                 request.call.succeeded(answer.shown())
                 return answer

@@ -104,7 +104,7 @@ class Subscriptions:
     async def _admit(self, ctx: Request, uris: Iterable[str]) -> RequestContext:
         ids = [uri.rpartition("/")[2] for uri in uris]
         named = named_ids({"memory_ids": ids})
-        async with self._runtime.gate.admitted(ctx, "subscribe", named, "read", calls=0) as request:
+        async with self._runtime.gate.admitted(ctx, "subscribe", named, "read") as request:
             request.call.succeeded()
             return request
 
