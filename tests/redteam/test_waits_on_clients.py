@@ -58,8 +58,8 @@ async def total(agent: Agent) -> int:
 
 
 async def test_unanswered_questions_leave_the_server_free(stack: Stack, namespace: str) -> None:
-    silent, limits = Silent(), {"calls_at_once": 2, "calls_waiting": 0, "questions": 3}
-    async with guarded(stack, **limits) as server, AsyncExitStack() as opened:
+    silent = Silent()
+    async with guarded(stack, calls_at_once=2, calls_waiting=0, questions=3) as server, AsyncExitStack() as opened:
         options: dict[str, Any] = {"elicitation_callback": silent}
         mallory = [
             await opened.enter_async_context(server.agent("mallory", namespace, "legacy", **options)) for _ in range(3)
@@ -120,8 +120,7 @@ async def test_question_ends_with_what_it_hangs_on(
     stack: Stack, namespace: str, end: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("memory_server.mcp.tools.client_waits.CHECK_SECONDS", 0.2, raising=False)
-    limits = {"calls_at_once": 1, "calls_waiting": 0, "questions": 1}
-    async with guarded(stack, {"mode": "tokens"}, **limits) as server:
+    async with guarded(stack, {"mode": "tokens"}, calls_at_once=1, calls_waiting=0, questions=1) as server:
         token, other = await issued(server, "alice", namespace), await issued(server, "alice", namespace)
         session = {"Mcp-Session-Id": (await post(server, token, ASKING)).headers["mcp-session-id"]}
         asked, headers = asyncio.Event(), ACCEPT | {"Authorization": f"Bearer {token}"} | session
@@ -199,7 +198,7 @@ async def test_yes_deletes_only_what_was_asked_about(server: Server, namespace: 
 
 async def ask_raw(agent: Agent, asked: InputRequiredResult | None = None, answer: ElicitResult = YES) -> Any:
     """Send one round of a call that asks, with the answer to the round before."""
-    responses = dict.fromkeys(asked.input_requests or {}, answer) if asked else None
+    responses: dict[str, Any] | None = dict.fromkeys(asked.input_requests or {}, answer) if asked else None
     return await agent.client.session.call_tool(
         "clear_memory",
         {"tags": ["note"]},
@@ -222,10 +221,9 @@ async def test_an_answer_counts_once(server: Server, namespace: str) -> None:
         assert isinstance(refused, CallToolResult)
         assert refused.is_error
         for _ in range(2):
-            replayed = await ask_raw(alice, asked, YES)
-            assert isinstance(replayed, InputRequiredResult)
+            assert isinstance(await ask_raw(alice, asked, YES), InputRequiredResult)
             assert await total(alice) == 2
-        accepted = await ask_raw(alice, replayed, YES)
+        accepted = await ask_raw(alice, await ask_raw(alice), YES)
         assert isinstance(accepted, CallToolResult)
         assert not accepted.is_error
         assert await total(alice) == 0
