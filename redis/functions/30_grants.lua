@@ -209,11 +209,9 @@ local function all_in(tokens, earlier)
   return true
 end
 
-local function find_entry(entries, by, selector, permission)
+local function find_entry(entries, by, selector)
   for id, entry in pairs(entries) do
-    if entry.by == by and entry.selector == selector and (not permission or entry.permission == permission) then
-      return id, entry
-    end
+    if entry.by == by and entry.selector == selector then return id, entry end
   end
 end
 
@@ -282,6 +280,19 @@ local function date_entry(entry, earlier, now)
   end
 end
 
+-- End what a share replaces: other grants of the same selector between the same agents, as imports can leave them, and
+-- what was passed on under a grant that no longer lets its holder write.
+function rm.end_replaced(names, granted, id, request, earlier, now, ended)
+  for other, entry in pairs(granted) do
+    if other ~= id and entry.by == request.from and entry.selector == request.selector then
+      end_grant(names, other, now, 'revoked', request.from, ended)
+    end
+  end
+  if earlier and earlier.permission == 'write' and request.permission ~= 'write' then
+    end_children(names, id, now, ended)
+  end
+end
+
 -- A grant may be renewed for a shorter time; what is passed on under it then ends earlier too.
 local function shorten_children(names, parent, ends)
   for _, child in ipairs(redis.call('SMEMBERS', names.children .. parent)) do
@@ -327,11 +338,12 @@ local function end_of_answer(request, offers, held)
   if offer and given and offer.by == request.to and offer.selector == request.selector then return given.ends end
 end
 
--- rm1_share: let an agent read what a selector covers, now and later; sharing the same again renews the grant. With
--- `answers`, only to accept the offer of that id.
+-- rm1_share: let an agent read what a selector covers, now and later. Sharing the same again replaces the permission,
+-- the end and the note of the grant. With `answers`, only to accept the offer of that id.
 -- KEYS: audit, counters, agent (grantor), agent (grantee)
 -- Answer: {status = shared | unknown_agent | no_offer | not_found | too_many_grants | too_many_tokens |
---          too_many_offers, id, ends, offer, accepted, missing}
+--          too_many_offers, id, ends, offer, accepted, missing,
+--          touched = [agent, ...] who lost what was passed on to them}
 rm.serve('rm1_share', function(request, keys, names)
   local now, from, to = rm.now(), request.from, request.to
   local _, _, grantor, grantee = unpack(keys)
@@ -346,7 +358,7 @@ rm.serve('rm1_share', function(request, keys, names)
   local own, via = rm.select_tokens(names, request, owners, held)
   if not own then return {status = 'not_found', missing = via} end
   local granted, over = rm.load_entries(names.granted .. to, to_owner, now)
-  local known, earlier = find_entry(granted, from, request.selector, request.permission)
+  local known, earlier = find_entry(granted, from, request.selector)
   local id = known or request.id
   local entry = {owner = to_owner, by = from, by_owner = owner, permission = request.permission,
     selector = request.selector, ends = ends, own = own, via = via}
@@ -367,6 +379,9 @@ rm.serve('rm1_share', function(request, keys, names)
   for _, part in pairs(earlier and earlier.via or {}) do unlink_memories(names, id, part, {}) end
   rm.write_grant(names, id, request, entry, now)
   if known then shorten_children(names, id, ends) end
+  local ended, touched = nothing_ended(), {}
+  rm.end_replaced(names, granted, id, request, earlier, now, ended)
+  for name in pairs(ended.touched) do touched[#touched + 1] = name end
   rm.audit(names, now, request.audit, {id, to})
   rm.emit_grant(names, 'granted', id, from, from, to)
   local accepted = find_entry(answered, to, request.selector)
@@ -375,7 +390,8 @@ rm.serve('rm1_share', function(request, keys, names)
     rm.write_offer(names, offer, request, offered, now)
     redis.call('SADD', names.granting .. from, offer)
   end
-  return {status = 'shared', id = id, ends = end_time(ends), offer = offer, accepted = accepted}
+  return {status = 'shared', id = id, ends = end_time(ends), offer = offer, accepted = accepted,
+    touched = touched}
 end)
 
 -- How an agent may end a grant or an offer: the receiver declines it, the grantor or an admin revokes it.

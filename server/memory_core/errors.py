@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Generator
+from contextlib import contextmanager
 from functools import cache
 from typing import ClassVar
 
@@ -183,3 +185,13 @@ class UnsafeStart(MemoryServiceError, code="unsafe_start"):
 
 class SignedElsewhere(UnsafeStart, code="key_missing"):
     """The namespace is signed under a key that this process does not have."""
+
+
+@contextmanager
+def after_write() -> Generator[None]:
+    """Turn StoreUnavailable into OutcomeUnknown for reads after a write, so that none claims that nothing changed."""
+    try:
+        yield
+    except StoreUnavailable as error:
+        message = "it was done, but Redis did not return the result"
+        raise OutcomeUnknown(message, hint=error.hint, retry_after=error.retry_after) from error

@@ -145,6 +145,9 @@ class LimitSettings(SettingsGroup):
     ids: int = Field(default=100, ge=1, le=10_000, description="memory ids in one call")
     offer_days: int = Field(default=30, ge=1, le=3650, description="days that an offer waits for its receiver")
     operations: int = Field(default=1000, ge=1, le=10_000, description="operations of one batch")
+    batch_wait_seconds: float = Field(
+        default=300.0, ge=0, le=DAY, description="seconds after which the operations of a batch no longer wait"
+    )
     clear: int = Field(default=100_000, ge=1, description="memories after which one clear_memory call ends")
     body_bytes: int = Field(default=4 << 20, ge=1024, le=1 << 30, description="bytes of one HTTP request or stdio line")
     calls_per_second: float = Field(
@@ -159,6 +162,15 @@ class LimitSettings(SettingsGroup):
         default=15.0, ge=0, le=600, description="seconds after which a burst is an overload"
     )
     requests: int = Field(default=10_000, ge=1, le=1_000_000, description="HTTP requests at a time, with event waits")
+    questions: int = Field(
+        default=4, ge=1, le=1000, description="questions to the person that one agent may have unanswered"
+    )
+    question_seconds: float = Field(
+        default=120.0, gt=0, le=DAY, description="seconds after which such a question is given up"
+    )
+    send_seconds: float = Field(
+        default=60.0, gt=0, le=DAY, description="seconds after which a stream that its client does not read ends"
+    )
     request_bytes: int = Field(default=256 << 20, ge=1024, le=1 << 40, description="bytes of all HTTP bodies together")
 
 

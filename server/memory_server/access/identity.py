@@ -25,12 +25,14 @@ if TYPE_CHECKING:
 
 AGENT_HEADER, AGENT_PARAMETER = "x-agent-id", "agent"
 NAMESPACE_HEADER, NAMESPACE_PARAMETER = "x-namespace", "namespace"
-AGENT_CLAIM, NAMESPACE_CLAIM, TOKEN_CLAIM = "agent", "namespace", "token"
+AGENT_CLAIM, NAMESPACE_CLAIM, TOKEN_CLAIM, CHECKED_CLAIM = "agent", "namespace", "token", "checked_at"
 ANONYMOUS = "anonymous"
 _ADDRESS = re.compile(r"[0-9A-Fa-f.:%a-z]{1,64}")
 
 OPERATOR = "memory.operator"
 """Key in an ASGI scope for the access of an operator's dashboard session. Clients cannot set it."""
+SESSION_IS_OPEN = "memory.session_is_open"
+"""Key in an ASGI scope for a function that says whether the dashboard session of a request is still open."""
 
 
 def caller_of(context: ServerRequestContext[Any, Any], settings: Settings, access: Access | None) -> Caller:
@@ -81,6 +83,13 @@ def http_access(request: Request, settings: Settings) -> Access | None:
     claims = user.access_token.claims or {}
     scopes, token = known_scopes(user.scopes), claims.get(TOKEN_CLAIM, "")
     return Access(claims[AGENT_CLAIM], claims[NAMESPACE_CLAIM], scopes, float("inf"), token)
+
+
+def checked_at(request: Request) -> float:
+    """Return the monotonic time at which the SDK's middleware checked the token of an HTTP request."""
+    user = request.scope.get("user")
+    claims = user.access_token.claims if isinstance(user, AuthenticatedUser) else None
+    return (claims or {}).get(CHECKED_CLAIM, float("-inf"))
 
 
 def _origin(context: ServerRequestContext[Any, Any], access: Access | None) -> str:

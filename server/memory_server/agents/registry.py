@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 
-from memory_core.errors import Conflict, Forbidden, InvalidArgument, MemoryServiceError, NotFound, echo
+from memory_core.errors import Conflict, Forbidden, InvalidArgument, MemoryServiceError, NotFound, after_write, echo
 from memory_core.records import redis_time
 from memory_core.records.agent import Agent, AgentStatus, load_agent, load_agents, profile_vector
 from memory_core.records.authority import Effect
@@ -36,7 +36,7 @@ from memory_server.contract.task_arguments import (
     UnregisterArguments,
 )
 from memory_server.engine.principals import resolve
-from memory_server.engine.redis_backend import Backend, after_write
+from memory_server.engine.redis_backend import Backend
 from memory_server.engine.request_context import Caller, RequestContext
 from memory_server.events.waiting import unread
 from memory_server.index import queries
@@ -167,6 +167,7 @@ async def _write(
     service: TaskServices, request: RequestContext, function: str, op: str, *, target: str = "", **fields: Any
 ) -> dict[str, Any]:
     caller, keys = request.caller, Keys(request.caller.namespace)
+    await request.check_stale_credential()
     answer = await service.backend.write(
         function,
         [keys.agent(caller.agent)],

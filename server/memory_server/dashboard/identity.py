@@ -28,7 +28,6 @@ OPERATOR_NAME = "operator"
 PAGE_KEY_HEADER, PAGE_KEY_PARAMETER = "x-memory-session", "session"
 """Where a page sends its key; the stream of events cannot have headers."""
 _ROLE = frozenset[Power]({"operator"})
-_BY_SESSION = "memory.session"
 _AGAIN = "log in again"
 
 
@@ -59,7 +58,8 @@ class Identifier:
             Unauthenticated: the token of the session is no longer valid.
         """
         session = self._session_for_page(request)
-        request.scope[_BY_SESSION] = session
+        if session:
+            request.scope[identity.SESSION_IS_OPEN] = lambda: self.session_of(request) is not None
         if session and session.is_operator:
             request.scope[identity.OPERATOR] = _operator(session.namespace)
         elif session and not isinstance(request.scope.get("user"), AuthenticatedUser):
@@ -92,10 +92,6 @@ class Identifier:
         if "authorization" in request.headers and self._settings.auth.mode != "off":
             return None
         return self.sessions.find(self._proof(request))
-
-    def is_open(self, request: Request) -> bool:
-        """Whether a long-running request has no session, or one that is still open."""
-        return request.scope.get(_BY_SESSION) is None or self.session_of(request) is not None
 
     def _session_for_page(self, request: Request) -> Session | None:
         """Return the session of a request.

@@ -150,11 +150,7 @@ class _Pages:
         async with gate.admitted(context, "dashboard_events", [], [Effect.SEE_EVENTS]) as request_context:
             request_context.call.succeeded()
         service = await self._runtime.service()
-
-        async def is_admitted() -> bool:
-            return self._identifier.is_open(request) and await gate.still_in(context)
-
-        stream = live_events(service, request_context, is_admitted)
+        stream = live_events(service, request_context)
         return StreamingResponse(stream, media_type="text/event-stream", headers={"X-Accel-Buffering": "no"})
 
     async def _body(self, request: Request, max_bytes: int) -> dict[str, Any]:

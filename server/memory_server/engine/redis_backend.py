@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 
 from tenacity import (
@@ -57,16 +57,6 @@ READY_WAIT_SECONDS = 30.0
 RESTART_WAIT_SECONDS = 8.0
 """How long a repeatable call waits while Redis restarts."""
 _WATCH_SECONDS = 2.0
-
-
-@contextmanager
-def after_write() -> Generator[None]:
-    """Turn StoreUnavailable into OutcomeUnknown for reads after a write, so that none claims that nothing changed."""
-    try:
-        yield
-    except StoreUnavailable as error:
-        message = "it was done, but Redis did not return the result"
-        raise OutcomeUnknown(message, hint=error.hint, retry_after=error.retry_after) from error
 
 
 class Backend:

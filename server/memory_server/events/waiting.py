@@ -97,7 +97,7 @@ async def unread(service: EventServices, request: RequestContext) -> int:
 
 async def _woken(request: RequestContext, waiter: Waiter, deadline: float) -> bool:
     """Wait for an event without the admission slot; False if the time ran out."""
-    with request.without_slot():
+    async with request.waiting():
         return await waiter.wait(deadline - time.monotonic())
 
 

@@ -26,6 +26,7 @@ from memory_server.http.connection import BoundedConnection
 from memory_server.http.greeting import greeting, operators_greeting
 from memory_server.http.limits import RequestLimits
 from memory_server.http.metrics import metrics_route
+from memory_server.http.open_responses import OpenResponses
 from memory_server.mcp import lazy
 from memory_server.mcp.server import build_server
 from memory_server.runtime import Runtime
@@ -132,6 +133,8 @@ def http_application(server: MCPServer[Any], runtime: Runtime) -> Starlette:
         transport_security=transport, max_request_body_size=settings.limits.body_bytes
     )
     application.router.routes.extend(dashboard(server, runtime, transport))
+    verify = None if settings.auth.mode == "off" else runtime.gate.verify
+    application.add_middleware(OpenResponses, verify=verify, send_seconds=settings.limits.send_seconds)
     application.add_middleware(Refusals)
     application.add_middleware(SecurityHeaders)
     application.add_middleware(TrimmedHeaders)

@@ -79,11 +79,13 @@ async def store_memory(service: MemoryServices, request: RequestContext, args: S
             raise
         full = error  # it may be stored already
     if vectors is None and full is None:
-        vectors = await embed_or_none(service, record, chunks, request.caller, model, wait=args.wait)
+        wait = args.wait and request.may_wait(service.settings.embed_wait_seconds)
+        vectors = await embed_or_none(service, record, chunks, request.caller, model, wait=wait)
     similar, reader, unread = list[Similar](), request.as_reader(), None
     if args.wait and vectors is not None and not record.is_sensitive:
         unread = reader.missing("similar memories are", Effect.READ_MEMORIES)
         similar = [] if unread else await _similar(service, reader, vectors[0], model)
+    await request.check_stale_credential()
     draft = _Draft(args, record, ChunkedContent(record.content, chunks, model, vectors), full)
     record, answer = await _write(service, request, principal, draft, [near.memory_id for near in similar])
     replayed, ready, reason = answer["status"] == "replayed", vectors is not None, None

@@ -11,6 +11,7 @@ from memory_core.errors import (
     NotFound,
     QuotaExceeded,
     StoreUnavailable,
+    after_write,
     echo,
 )
 from memory_core.records.authority import Effect
@@ -25,7 +26,6 @@ from memory_server.contract.arguments import UpdateArguments
 from memory_server.contract.memories import MemoryAnswer, Secrets, UpdateAnswer
 from memory_server.engine.inflight_reads import reads
 from memory_server.engine.principals import holder_of, resolve
-from memory_server.engine.redis_backend import after_write
 from memory_server.engine.request_context import RequestContext, Written
 from memory_server.memories.chunks import ChunkedContent, embed_or_none, settle_or_tell, split_content
 from memory_server.memories.get import retrieve_memory
@@ -145,7 +145,9 @@ async def _write(
     most, growth = max(len(chunks), old.chunks), len(chunks) - old.chunks
     if growth > 0:
         await _take_quota(service, principal, old, growth)
-    vectors = await embed_or_none(service, new, chunks, principal, model) if content_changed else None
+    wait = request.may_wait(service.settings.embed_wait_seconds)
+    vectors = await embed_or_none(service, new, chunks, principal, model, wait=wait) if content_changed else None
+    await request.check_stale_credential()
     content = ChunkedContent(new.content, chunks, model, vectors)
     encoder = await encoder_of(service, principal.namespace, old.owner, model, sensitive=old.is_sensitive)
     new = replace(new, scope=scope_of(new, new.owner), content_hash=encoder.content_hash(new.content))

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from memory_core.errors import NotFound, echo
-from memory_core.records.authority import Effect
+from memory_core.errors import Forbidden, NotFound, echo
 from memory_core.records.names import check_name, split_labels
 from memory_core.records.scope import Principal
 from memory_server.agents.registry import offer_of, raise_for_offer
@@ -19,7 +18,8 @@ async def offer_kept(service: Service, request: RequestContext, name: str, targe
         NotFound: nothing is kept, or the target is not registered. Conflict: no further offer can wait for it.
         Forbidden: the caller is no admin.
     """
-    request.check([Effect.ACT_FOR_OTHERS])
+    if not request.caller.admin:
+        raise Forbidden("only an admin offers what others kept", hint="ask the operator")
     check_name(name, "name")
     check_name(target, "target")
     keys = (await service.namespaces.get(request.caller.namespace)).keys

@@ -51,7 +51,8 @@ class Selector:
 async def share_context(service: SearchServices, request: RequestContext, args: ShareArguments) -> ShareAnswer:
     """Grant an agent access to all present and future memories that a selector covers, including private ones.
 
-    Sharing the same selector with the same agent again renews the grant.
+    Sharing the same selector with the same agent again replaces the permission, the end and the note of the grant. If
+    the agent may no longer write, what it passed on ends too.
 
     Raises:
         InvalidArgument: a value is not valid, or the target is the caller.
@@ -103,6 +104,7 @@ async def _share(
     if answer["status"] == "no_offer":
         raise no_offer(answers or "")
     _raise_for(answer, args)
+    await service.inflight_reads.finished(request.caller.namespace, answer["touched"], _PATIENCE_SECONDS)
     return ShareAnswer(
         grant_id=answer["id"],
         target_agent=args.target_agent,

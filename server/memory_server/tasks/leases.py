@@ -9,7 +9,7 @@ import secrets
 import time
 from typing import Any
 
-from memory_core.errors import MemoryServiceError, NotFound
+from memory_core.errors import MemoryServiceError, NotFound, after_write
 from memory_core.records import redis_time
 from memory_core.records.authority import Effect
 from memory_core.records.ids import new_id
@@ -24,7 +24,7 @@ from memory_server.contract.memories import Hit
 from memory_server.contract.task_arguments import CompleteArguments, FailArguments, PendingArguments
 from memory_server.contract.tasks import ClaimedTask, PendingAnswer, TaskStateAnswer, TaskView
 from memory_server.engine.inflight_reads import reads
-from memory_server.engine.redis_backend import Backend, after_write
+from memory_server.engine.redis_backend import Backend
 from memory_server.engine.request_context import Caller, RequestContext
 from memory_server.events.entries import TASK
 from memory_server.events.listeners import Waiter
@@ -51,9 +51,14 @@ async def get_pending_tasks(service: TaskServices, request: RequestContext, args
     await service.namespaces.get(request.caller.namespace)
     if not args.claim:
         return await _show_assigned(service.backend, request.caller, args)
-    answer = await _claim(service, request, args.limit)
+    answer, shortened = await _claim(service, request, args.limit), None
     if args.wait_seconds and not answer["tasks"]:
-        answer = await _wait_and_claim(service, request, args)
+        seconds, shortened = request.longest_wait(args.wait_seconds)
+        answer = await _wait_and_claim(service, request, args.limit, seconds)
+    if shortened and not answer["tasks"]:
+        return PendingAnswer(
+            tasks=[], open_tasks=answer["held"], max_tasks=answer["most"], partial=True, reason=shortened
+        )
     with after_write():
         return await _describe(service, request, args, answer)
 
@@ -144,18 +149,18 @@ async def _claim(service: TaskServices, request: RequestContext, limit: int) -> 
     return answer
 
 
-async def _wait_and_claim(service: TaskServices, request: RequestContext, args: PendingArguments) -> dict[str, Any]:
+async def _wait_and_claim(service: TaskServices, request: RequestContext, limit: int, seconds: float) -> dict[str, Any]:
     """Claim again after each task event for the caller, until the time runs out."""
-    until = time.monotonic() + args.wait_seconds
+    until = time.monotonic() + seconds
     waiter = Waiter(request.caller.agent, frozenset({TASK}))
     at = await last_position(service.backend, request.caller.namespace)
     with service.events.listening(request.caller.namespace, waiter, at):
         while True:
-            answer = await _claim(service, request, args.limit)
+            answer = await _claim(service, request, limit)
             left = until - time.monotonic()
             if answer["tasks"] or left <= 0 or waiter.closed:
                 return answer
-            with request.without_slot():
+            async with request.waiting():
                 await waiter.wait(min(left, _POLL_SECONDS))
             waiter.queue.clear()
 

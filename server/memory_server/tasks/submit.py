@@ -70,6 +70,7 @@ async def distribute_task(
     ranked = rank(able(await roster(service, caller.namespace), kind, redis_time.now()), demand)
     unread = request.missing("similar tasks are", Effect.SEE_TASKS)
     similar = [] if unread else await _similar(service, caller, vector, model)
+    await request.check_stale_credential()
     answer = await _submit(service, request, args, demand, model, ranked)
     if answer["status"] == "replayed":
         task = await find_task(service.backend, caller, answer["id"])

@@ -15,7 +15,7 @@ def context_tools(runtime: Runtime) -> list[StrictTool]:
     async def share_context_with_agent(request: RequestContext, args: arguments_of.ShareArguments) -> ShareAnswer:
         """Let another agent see memories of yours, private ones included, by ids, context, tags or types.
 
-        It covers what you store later too. Sharing the same again renews it.
+        It covers what you store later too. Sharing the same again replaces permission and end.
         """
         return await lazy.grants.share_context(await runtime.service(), request, args)
 
