@@ -132,7 +132,10 @@ class TaskSettings(SettingsGroup):
 
 
 class LimitSettings(SettingsGroup):
-    """Limits that are checked before anything reaches Redis."""
+    """Limits that are checked before anything reaches Redis.
+
+    Agents share slots, waiting calls, requests, bytes and sessions: one alone can take a part, never all.
+    """
 
     content_bytes: int = Field(default=1 << 20, ge=1, le=1 << 26, description="bytes of one memory's content, as UTF-8")
     metadata_bytes: int = Field(default=16_384, ge=2, le=1 << 20, description="bytes of one memory's metadata, as JSON")
@@ -155,6 +158,9 @@ class LimitSettings(SettingsGroup):
         default=15.0, ge=0, le=600, description="seconds after which a burst is an overload"
     )
     requests: int = Field(default=10_000, ge=1, le=1_000_000, description="HTTP requests at a time, with event waits")
+    sessions: int = Field(
+        default=10_000, ge=1, le=1_000_000, description="open sessions of clients of the eras up to 2025-11-25"
+    )
     request_bytes: int = Field(default=256 << 20, ge=1024, le=1 << 40, description="bytes of all HTTP bodies together")
 
 

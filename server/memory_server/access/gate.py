@@ -27,7 +27,7 @@ from memory_core.settings.settings import Settings
 from memory_server.access import identity
 from memory_server.access.oauth import OAuthVerifier
 from memory_server.access.rate_limits import Rates
-from memory_server.engine.admission import ON_ITS_WAY, Admission, Slot
+from memory_server.engine.admission import SLOT, Admission, Slot
 from memory_server.engine.audited_calls import AuditedCall
 from memory_server.engine.batch_cache import BatchCache
 from memory_server.engine.counters import Counters
@@ -70,15 +70,20 @@ class Gate:
         self, context: ServerRequestContext[Any, Any], op: str, named: list[str], scope: Scope | None
     ) -> AsyncGenerator[RequestContext]:
         """Admit a call and hold an admission slot; raises as `admitted`, and Overloaded without an audit entry."""
-        if context.request is not None and (coming := context.request.scope.get(ON_ITS_WAY)):
-            coming.arrive()
         async with AsyncExitStack() as held:
             try:
-                slot = await held.enter_async_context(self.admission.slot())
+                slot = await self._slot(context, held)
             except Overloaded as error:
                 self._counters.called(op, error.code, 0.0)
                 raise
             yield await held.enter_async_context(self.admitted(context, op, named, scope, slot))
+
+    async def _slot(self, context: ServerRequestContext[Any, Any], held: AsyncExitStack) -> Slot:
+        """Hold the slot of the HTTP request, or one of its own for a call that has outlived its request."""
+        if slot := _slot_of(context):
+            return held.enter_context(slot.shared())
+        holder = None if context.request is None else identity.holder_of(context.request, self._settings)
+        return await held.enter_async_context(self.admission.slot(holder))
 
     @asynccontextmanager
     async def admitted(
@@ -90,7 +95,7 @@ class Gate:
         slot: Slot | None = None,
     ) -> AsyncGenerator[RequestContext]:
         """Admit an operation, and write its audit entry at the end. Raises Unauthenticated, Forbidden, RateLimited."""
-        async with self._identified(context, op, named, slot) as request:
+        async with self._identified(context, op, named, slot or _slot_of(context)) as request:
             self.take(request.caller)
             request.check(scope)
             yield request
@@ -153,10 +158,9 @@ class Gate:
             if entry := call.entry(caller().agent, caller().origin):
                 self._recorder.add(caller().namespace, entry)
 
-    def turn_away(self) -> Overloaded:
-        """Count and return the refusal of a call whose operation is not known yet."""
+    def count_refusal(self) -> None:
+        """Count the refusal of a request that was not parsed."""
         self._counters.turned_away += 1
-        return self.admission.refusal()
 
     async def _access(self, context: ServerRequestContext[Any, Any]) -> Access | None:
         if context.request is not None:
@@ -199,6 +203,11 @@ class Gate:
             identity.check_names(await self.stdio_access(), *identity.declared_on_stdio(self._settings))
         except MemoryServiceError as error:
             log.error("all calls will be refused because of MEMORY_TOKEN: %s", error.message)
+
+
+def _slot_of(context: ServerRequestContext[Any, Any]) -> Slot | None:
+    slot: Slot | None = None if context.request is None else context.request.scope.get(SLOT)
+    return None if slot is None or slot.is_over else slot
 
 
 class SdkVerifier:

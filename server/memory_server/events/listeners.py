@@ -7,12 +7,13 @@ much: the code that takes an entry out checks current permissions.
 from __future__ import annotations
 
 import asyncio
-from collections import defaultdict, deque
+from collections import Counter, defaultdict, deque
 from collections.abc import Hashable, Iterable
 from dataclasses import dataclass
 
 import numpy as np
 
+from memory_core.errors import QuotaExceeded
 from memory_core.records.model import Model
 from memory_core.records.vectors import Matrix
 from memory_server.events.entries import AGENT, KINDS, MEMORY, EventEntry, Position
@@ -22,9 +23,12 @@ _ROUNDING = 1e-4
 
 
 class Listener:
-    """Waits to be woken."""
+    """Waits to be woken, for an agent, which may have `most` listeners of the kind at a time."""
 
-    def __init__(self) -> None:
+    most = 0
+
+    def __init__(self, agent: str) -> None:
+        self.agent = agent
         self.closed = False
         self._awake = asyncio.Event()
 
@@ -50,6 +54,8 @@ class Listener:
 class Waiter(Listener):
     """One call that waits for events of some kinds, or for memories close to a query."""
 
+    most = 32
+
     def __init__(
         self,
         agent: str,
@@ -58,8 +64,7 @@ class Waiter(Listener):
         min_score: float = 0.0,
         model: Model | None = None,
     ) -> None:
-        super().__init__()
-        self.agent = agent
+        super().__init__(agent)
         self.kinds = kinds
         self.query = query
         self.model = model
@@ -131,8 +136,10 @@ class Watcher(Waiter):
 class Follower(Listener):
     """A subscription to resources: only the last change of each counts."""
 
-    def __init__(self, uris: frozenset[str]) -> None:
-        super().__init__()
+    most = 1024
+
+    def __init__(self, agent: str, uris: frozenset[str]) -> None:
+        super().__init__(agent)
         self.uris = uris
         self._changed: dict[str, EventEntry] = {}
 
@@ -161,6 +168,7 @@ class Audience:
     def __init__(self, position: Position) -> None:
         self.position = position
         self._all: set[Listener] = set()
+        self._numbers: Counter[tuple[type[Listener], str]] = Counter()
         self._waiters: set[Waiter] = set()
         self._followers: defaultdict[str, set[Follower]] = defaultdict(set)
         self._by_agent: defaultdict[str, set[Waiter]] = defaultdict(set)
@@ -175,6 +183,12 @@ class Audience:
         return len(self._all)
 
     def add(self, listener: Waiter | Follower) -> None:
+        """Add a listener; raises QuotaExceeded if its agent has too many."""
+        kind = type(listener), listener.agent
+        if self._numbers[kind] >= listener.most:
+            message = f"{listener.most} calls of yours wait or follow already, the limit for one agent"
+            raise QuotaExceeded(message, hint="end some of them first", retry_after=5.0)
+        self._numbers[kind] += 1
         self._all.add(listener)
         if isinstance(listener, Follower):
             for uri in listener.uris:
@@ -191,6 +205,7 @@ class Audience:
 
     def remove(self, listener: Waiter | Follower) -> None:
         self._all.discard(listener)
+        self._numbers[type(listener), listener.agent] -= 1
         if isinstance(listener, Follower):
             for uri in listener.uris:
                 _drop(self._followers, uri, listener)

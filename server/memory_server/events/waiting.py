@@ -49,7 +49,7 @@ async def wait_for_events(service: EventServices, request: RequestContext, args:
     Raises:
         InvalidArgument: the cursor or the kinds are not valid.
         EmbeddingUnavailable: only matches are requested, and no sidecar embedded the query.
-        StoreUnavailable: Redis does not answer.
+        StoreUnavailable: Redis does not answer. QuotaExceeded: the agent waits too often at a time.
     """
     caller = request.caller
     deadline = time.monotonic() + args.timeout_seconds

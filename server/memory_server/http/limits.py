@@ -1,94 +1,88 @@
-"""Refuses HTTP requests under load before they are parsed, which is many times cheaper than to refuse a parsed call.
+"""Limits the open HTTP requests and the bytes of their bodies, before their tokens are checked.
 
-Under sustained load a tool call is refused here with the tool's own error. If the open requests would take too much
-memory, any request is answered with 503.
+Each address has a share of the requests. Once its token is checked, a request counts against its agent instead.
 """
 
 from __future__ import annotations
 
-import asyncio
-import json
-from typing import Any
+from collections.abc import Hashable
 
 from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from memory_core.errors import Overloaded
 from memory_core.settings.groups import LimitSettings
-from memory_server.access.gate import Gate
-from memory_server.engine.admission import ON_ITS_WAY
-from memory_server.mcp.tools.tool_factory import refusal
+from memory_server.engine.shares import Shares
 
+PLACE = "memory.place"
+"""Key in an HTTP request's scope of the place that it takes among the open requests."""
 _PAUSE = 1
-_MAX_PARSED = 65_536
-"""A body up to this size in bytes is parsed, to refuse its call in the terms of MCP; a longer one gets the 503."""
-_DELAY_SHARE, _MAX_DELAY = 0.25, 1.0
-"""A refusal is delayed by this share of its `retry_after`, up to this many seconds."""
-_ALIVE = "/livez"
-"""Always answered: the prober would kill a server that is only busy."""
-_FIRST_MODERN = b"2026"
 
 
 class RequestLimits:
     """Limits the open requests and the bytes of their bodies; a body of unknown length counts as the longest."""
 
-    def __init__(self, app: ASGIApp, gate: Gate, limits: LimitSettings) -> None:
+    def __init__(self, app: ASGIApp, requests: Shares, limits: LimitSettings) -> None:
         self.app = app
-        self._gate, self._limits = gate, limits
-        self._requests = self._bytes = 0
+        self._requests, self._limits = requests, limits
+        self._bytes = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["path"] == _ALIVE:
+        if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        headers: dict[bytes, bytes] = dict(scope["headers"])
-        size = _length(headers, self._limits.body_bytes)
-        if self._requests >= self._limits.requests or self._bytes + size > self._limits.request_bytes:
-            await _unavailable()(scope, receive, send)
+        size = _length(dict(scope["headers"]), self._limits.body_bytes)
+        place = Place(self._requests, scope["client"][0] if scope["client"] else "")
+        if self._bytes + size > self._limits.request_bytes or not place.take():
+            await unavailable()(scope, receive, send)
             return
-        self._requests, self._bytes = self._requests + 1, self._bytes + size
+        self._bytes += size
         try:
-            await self._admit(scope, receive, send, headers, size)
+            await self.app({**scope, PLACE: place}, receive, send)
         finally:
-            self._requests, self._bytes = self._requests - 1, self._bytes - size
-
-    async def _admit(self, scope: Scope, receive: Receive, send: Send, headers: dict[bytes, bytes], size: int) -> None:
-        admission = self._gate.admission
-        if scope["method"] != "POST" or scope["path"] != "/mcp":
-            await self.app(scope, receive, send)
-            return
-        if admission.is_full():
-            if size > _MAX_PARSED:
-                await _unavailable()(scope, receive, send)
-                return
-            body = await _read(receive)
-            call_id = _id_of_call(body)
-            if call_id is not None:
-                await (await self._refused(call_id, headers))(scope, receive, send)
-                return
-            receive = _replay(body, receive)
-        with admission.coming() as arriving:
-            await self.app({**scope, ON_ITS_WAY: arriving}, receive, send)
-
-    async def _refused(self, call_id: int | str, headers: dict[bytes, bytes]) -> Response:
-        """Refuse a tool call after a delay, which slows down clients that retry immediately."""
-        error = self._gate.turn_away()
-        await asyncio.sleep(min((error.retry_after or 0.0) * _DELAY_SHARE, _MAX_DELAY))
-        result = refusal(error).model_dump(mode="json", by_alias=True, exclude_none=True)
-        if headers.get(b"mcp-protocol-version", b"") < _FIRST_MODERN:
-            result.pop("resultType", None)
-        return JSONResponse({"jsonrpc": "2.0", "id": call_id, "result": result})
+            self._bytes -= size
+            place.leave()
 
 
-def _id_of_call(body: bytes) -> int | str | None:
-    """Return the id of a tool call; None for anything else, which passes."""
-    try:
-        message: Any = json.loads(body)
-    except (ValueError, RecursionError):
-        return None
-    if not isinstance(message, dict) or message.get("method") != "tools/call":
-        return None
-    return message["id"] if isinstance(message.get("id"), int | str) else None
+class Place:
+    """The place of one request among the open ones."""
+
+    def __init__(self, shares: Shares, holder: Hashable) -> None:
+        self._shares, self._holder = shares, holder
+
+    def take(self) -> bool:
+        return self._shares.take(self._holder)
+
+    def pass_to(self, holder: Hashable) -> bool:
+        """Count the request against another holder; False, and unchanged, if that holder has too many."""
+        self._shares.give_back(self._holder)
+        if has_room := self._shares.has_room(holder):
+            self._holder = holder
+        self._shares.force(self._holder)
+        return has_room
+
+    def leave(self) -> None:
+        self._shares.give_back(self._holder)
+
+
+def replay(message: Message, receive: Receive) -> Receive:
+    """Return a `receive` that begins with a message that was read already."""
+    replayed = [message]
+
+    async def replaying() -> Message:
+        return replayed.pop() if replayed else await receive()
+
+    return replaying
+
+
+def unavailable(problem: str = "the server has too many open requests") -> Response:
+    """Answer 503, to be tried again soon."""
+    content = {
+        "error": Overloaded.code,
+        "error_description": f"{problem}; try again in {_PAUSE} s",
+        "retry_after": _PAUSE,
+    }
+    return JSONResponse(content, status_code=503, headers={"Retry-After": str(_PAUSE), "Connection": "close"})
 
 
 def _length(headers: dict[bytes, bytes], longest: int) -> int:
@@ -96,28 +90,3 @@ def _length(headers: dict[bytes, bytes], longest: int) -> int:
     if b"transfer-encoding" in headers or not declared.isdigit():
         return longest
     return min(int(declared), longest)
-
-
-async def _read(receive: Receive) -> bytes:
-    parts: list[bytes] = []
-    while (message := await receive())["type"] == "http.request":
-        parts.append(message.get("body", b""))
-        if not message.get("more_body"):
-            break
-    return b"".join(parts)
-
-
-def _replay(body: bytes, receive: Receive) -> Receive:
-    """Return a `receive` that begins with a body that was read already."""
-    replayed: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
-
-    async def replay() -> Message:
-        return replayed.pop() if replayed else await receive()
-
-    return replay
-
-
-def _unavailable() -> Response:
-    description = f"the server has too many open requests; try again in {_PAUSE} s"
-    content = {"error": Overloaded.code, "error_description": description, "retry_after": _PAUSE}
-    return JSONResponse(content, status_code=503, headers={"Retry-After": str(_PAUSE), "Connection": "close"})

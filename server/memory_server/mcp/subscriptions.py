@@ -60,7 +60,8 @@ class Subscriptions:
             async with lazy.live_feed.following(await self._runtime.service(), request, uris) as changes:
                 relay = asyncio.create_task(_relay(self._while_let_in(ctx, changes), bus, handler))
                 try:
-                    return await handler(ctx, params)
+                    with request.without_slot():
+                        return await handler(ctx, params)
                 finally:
                     relay.cancel()
         except MemoryServiceError as error:
