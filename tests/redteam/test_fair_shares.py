@@ -121,6 +121,23 @@ async def test_readyz_checks_the_host_and_is_computed_once_a_second(
         assert foreign.status_code == 421
 
 
+async def test_unasked_grants_of_one_agent_leave_room_for_others(server: Server, namespace: str) -> None:
+    async with AsyncExitStack() as opened:
+        mallory, carol, victim = [
+            await opened.enter_async_context(server.agent(name, namespace)) for name in ("mallory", "carol", "victim")
+        ]
+        for agent in (mallory, carol, victim):
+            await agent.call("register_agent")
+        flood = [
+            {"op": "share_context_with_agent", "target_agent": "victim", "context": f"c{number}"}
+            for number in range(300)
+        ]
+        answer = await mallory.call("batch_operations", operations=flood)
+        assert answer["failed"] >= 200, "the flooder is refused"
+        shared = await carol.call("share_context_with_agent", target_agent="victim", context="plans")
+        assert shared["grant_id"]
+
+
 def _wait_call(seconds: float) -> dict[str, Any]:
     meta = {
         "io.modelcontextprotocol/protocolVersion": "2026-07-28",
