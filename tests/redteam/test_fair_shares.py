@@ -14,6 +14,10 @@ from support.embedder_fixtures import wait_until
 from support.redis_users import SERVER
 from support.stack import MASTER_KEY, Server, Stack, serving
 
+from memory_core.records.keys import Keys
+from memory_server.operations.sweeper import sweep
+from memory_server.service import Service
+
 pytestmark = pytest.mark.redteam
 JSON = {"Accept": "application/json, text/event-stream", "Content-Type": "application/json"}
 WAITING = {"mcp-protocol-version": "2026-07-28", "mcp-method": "tools/call", "mcp-name": "wait_for_events"}
@@ -136,6 +140,36 @@ async def test_unasked_grants_of_one_agent_leave_room_for_others(server: Server,
         assert answer["failed"] >= 200, "the flooder is refused"
         shared = await carol.call("share_context_with_agent", target_agent="victim", context="plans")
         assert shared["grant_id"]
+
+
+async def test_private_stores_push_out_no_events_of_others(
+    server: Server, stack: Stack, service: Service, namespace: str
+) -> None:
+    async with AsyncExitStack() as opened:
+        mallory, carol, victim = [
+            await opened.enter_async_context(server.agent(name, namespace)) for name in ("mallory", "carol", "victim")
+        ]
+        for agent in (mallory, carol, victim):
+            await agent.call("register_agent")
+        cursor = (await victim.call("wait_for_events", timeout_seconds=0))["cursor"]
+        granted = await carol.call("share_context_with_agent", target_agent="victim", context="plans")
+        await mallory.store("Mine.", wait=False)
+        await _repeat_last_event(stack, namespace, 13_000)
+        await mallory.store("Mine too.", wait=False)
+        await sweep(service)
+        answer = await victim.call("wait_for_events", timeout_seconds=0, cursor=cursor)
+        assert [event["id"] for event in answer["events"]] == [granted["grant_id"]]
+        assert not answer["partial"], "what others do is no gap"
+        assert await stack.client.xlen(Keys(namespace).events) < 11_000
+
+
+async def _repeat_last_event(stack: Stack, namespace: str, times: int) -> None:
+    """Write an event again as its Function does, without the memories."""
+    ((_, fields),) = await stack.client.xrevrange(Keys(namespace).events, count=1)
+    pipe = stack.client.pipeline(transaction=False)
+    for _ in range(times):
+        pipe.xadd(Keys(namespace).events, fields)
+    await pipe.execute()
 
 
 def _wait_call(seconds: float) -> dict[str, Any]:

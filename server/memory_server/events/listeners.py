@@ -16,7 +16,7 @@ import numpy as np
 from memory_core.errors import QuotaExceeded
 from memory_core.records.model import Model
 from memory_core.records.vectors import Matrix
-from memory_server.events.entries import AGENT, KINDS, MEMORY, EventEntry, Position
+from memory_server.events.entries import AGENT, KINDS, LOST, MEMORY, EventEntry, Position
 
 _MAX_QUEUED = 5000
 _ROUNDING = 1e-4
@@ -128,6 +128,8 @@ class Watcher(Waiter):
         self.sees_all = sees_all
 
     def concerns(self, entry: EventEntry) -> bool:
+        if entry.kind == LOST:
+            return False
         if self.sees_all or entry.kind != MEMORY:
             return entry.is_news and (self.sees_all or entry.is_for(self.agent))
         return entry.is_news and self.may_read(entry)
@@ -261,6 +263,8 @@ class Audience:
     def offer(self, entry: EventEntry, near: set[Waiter] | None) -> None:
         """Offer an entry to the listeners it may concern; `near` has the waiters it matches, None if unknown."""
         self.position = max(self.position, entry.position)
+        if entry.kind == LOST:  # nobody who listens has missed anything
+            return
         self._doubt(entry)
         for waiter in self._concerned(entry, near) | self._watching:
             if waiter.concerns(entry):
