@@ -172,6 +172,24 @@ async def _repeat_last_event(stack: Stack, namespace: str, times: int) -> None:
     await pipe.execute()
 
 
+async def test_kinds_of_task_of_one_agent_are_limited(server: Server, stack: Stack, namespace: str) -> None:
+    async with AsyncExitStack() as opened:
+        mallory, victim = [await opened.enter_async_context(server.agent(n, namespace)) for n in ("mallory", "victim")]
+        await victim.call("register_agent", context_window=8000, max_tasks=3)
+        kinds = [
+            {"op": "distribute_task", "description": "x", "min_context_window": 100_000 + number}
+            for number in range(150)
+        ]
+        answer = await mallory.call("batch_operations", operations=kinds)
+        assert answer["failed"] >= 80, "the flooder is refused"
+        assert await stack.client.hlen(Keys(namespace).kinds) <= 64
+        await mallory.call("distribute_task", description="x", min_context_window=100_000)
+        for window in (4000, 5000):
+            await victim.call("distribute_task", description="mine", min_context_window=window)
+        claimed = await victim.call("get_pending_tasks", limit=3)
+        assert len(claimed["tasks"]) == 2
+
+
 def _wait_call(seconds: float) -> dict[str, Any]:
     meta = {
         "io.modelcontextprotocol/protocolVersion": "2026-07-28",

@@ -196,7 +196,9 @@ class AuditSettings(SettingsGroup):
     """Retention of the audit. Older entries are deleted up to a seal; the chain continues from that seal."""
 
     keep_days: int = Field(default=365, ge=0, le=36_500, description="days that an entry is kept; 0 is forever")
-    keep_entries: int = Field(default=1_000_000, ge=0, le=1_000_000_000, description="entries kept, roughly; 0 is all")
+    keep_entries: int = Field(
+        default=0, ge=0, le=1_000_000_000, description="entries kept, roughly; 0 is all, so that no flood deletes any"
+    )
 
 
 class ObserveSettings(SettingsGroup):

@@ -26,11 +26,11 @@ from memory_core.records.audit_entry import new_entry
 from memory_core.settings.settings import Settings
 from memory_server.access import identity
 from memory_server.access.oauth import OAuthVerifier
-from memory_server.access.rate_limits import Rates
 from memory_server.engine.admission import SLOT, Admission, Slot
 from memory_server.engine.audited_calls import AuditedCall
 from memory_server.engine.batch_cache import BatchCache
 from memory_server.engine.counters import Counters
+from memory_server.engine.rate_limits import Rates
 from memory_server.engine.request_context import Caller, RequestContext
 from memory_server.security.audit.recorder import Recorder
 
