@@ -25,6 +25,7 @@ from benchmarks import results
 from benchmarks.metrics import percentile
 from benchmarks.raw_client import RawClient, Refused
 from benchmarks.serving import Product, product
+from memory_core.settings.settings import Settings
 
 SECONDS, WARM_SECONDS, SETTLE_SECONDS = 8.0, 2.0, 2.0
 PRIORITY = 19
@@ -319,6 +320,7 @@ async def main() -> None:
     if options.flood:
         await _flood(options.flood, options.url)
         return
+    os.environ["MEMORY_LIMITS__BURST"] = str(Settings.load().limits.burst)
     rows: list[dict[str, Any]] = []
     for name in options.floods or FLOODS:
         with product() as running:  # a flood leaves memories, tasks and sessions behind
