@@ -1,8 +1,8 @@
 """Admission control: limits running and waiting calls, and divides both between agents.
 
-The agents take turns. An agent may run another call while it runs less than three times what is free, so one agent
-never holds every slot. If too many calls wait, the agent that has most of them waiting loses its latest. After
-`patience` seconds of waiting fewer may wait.
+The agents take turns. An agent that calls alone may use three quarters of the slots; while others call too, an eighth,
+because calls that run side by side slow each other. If too many calls wait, the agent that has most of them waiting
+loses its latest. After `patience` seconds of waiting fewer may wait.
 """
 
 from __future__ import annotations
@@ -19,7 +19,9 @@ from memory_core.errors import Overloaded
 
 SLOT = "memory.slot"
 """Key in an HTTP request's scope of the slot that it holds."""
-_SHARE = 3
+_ACTIVE_SECONDS = 1.0
+"""How long an agent counts as active after a call."""
+_LEAST_SHARE = 2
 _LEAST_PAUSE, _MOST_PAUSE = 0.25, 30.0
 
 
@@ -44,6 +46,8 @@ class Admission:
         self._busy = self._waiting = 0
         self._lanes: dict[Hashable, _Lane] = {}
         """The agents with calls, in the order of their turns."""
+        self._active: dict[Hashable, float] = {}
+        """When each agent called last, the latest at the end."""
         self._calm_at = self._done_at = time.monotonic()
         self._refused_at = -patience
         self._flow = _Flow()
@@ -68,6 +72,7 @@ class Admission:
     async def _enter(self, holder: Hashable, patient: bool) -> None:
         if not self._waiting:
             self._calm_at = time.monotonic()
+        self._note_active(holder)
         lane = self._lanes.setdefault(holder, _Lane())
         try:
             if not lane.waits and self._may_run(lane):
@@ -117,7 +122,16 @@ class Admission:
         self._flow.done()
 
     def _may_run(self, lane: _Lane) -> bool:
-        return lane.running < _SHARE * (self._at_once - self._busy)
+        is_alone = len(self._active) <= 1
+        share = self._at_once - self._at_once // 4 if is_alone else max(_LEAST_SHARE, self._at_once // 8)
+        return self._busy < self._at_once and lane.running < share
+
+    def _note_active(self, holder: Hashable) -> None:
+        now = time.monotonic()
+        self._active.pop(holder, None)
+        self._active[holder] = now
+        while now - next(iter(self._active.values())) > _ACTIVE_SECONDS:
+            del self._active[next(iter(self._active))]
 
     def _next_turn(self) -> asyncio.Future[None] | None:
         """Give the first agent that may run a call its turn, and put it behind the others."""
