@@ -247,28 +247,37 @@ class Times:
 
 
 async def _victim(url: str, seconds: float) -> Times:
-    """Measure a mix of calls, one after the other."""
+    """Measure a mix of calls, one after the other. A refused connection is tried again."""
     times, ends = Times(), time.perf_counter() + seconds
-    async with RawClient(f"{url}?agent={VICTIM}&namespace={NAMESPACE}") as client:
-        with suppress(Refused):
-            await client.call("register_agent", context_window=8000)
-        while time.perf_counter() < ends:
-            number = next(_numbers)
-            for tool, arguments in (
-                ("store_memory", {"content": f"The ferry to island {number} leaves at noon.", "wait": False}),
-                ("semantic_search", {"query": f"when does ferry {number} leave?", "mode": "keyword", "limit": 5}),
-                ("get_agent_memories", {"limit": 5}),
-                ("update_agent_heartbeat", {}),
-                ("wait_for_events", {"timeout_seconds": 0}),
-                ("get_pending_tasks", {}),
-            ):
-                began = time.perf_counter()
-                try:
-                    await client.call(tool, **arguments)
-                except (Refused, RuntimeError, OSError):
-                    times.refused += 1
-                times.milliseconds.append((time.perf_counter() - began) * 1000)
+    while time.perf_counter() < ends:
+        try:
+            async with RawClient(f"{url}?agent={VICTIM}&namespace={NAMESPACE}") as client:
+                await _calls(client, times, ends)
+        except (RuntimeError, OSError, asyncio.IncompleteReadError):
+            times.refused += 1
+            await asyncio.sleep(0.2)
     return times
+
+
+async def _calls(client: RawClient, times: Times, ends: float) -> None:
+    with suppress(Refused):
+        await client.call("register_agent", context_window=8000)
+    while time.perf_counter() < ends:
+        number = next(_numbers)
+        for tool, arguments in (
+            ("store_memory", {"content": f"The ferry to island {number} leaves at noon.", "wait": False}),
+            ("semantic_search", {"query": f"when does ferry {number} leave?", "mode": "keyword", "limit": 5}),
+            ("get_agent_memories", {"limit": 5}),
+            ("update_agent_heartbeat", {}),
+            ("wait_for_events", {"timeout_seconds": 0}),
+            ("get_pending_tasks", {}),
+        ):
+            began = time.perf_counter()
+            try:
+                await client.call(tool, **arguments)
+            except Refused:
+                times.refused += 1
+            times.milliseconds.append((time.perf_counter() - began) * 1000)
 
 
 async def measure(running: Product, name: str, seconds: float) -> dict[str, Any]:
@@ -285,14 +294,17 @@ async def measure(running: Product, name: str, seconds: float) -> dict[str, Any]
         flood.kill()
         printed, _ = await flood.communicate()
     await asyncio.sleep(SETTLE_SECONDS)
-    p99, quiet_p99 = percentile(under.milliseconds, 0.99), percentile(quiet.milliseconds, 0.99)
+    before, during = [
+        [percentile(times.milliseconds, share) for share in (0.5, 0.99)] if times.milliseconds else [None, None]
+        for times in (quiet, under)
+    ]
     return {
         "flood": name,
-        "quiet p50 ms": percentile(quiet.milliseconds, 0.5),
-        "quiet p99 ms": quiet_p99,
-        "p50 ms": percentile(under.milliseconds, 0.5),
-        "p99 ms": p99,
-        "p99 to quiet": p99 / quiet_p99,
+        "quiet p50 ms": before[0],
+        "quiet p99 ms": before[1],
+        "p50 ms": during[0],
+        "p99 ms": during[1],
+        "p99 to quiet": during[1] / before[1] if during[1] and before[1] else None,
         "calls": len(under.milliseconds),
         "refused": under.refused,
         "the flood's answers": (printed.decode().splitlines() or [""])[-1],

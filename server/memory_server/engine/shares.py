@@ -9,16 +9,17 @@ from collections.abc import Hashable
 class Shares:
     """A holder may take more while it holds less than is free: alone half of the capacity, of two each a third.
 
-    So one holder never takes everything, and the next holder always finds room.
+    So one holder never takes everything, and the next holder always finds room. `most` limits each holder further.
     """
 
-    def __init__(self, capacity: int) -> None:
+    def __init__(self, capacity: int, most: int | None = None) -> None:
         self._capacity, self._used = capacity, 0
+        self._most = capacity if most is None else most
         self._held: Counter[Hashable] = Counter()
 
     def has_room(self, holder: Hashable, amount: int = 1) -> bool:
         free = self._capacity - self._used
-        return amount <= free and (amount == 0 or self._held[holder] < free)
+        return amount <= free and (amount == 0 or self._held[holder] < min(free, self._most))
 
     def take(self, holder: Hashable, amount: int = 1) -> bool:
         """Take an amount for a holder; False if that is more than its share."""

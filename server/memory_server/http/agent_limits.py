@@ -33,6 +33,8 @@ _MAX_PARSED = 65_536
 """A body up to this size in bytes is parsed, to refuse its call in the terms of MCP; a longer one gets a 503."""
 _DELAY_SHARE, _MAX_DELAY = 0.25, 1.0
 """A refusal is delayed by this share of its `retry_after`, up to this many seconds."""
+_MOST_SESSIONS = 256
+"""Sessions of one agent: thousands of them slow down Python's garbage collection."""
 _FIRST_MODERN = "2026"
 _SESSION, _VERSION = "mcp-session-id", "mcp-protocol-version"
 
@@ -128,7 +130,7 @@ class _Sessions:
     """Counts the sessions of each agent. Only clients of the eras up to 2025-11-25 open any."""
 
     def __init__(self, manager: StreamableHTTPSessionManager, most: int) -> None:
-        self._manager, self._shares = manager, Shares(most)
+        self._manager, self._shares = manager, Shares(most, _MOST_SESSIONS)
         self._holders: dict[str, Hashable] = {}
 
     def watched(self, holder: Hashable, send: Send) -> Send:
