@@ -69,8 +69,8 @@ async def test_call_flood_of_one_agent_refuses_only_its_own_calls(stack: Stack, 
 
 
 async def test_long_bodies_of_one_agent_do_not_refuse_others(stack: Stack, namespace: str) -> None:
-    async with _small(stack, request_bytes=8 << 20) as (server, http):
-        body = json.dumps(_wait_call(20)).encode() + b" " * (1 << 20)
+    body = json.dumps(_wait_call(20)).encode() + b" " * (1 << 20)
+    async with _small(stack, request_bytes=8 * len(body)) as (server, http):
         url = _mcp(server, "mallory", namespace)
         flood = [asyncio.create_task(http.post(url, content=body, headers=WAITING)) for _ in range(12)]
         try:
