@@ -79,7 +79,7 @@ class AgentLimits:
 
     def _take_bytes(self, held: AsyncExitStack, holder: Hashable, size: int) -> None:
         if not self._bytes.take(holder, size):
-            raise Overloaded("your open requests are too long", retry_after=1.0)
+            raise Overloaded("your open requests are too long")  # at once: until then the body is kept
         held.callback(self._bytes.give_back, holder, size)
 
 
