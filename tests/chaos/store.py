@@ -28,6 +28,7 @@ from .memories.evidence import Evidence
 from .memories.faults import Faults
 from .memories.load import NAMESPACE, Actor, Load
 from .memories.machine import Machine, short_folder
+from .progress import settle
 
 _log = logging.getLogger(__name__)
 AGENTS = ("alice", "bob", "carol", "dave")
@@ -194,8 +195,11 @@ class _Epoch:
         self, machine: Machine, recorder: Recorder, histories: Path, forgotten: frozenset[str]
     ) -> Evidence:
         _log.info("waiting until nothing is pending")
-        await machine.until_ready()
-        left = await memory_records.settle(machine.client, self.keys)
+
+        async def unfinished() -> list[str]:
+            return [*await machine.not_ready(), *await memory_records.unfinished(machine.client, self.keys)]
+
+        left = await settle(unfinished)
         rested = time.monotonic()
         calls, _ = history.load(histories)
         _log.info("final reads, after %d calls", len(calls))
@@ -205,7 +209,7 @@ class _Epoch:
             )
         except* final_reads.StillRefused as refused:
             self.report.violations.append(Violation("refused at rest", "all", str(refused.exceptions[0])))
-        await memory_records.settle(machine.client, self.keys)
+        left += await settle(unfinished)
         _log.info("judging")
         calls, clock = history.load(histories)
         state = await memory_records.read(machine.client, self.keys, machine.keyring, left)
