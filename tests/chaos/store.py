@@ -69,6 +69,8 @@ class Report:
     outcomes: Counter[str] = field(default_factory=Counter[str])
     faults: Counter[str] = field(default_factory=Counter[str])
     skipped: dict[str, str] = field(default_factory=dict[str, str])
+    slowest: tuple[float, str] = (0.0, "no fault")
+    """The longest time from the end of a fault to the next acknowledged write, and that fault."""
     unsynced: int = 0
     violations: list[Violation] = field(default_factory=list[Violation])
 
@@ -92,6 +94,7 @@ class Report:
             f"({_counts(self.acknowledged)})",
             f"faults: {sum(self.faults.values())} of {len(self.faults)} kinds: {_counts(self.faults)}",
             *(f"SKIPPED {name}: {why}" for name, why in sorted(self.skipped.items())),
+            f"slowest recovery: {self.slowest[0]:.1f} s after {self.slowest[1]}",
             f"power losses removed {self.unsynced} unsynced bytes",
             f"calls: {_counts(self.outcomes)}",
             f"violations: {len(self.violations)} ({_counts(found)})",
@@ -183,7 +186,10 @@ class _Epoch:
             kind = left.pop(0)
             _log.info("%d acknowledged; %s", load.acknowledged, kind)
             await faults.strike(kind)
-            if not await _recovers(load):
+            healed = time.monotonic()
+            recovers = await _recovers(load)
+            self.report.slowest = max(self.report.slowest, (time.monotonic() - healed, kind))
+            if not recovers:
                 self.report.violations.append(Violation("did not recover", kind, f"within {RECOVERY_SECONDS:.0f} s"))
             if time.monotonic() > self.ends:
                 load.stopping.set()
