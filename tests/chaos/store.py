@@ -215,7 +215,7 @@ class _Epoch:
             )
         except* final_reads.StillRefused as refused:
             self.report.violations.append(Violation("refused at rest", "all", str(refused.exceptions[0])))
-        left += await settle(unfinished)
+        left = left or await settle(unfinished)
         _log.info("judging")
         calls, clock = history.load(histories)
         state = await memory_records.read(machine.client, self.keys, machine.keyring, left)
