@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager, suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import quote
+
+from memory_core.crypto.secret_files import narrow
 
 if TYPE_CHECKING:
     from redis.asyncio import Redis
@@ -63,10 +66,13 @@ async def shut_down(url: str) -> None:
 
 
 async def shut_down_orphan(address: Address | None, password: str) -> None:
-    """Ask a Redis without supervisor to stop, by its socket and its port."""
+    """Ask a Redis without supervisor to stop.
+
+    Only by its socket: once Redis has ended, another user may listen on its port and would receive the password.
+    """
     if address is not None:
+        narrow([Path(address.socket).parent])
         await shut_down(socket_url(address.socket, password))
-        await shut_down(port_url(address.port, password))
 
 
 @asynccontextmanager

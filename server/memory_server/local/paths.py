@@ -150,6 +150,8 @@ def _socket_dirs(paths: LocalPaths, last: Address | None) -> Iterator[Path]:
         yield Path(runtime) / "redis-memory"
     for parent in (tempfile.gettempdir(), "/tmp"):  # noqa: S108 # nosec B108
         yield Path(parent) / f"redis-memory-{os.geteuid()}"
+    # Another user took the names above. The folder is found again by the recorded address.
+    yield Path(tempfile.mkdtemp(prefix=f"redis-memory-{os.geteuid()}-"))
 
 
 def _is_own_dir(folder: Path) -> bool:
