@@ -15,9 +15,12 @@ import tomlkit
 
 from memory_core.crypto.secret_files import make_folder, write_private
 from memory_core.errors import InvalidArgument
+from memory_core.records.bounded_files import opened
 from memory_server.cli.client_config.clients import OWNED_FIELDS, SECTION, Client
 from memory_server.cli.client_config.json_text import with_member
 
+_MAX_BYTES = 64 << 20
+"""Claude Code also keeps its history in its file."""
 _BYTE_ORDER_MARK = "\ufeff"
 _BY_HAND = "fix it first, or add the entry that --print shows by hand"
 
@@ -75,11 +78,19 @@ def plan(client: Client, file: Path, name: str, entry: Mapping[str, Any]) -> Cha
 
 
 def read(file: Path) -> str | None:
-    """Return a file's text; None if there is no file. Raises OSError or ValueError if it is not readable UTF-8."""
+    """Return a file's text; None if there is no file.
+
+    Raises:
+        OSError or ValueError: it is not readable UTF-8, or too long. InvalidArgument: it is a pipe or a device.
+    """
     try:
-        return file.read_bytes().decode()
+        with opened(file) as raw:
+            data = raw.read(_MAX_BYTES + 1)
     except FileNotFoundError:
         return None
+    if len(data) > _MAX_BYTES:
+        raise ValueError("it is too long")
+    return data.decode()
 
 
 def _with_json(text: str, section: str, name: str, entry: Mapping[str, Any]) -> str:
