@@ -206,6 +206,40 @@ def test_socket_folder_that_another_user_took_does_not_stop_the_memory() -> None
     assert mode == "0o700"
 
 
+def served(data: Path) -> subprocess.CompletedProcess[str]:
+    """Serve on a data directory that must be refused."""
+    command = [sys.executable, "-m", "memory_server", "serve", "--port", "0", "--data-dir", str(data)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+
+
+def test_copied_data_directory_does_not_close_a_folder_of_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    paths, public = prepare(tmp_path / "data"), tmp_path / "public"
+    public.mkdir(mode=0o755)
+    crafted = Address(str(public / paths.socket_name), 1)
+    assert choose_socket(paths, crafted).parent != public
+    assert public.stat().st_mode & 0o777 == 0o755
+
+
+def test_folder_of_other_things_does_not_become_a_data_directory(tmp_path: Path) -> None:
+    shared = tmp_path / "shared"
+    shared.mkdir(mode=0o755)
+    (shared / "passwd").touch()
+    refused = served(shared)
+    assert (refused.returncode, "holds other files than a memory" in refused.stderr) == (78, True)
+    assert shared.stat().st_mode & 0o777 == 0o755
+
+
+@pytest.mark.parametrize("name", ["password", "integrity.key", "address.json", "state.json"])
+def test_pipe_in_a_data_directory_is_refused(tmp_path: Path, name: str) -> None:
+    (tmp_path / "data").mkdir(mode=0o700)
+    os.mkfifo(tmp_path / "data" / name, 0o600)
+    refused = served(tmp_path / "data")
+    assert (refused.returncode, "is not a plain file" in refused.stderr) == (78, True)
+
+
 def connect_in(project: Path, *words: str, seconds: float = 30.0) -> subprocess.CompletedProcess[str]:
     """Run `redis-memory connect --project` in a folder that an attacker made."""
     command = [sys.executable, "-P", "-m", "memory_server", "connect", *words]

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager, suppress
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import quote
-
-from memory_core.crypto.secret_files import narrow
 
 if TYPE_CHECKING:
     from redis.asyncio import Redis
@@ -71,7 +68,6 @@ async def shut_down_orphan(address: Address | None, password: str) -> None:
     Only by its socket: once Redis has ended, another user may listen on its port and would receive the password.
     """
     if address is not None:
-        narrow([Path(address.socket).parent])
         await shut_down(socket_url(address.socket, password))
 
 
