@@ -19,9 +19,12 @@ from typing import Any
 import pytest
 from support.ports import free_port
 
+from memory_core.crypto.keyring import Keyring
 from memory_core.crypto.secret_files import write_private
+from memory_core.errors import InvalidArgument
 from memory_server.local import locks
 from memory_server.local.paths import Address, choose_socket, password_of, prepare, write_record
+from memory_server.security.audit.export import check_file
 from memory_server.transfer.detection import detect
 from memory_server.transfer.foreign import Bad, Foreign
 
@@ -286,3 +289,43 @@ def test_server_that_a_client_starts_ignores_modules_of_its_folder(tmp_path: Pat
     done = subprocess.run(started, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
     assert "the code of the project runs" not in done.stdout
     assert "Serve MCP" in done.stdout
+
+
+CLIENT_FILES = {
+    "codex": [
+        "[mcp_servers.redis-memory.env]\na=1\n[b]\n[mcp_servers.redis-memory]\nurl='x'",
+        "[mcp_servers]\nurl=[1]\nurl.x=2",
+    ],
+    "claude": ['{"mcpServers": {"redis-memory": {"a": "\\ud800"}}}', "[" * 100_000],
+}
+
+
+@pytest.mark.parametrize(("client", "text"), [(name, text) for name, texts in CLIENT_FILES.items() for text in texts])
+def test_malformed_client_file_is_refused_in_one_line(tmp_path: Path, client: str, text: str) -> None:
+    file = tmp_path / (".codex/config.toml" if client == "codex" else ".mcp.json")
+    file.parent.mkdir(exist_ok=True)
+    file.write_text(text)
+    refused = connect_in(tmp_path, client, "--project")
+    assert (refused.returncode, refused.stderr.count("\n")) == (78, 1)
+    assert file.read_text() == text
+
+
+@pytest.mark.parametrize("count", ["[1]", "1e999", '"x"', "null"])
+def test_audit_export_with_malformed_counts_is_refused(tmp_path: Path, count: str) -> None:
+    file = tmp_path / "a.jsonl"
+    file.write_text(f'{{"audit": 1, "namespace": "a", "given": {count}, "sealed": 0}}\n')
+    with pytest.raises(InvalidArgument, match="is not an audit export"):
+        check_file(file, Keyring())
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"), [("MEMORY_AUTH", "[" * 50_000), ("REDIS_URL", "redis://:s3cret@h/0?max_connections=-1")]
+)
+def test_malformed_variable_is_refused_in_one_line(tmp_path: Path, variable: str, value: str) -> None:
+    command = [sys.executable, "-m", "memory_server", "status"]
+    environment = {**os.environ, variable: value}
+    refused = subprocess.run(
+        command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=30, check=False
+    )
+    assert (refused.returncode, refused.stderr.count("\n")) == (78, 1)
+    assert "s3cret" not in refused.stderr

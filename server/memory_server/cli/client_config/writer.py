@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import tomlkit
+from tomlkit.exceptions import TOMLKitError
 
 from memory_core.crypto.secret_files import make_folder, write_private
 from memory_core.errors import InvalidArgument
@@ -72,8 +73,10 @@ def plan(client: Client, file: Path, name: str, entry: Mapping[str, Any]) -> Cha
         if client is Client.CODEX:
             return Change(file, before, _with_toml(text, name, entry))
         mark = _BYTE_ORDER_MARK if text.startswith(_BYTE_ORDER_MARK) else ""
-        return Change(file, before, mark + _with_json(text.removeprefix(mark), SECTION[client], name, entry))
-    except (ValueError, RecursionError) as error:
+        after = mark + _with_json(text.removeprefix(mark), SECTION[client], name, entry)
+        after.encode()  # half of a surrogate pair can be read as JSON, but not be written
+        return Change(file, before, after)
+    except (ValueError, RecursionError, LookupError, TOMLKitError) as error:  # tomlkit raises all of them
         raise InvalidArgument(f"{file} cannot be parsed: {error}", hint=_BY_HAND) from None
 
 
