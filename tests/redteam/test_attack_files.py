@@ -18,6 +18,9 @@ from typing import Any
 
 import pytest
 from support.ports import free_port
+from support.redis_users import SERVER
+from support.stack import Server, Stack, in_own_task
+from support.transfer_helpers import Shell
 
 from memory_core.crypto.keyring import Keyring
 from memory_core.crypto.secret_files import write_private
@@ -65,7 +68,7 @@ except InvalidArgument:
 @contextmanager
 def listening_stranger(port: int, log: Path) -> Generator[None]:
     """Another user's program on a loopback port, which writes what it receives to `log`."""
-    user = {"user": STRANGER, "group": STRANGER, "extra_groups": []} if os.geteuid() == 0 else {}
+    user: dict[str, Any] = {"user": STRANGER, "group": STRANGER, "extra_groups": []} if os.geteuid() == 0 else {}
     command: list[Any] = ["/usr/bin/env", "python3", "-c", LISTEN, str(port)]
     with log.open("wb") as output, subprocess.Popen(command, stdout=output, cwd="/", **user) as process:
         try:
@@ -329,3 +332,17 @@ def test_malformed_variable_is_refused_in_one_line(tmp_path: Path, variable: str
     )
     assert (refused.returncode, refused.stderr.count("\n")) == (78, 1)
     assert "s3cret" not in refused.stderr
+
+
+@pytest.mark.parametrize("line", ["[]", '{"a": 1}', "x", '{"kind": []}', '{"kind": "memory", "id": 1}', "[" * 100_000])
+async def test_damaged_unfinished_export_is_refused(
+    server: Server, stack: Stack, namespace: str, tmp_path: Path, line: str
+) -> None:
+    shell = Shell(stack.redis.url_of(SERVER))
+    async with in_own_task(server.agent("ann", namespace)) as ann:
+        await ann.store("The tide table.")
+    await shell.done("export", tmp_path / "a.jsonl", "--namespace", namespace)
+    header = (tmp_path / "a.jsonl").read_text().splitlines()[0]
+    write_private(tmp_path / f"b.jsonl.{namespace}.part", f"{header}\n{line}\n")
+    refused = await shell.run("export", tmp_path / "b.jsonl", "--namespace", namespace)
+    assert (refused.code, refused.output) == (78, "conflict: the unfinished export is damaged")
