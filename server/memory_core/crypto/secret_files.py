@@ -68,7 +68,7 @@ def narrow(paths: Iterable[Path]) -> None:
     """Take the permissions of other users from files and folders that exist.
 
     Raises:
-        UnsafeStart: one is a link or belongs to another user. OSError.
+        UnsafeStart: one is a link, a device or a pipe, or belongs to another user. OSError.
     """
     for path in paths:
         try:
@@ -76,6 +76,8 @@ def narrow(paths: Iterable[Path]) -> None:
         except FileNotFoundError:
             continue
         _check(path, info)
+        if not (stat.S_ISREG(info.st_mode) or stat.S_ISDIR(info.st_mode)):
+            raise _special(path)  # a pipe would stop its reader
         if info.st_mode & OTHERS and sys.platform != "win32":
             path.chmod(stat.S_IMODE(info.st_mode) & ~OTHERS)
 

@@ -145,13 +145,22 @@ class _Exporter:
                 raise Conflict("an unfinished export used other options", hint="remove the .part file")
             self._signature.add(line)
             last = line
+            self._count(line)
+        if last:
+            try:
+                self._after = lines.position(lines.parse(last))
+            except ValueError:
+                raise Conflict("the unfinished export is damaged", hint="remove the .part file") from None
+        self._exported.resumed_from = len(self._already_written)
+
+    def _count(self, line: bytes) -> None:
+        try:
             content = json.loads(line)
             self._exported.counts[content["kind"]] += 1
             if content["kind"] == "memory":
                 self._already_written.add(content["id"])
-        if last:
-            self._after = lines.position(lines.parse(last))
-        self._exported.resumed_from = len(self._already_written)
+        except (ValueError, TypeError, LookupError, RecursionError):
+            raise Conflict("the unfinished export is damaged", hint="remove the .part file") from None
 
     async def write(self, on_progress: Progress | None) -> None:
         """Write the lines that are missing."""
