@@ -143,6 +143,8 @@ def _print_report(report: AuditReport) -> None:
     lazy.printing.line(f"{report.number_of_problems} problems")
     rows = ((problem.number, problem.kind, problem.detail) for problem in report.problems[:_MOST_SHOWN])
     lazy.printing.table(("number", "problem", "evidence"), rows)
+    if report.number_of_problems > _MOST_SHOWN:
+        lazy.printing.line(f"… and {report.number_of_problems - _MOST_SHOWN} more")
 
 
 def _line(entry: SignedEntry) -> str:
