@@ -37,7 +37,8 @@ def secret_of(value: SecretStr | None, path: Path | None, name: str) -> str | No
     try:
         text = path.read_text(encoding="utf-8").strip()
     except (OSError, ValueError) as error:
-        raise UnsafeStart(f"cannot read {name}_file: {type(error).__name__}") from None
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+        raise UnsafeStart(f"cannot read {name}_file {path}: {reason}", hint="check its path and permissions") from None
     if not text:
         raise UnsafeStart(f"{name}_file is empty", hint="write the secret into it, or leave the setting out")
     return text
