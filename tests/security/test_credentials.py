@@ -42,6 +42,8 @@ NAMED = {
     "密码是abc12345": "abc12345",
     "パスワードはsakura99": "sakura99",
     "비밀번호는 hunter22 입니다": "hunter22",
+    "패스워드 = hunter22!": "hunter22!",
+    "비번은 Kimchi2026!jjang 이야": "Kimchi2026!jjang",
     "Hasło: Zima2024": "Zima2024",
     "ŞİFRE: kedi1234": "kedi1234",
     "AWS_SECRET_ACCESS_KEY=wJalrXUtnFEMI/K7MDENG/bPxRfiCYzzzzzzzzkey": "wJalrXUtnFEMI/K7MDENG/bPxRfiCYzzzzzzzzkey",

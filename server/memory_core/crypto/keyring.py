@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
-from memory_core.crypto.secret_files import secret_of
+from memory_core.crypto.secret_files import cannot_read, secret_of
 from memory_core.errors import KeyMissing, UnsafeStart
 
 if TYPE_CHECKING:  # the supervisor starts without pydantic
@@ -143,7 +143,7 @@ def _of_file(path: Path) -> str:
             log.warning("other users of this machine can read the master key; chmod 600 its file")
         return path.read_text(encoding="utf-8")
     except (OSError, ValueError) as error:
-        raise UnsafeStart(f"cannot read master_key_file: {type(error).__name__}") from None
+        raise cannot_read("master_key_file", error) from None
 
 
 def _of_command(command: str) -> str:

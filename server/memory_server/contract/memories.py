@@ -13,7 +13,7 @@ from memory_core.records.model import Model
 from memory_core.records.scope import Principal
 from memory_core.records.times import to_iso
 from memory_server.contract.answer import Answer
-from memory_server.contract.untrusted_text import NOTE, framed, quoted
+from memory_server.contract.untrusted_text import NOTE, counted, framed, quoted
 
 Milliseconds = Annotated[float, AfterValidator(lambda value: round(value, 2))]
 Score = Annotated[float, AfterValidator(lambda value: round(value, 4))]
@@ -113,7 +113,7 @@ class Secrets(BaseModel):
     def line(self) -> str:
         done = {
             "stored": "it is stored as written. If it is a secret, delete it or store it with sensitive=true",
-            "redacted": "it is left out",
+            "redacted": "the memory is stored with [redacted] in its place",
             "encrypted": "the memory is stored as sensitive",
         }
         return f"Looks like a credential ({', '.join(self.kinds)}): {done[self.action]}."
@@ -195,7 +195,8 @@ class MemoryListAnswer(Answer):
         return [memory.memory_id for memory in self.memories]
 
     def lines(self) -> list[str]:
-        head = [f"{len(self.memories)} of {self.total} memories.", *([NOTE] if self.memories else [])]
+        total = counted(self.total, "memory", "memories")
+        head = [f"{len(self.memories)} of {total}.", *([NOTE] if self.memories else [])]
         more = [f"More: cursor={self.next_cursor}"] if self.next_cursor else []
         return [*head, *chain.from_iterable(memory.lines() for memory in self.memories), *more]
 
@@ -243,4 +244,4 @@ class SearchAnswer(Answer):
         if not self.hits:
             return ["No memories found."]
         found = chain.from_iterable(hit.memory.lines(f"{hit.score:.2f} ") for hit in self.hits)
-        return [f"{len(self.hits)} memories.", NOTE, *found]
+        return [f"{counted(len(self.hits), 'memory', 'memories')}.", NOTE, *found]

@@ -12,14 +12,14 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from memory_core.errors import InvalidArgument
-from memory_core.records.memory import SEALED_CODEC, Record
+from memory_core.records.memory import SEALED_CODEC, Record, Visibility
 from memory_server.contract.memories import Secrets
-from memory_server.contract.validation import check_secrecy
 from memory_server.security.credentials import find_credentials, redact
 
 Policy = Literal["warn", "redact", "seal", "refuse"]
 _IN_THREAD = 20_000
 _HINT = "leave it out, keep it in a secret store, or pass sensitive=true, which encrypts content and metadata"
+_LABELS_HINT = "remove it from tags, context and source: they are never encrypted"
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,11 +54,13 @@ def apply_policy(record: Record, policy: Policy) -> tuple[Record, Secrets | None
     if policy == "warn":
         return record, Secrets(kinds=kinds, action="stored")
     if policy == "refuse" or found.in_labels:
-        where = "tags, context or source" if found.in_labels else "content or metadata"
-        raise InvalidArgument(f"{where} look like a credential ({', '.join(kinds)})", hint=_HINT)
+        where, hint = ("tags, context or source", _LABELS_HINT) if found.in_labels else ("content or metadata", _HINT)
+        raise InvalidArgument(f"{where} look like a credential ({', '.join(kinds)})", hint=hint)
     if policy == "redact":
         return replace(record, content=found.content, metadata=found.metadata), Secrets(kinds=kinds, action="redacted")
-    check_secrecy(True, record.visibility)
+    if record.visibility is Visibility.PUBLIC:
+        message = f"content or metadata look like a credential ({', '.join(kinds)}), and no public memory is encrypted"
+        raise InvalidArgument(message, hint="store it private, or leave the credential out")
     return replace(record, codec=SEALED_CODEC), Secrets(kinds=kinds, action="encrypted")
 
 

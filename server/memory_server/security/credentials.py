@@ -66,7 +66,7 @@ _URL = re.compile(r"://([^\s/:@'\"<>]{1,128}):([^\s/@'\"<>]{3,256})@[\w.-]")
 
 _PASSWORDS = (
     "password passwd passphrase passcode pwd passwort kennwort contraseña senha пароль пароля 密码 密碼 口令 パスワード"
-    " 비밀번호 parola hasło heslo wachtwoord lösenord şifre"
+    " 비밀번호 패스워드 비번 parola hasło heslo wachtwoord lösenord şifre"
 ).split()
 _PHRASES = ("mot de passe", "clave de acceso", "كلمة المرور", "كلمة السر", "סיסמה", "पासवर्ड")
 _TOKENS = ("secret", "api key", "api-key", "api_key", "apikey", "access key", "access_key", "token", "credential")

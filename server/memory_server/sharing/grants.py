@@ -126,7 +126,7 @@ async def revoke_shared(service: SearchServices, request: RequestContext, grant_
     answer = await _end(service, request, check_id(grant_id, "grant_id"), "revoke_shared_context")
     if answer["status"] != "revoked":
         message = f"no grant or offer {echo(grant_id)} that you gave or hold"
-        raise NotFound(message, hint="get_shared_context lists them")
+        raise NotFound(message, hint="get_shared_context lists yours; `redis-memory grants list` lists all")
     finished = await service.inflight_reads.finished(request.caller.namespace, answer["touched"], _PATIENCE_SECONDS)
     reason = None if finished else "calls that began before may still show it"
     return RevokeAnswer(grant_id=grant_id, grants_ended=answer["grants"], partial=not finished, reason=reason)

@@ -256,7 +256,7 @@ class _OwnReader:
             yield from_line(self._service, read.header, self._model, line, read.owners.get(line.owner, ""))
         else:
             if isinstance(line, AgentLine):
-                read.owners |= dict.fromkeys(line.owners, line.name)
+                read.owners |= dict.fromkeys((*line.owners, *line.kept), line.name)
             yield line
 
     def notes(self) -> list[str]:
