@@ -12,7 +12,9 @@ import pytest
 import pytest_asyncio
 from support.stack import Refused, Server, Stack, in_own_task, serving
 
-from memory_core.errors import InvalidArgument
+from memory_core.errors import InvalidArgument, UnsafeStart
+from memory_core.settings.settings import Settings
+from memory_server.local.running import keyring_of
 from memory_server.transfer.importer import ImportOptions, import_path
 
 SECRET = "The staging database password is hunter2!"
@@ -99,10 +101,9 @@ async def test_public_memory_is_not_encrypted_but_refused(strict: tuple[str, Ser
             await alice.call("store_memory", content=SECRET, visibility="public")
 
 
-async def test_seal_without_a_master_key_is_refused(stack: Stack, namespace: str) -> None:
-    async with serving(stack.redis.url, secrets="seal") as server, server.agent("alice", namespace) as alice:
-        with pytest.raises(Refused, match="master key"):
-            await alice.call("store_memory", content=SECRET)
+def test_seal_without_a_master_key_does_not_start() -> None:
+    with pytest.raises(UnsafeStart, match="secrets=seal needs a master key"):
+        keyring_of(Settings.load(secrets="seal"), None)
 
 
 async def test_similar_shows_the_same_fact_only(server: Server, namespace: str) -> None:

@@ -48,6 +48,9 @@ NAMED = {
     "ŞİFRE: kedi1234": "kedi1234",
     "AWS_SECRET_ACCESS_KEY=wJalrXUtnFEMI/K7MDENG/bPxRfiCYzzzzzzzzkey": "wJalrXUtnFEMI/K7MDENG/bPxRfiCYzzzzzzzzkey",
     "The API key is 9f86d081884c7d659a2feaa0": "9f86d081884c7d659a2feaa0",
+    "The password of the database is correct-horse-battery": "correct-horse-battery",
+    "The user is app and the secret wJalrXUtnFEMI/K7MDENG/bPx1": "wJalrXUtnFEMI/K7MDENG/bPx1",
+    "암호: banana77": "banana77",
     "postgres://app:s3cr3tpw@db.example/app": "s3cr3tpw",
 }
 ORDINARY = (
@@ -64,6 +67,8 @@ ORDINARY = (
     "See https://example.com/sk-learn and task-management-2024-release-notes",
     "http://localhost:8080/path and ratio 3:4@home",
     "const web = new WebClient('xoxb-your-slack-token')",
+    "The password is end-to-end encrypted and case-sensitive.",
+    "암호화는 AES256 방식입니다.",
     "secret santa: bring a gift under 20 euros",
 )
 

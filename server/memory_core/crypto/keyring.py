@@ -30,7 +30,9 @@ if TYPE_CHECKING:  # the supervisor starts without pydantic
 log = logging.getLogger(__name__)
 KEY_BYTES = 32
 COMMAND_SECONDS = 30.0
-HOW_TO_SET = "make one with `redis-memory keys new`, and set MEMORY_MASTER_KEY, MEMORY_MASTER_KEY_FILE or _COMMAND"
+HOW_TO_SET = (
+    "set MEMORY_MASTER_KEY, MEMORY_MASTER_KEY_FILE or _COMMAND; `redis-memory keys new` makes one if you have none"
+)
 
 
 @dataclass(frozen=True, slots=True)
