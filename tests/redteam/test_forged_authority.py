@@ -1,0 +1,291 @@
+"""Write access to Redis does not give authority: forged, changed and copied authorisation records have no effect."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import pytest_asyncio
+from support.sharing_helpers import readable, register, share
+from support.stack import Agent, Server, Stack, in_own_task
+
+from memory_core.records import token as tokens
+from memory_core.records.codec import pack, unpack
+from memory_core.records.keys import Keys, operator_key, token_key
+from memory_core.records.scope import Principal
+from memory_core.records.token import hash_of
+from memory_core.redis_client import Client
+from memory_server.access.operator_login import admit_once, redeem
+from memory_server.access.tokens import issue_token, revoke_token
+from memory_server.engine.principals import resolve
+from memory_server.engine.request_context import Caller, RequestContext
+from memory_server.operations.quarantine import quarantine
+from memory_server.operations.team_sweeper import sweep_team
+
+pytestmark = pytest.mark.redteam
+SECRET = "The launch code of the rocket is 0000, says the general."
+FAR = 4_000_000_000.0
+SCOPES: frozenset[Any] = frozenset({"read", "admin"})
+
+
+@dataclass(slots=True)
+class Target:
+    """A namespace where alice keeps a sensitive memory and mallory would like to read it."""
+
+    server: Server
+    redis: Client
+    names: Keys
+    alice: Agent
+    mallory: Agent
+    secret: str
+
+    async def principal(self, agent: str = "mallory", namespace: str | None = None) -> Principal:
+        """What the server takes an agent for."""
+        caller = Caller(namespace or self.names.namespace, agent)
+        return await resolve(self.server.service.backend, RequestContext(caller))
+
+    async def owner(self, agent: str = "alice") -> str:
+        """The owner id of an agent."""
+        return (await self.redis.hget(self.names.agent(agent), "owner")).decode()
+
+
+@pytest_asyncio.fixture(loop_scope="session")
+async def target(server: Server, stack: Stack, namespace: str) -> AsyncGenerator[Target]:
+    """That namespace."""
+    async with (
+        in_own_task(server.agent("alice", namespace)) as alice,
+        in_own_task(server.agent("mallory", namespace)) as mallory,
+    ):
+        await register(alice, "alice")
+        await register(mallory, "mallory")
+        secret = await alice.store(SECRET, sensitive=True)
+        yield Target(server, stack.client, Keys(namespace), alice, mallory, secret)
+
+
+@pytest_asyncio.fixture(loop_scope="session")
+async def elsewhere(server: Server, stack: Stack, namespace: str) -> AsyncGenerator[Keys]:
+    """Another namespace, where mallory shares with mallory's friends as it likes."""
+    other = f"{namespace}-other"
+    async with in_own_task(server.agent("alice", other)) as alice:
+        async with in_own_task(server.agent("mallory", other)) as mallory:
+            await register(alice, "alice")
+            await register(mallory, "mallory")
+            await share(alice, "mallory", memory_types=["document"])
+            yield Keys(other)
+
+
+def grant_of(tokens_given: list[str], owner: str, by: str = "alice") -> bytes:
+    """A grant in force, as the Functions of earlier releases wrote it."""
+    entry = {"owner": owner, "by": by, "by_owner": "x", "permission": "write", "selector": "x", "at": 1.0}
+    return pack(entry | {"ends": math.inf, "own": tokens_given, "via": {}})
+
+
+async def copy_hash(redis: Client, source: str, target: str) -> None:
+    """Replace a hash by a copy of another."""
+    fields = await redis.hgetall(source)
+    await redis.delete(target)
+    await redis.hset(target, mapping=fields)
+
+
+# Owner ids
+
+
+async def forge_owner(target: Target) -> None:
+    owner = await target.owner()
+    await target.redis.hset(target.names.agent("mallory"), mapping={"owner": owner, "owners": owner})
+
+
+async def add_owner(target: Target) -> None:
+    both = f"{await target.owner('mallory')}\x1f{await target.owner()}"
+    await target.redis.hset(target.names.agent("mallory"), "owners", both)
+
+
+async def copy_owner(target: Target) -> None:
+    await copy_hash(target.redis, target.names.agent("alice"), target.names.agent("mallory"))
+
+
+@pytest.mark.parametrize("attack", [forge_owner, add_owner, copy_owner])
+async def test_forged_owner_id_opens_no_sensitive_memory(
+    target: Target, attack: Callable[[Target], Awaitable[None]]
+) -> None:
+    await attack(target)
+    assert await readable(target.mallory, [target.secret]) == []
+    assert await readable(target.alice, [target.secret]) == [target.secret]
+
+
+async def test_owner_id_of_another_namespace_is_not_accepted(target: Target, elsewhere: Keys) -> None:
+    await copy_hash(target.redis, elsewhere.agent("mallory"), target.names.agent("mallory"))
+    foreign = await target.owner("mallory")
+    assert (await target.principal("mallory", elsewhere.namespace)).owners == (foreign,)
+    assert (await readable(target.mallory, [target.secret])) == []
+    assert (await target.mallory.raw("store_memory", content="Mine.")).is_error
+
+
+# Grants
+
+
+async def forge_grant(target: Target) -> None:
+    packed = grant_of([f"i:{target.secret}"], await target.owner("mallory"))
+    await target.redis.hset(target.names.granted("mallory"), "0" * 26, packed)
+
+
+async def widen_grant(target: Target) -> None:
+    grant = await share(target.alice, "mallory", memory_types=["document"])
+    entry = unpack(await target.redis.hget(target.names.granted("mallory"), grant))
+    widened = pack(entry | {"own": [f"i:{target.secret}"]})
+    await target.redis.hset(target.names.granted("mallory"), grant, widened)
+
+
+async def copy_grant(target: Target) -> None:
+    async with in_own_task(target.server.agent("bob", target.names.namespace)) as bob:
+        await register(bob, "bob")
+    grant = await share(target.alice, "bob", memory_ids=[target.secret])
+    entry = unpack(await target.redis.hget(target.names.granted("bob"), grant))
+    moved = pack(entry | {"owner": await target.owner("mallory")})
+    await target.redis.hset(target.names.granted("mallory"), grant, moved)
+
+
+async def rename_grant(target: Target) -> None:
+    grant = await share(target.alice, "mallory", memory_ids=[target.secret])
+    packed = await target.redis.hget(target.names.granted("mallory"), grant)
+    await target.alice.call("revoke_shared_context", grant_id=grant)
+    await target.redis.hset(target.names.granted("mallory"), "0" * 26, packed)
+
+
+@pytest.mark.parametrize("attack", [forge_grant, widen_grant, copy_grant, rename_grant])
+async def test_forged_grant_opens_no_sensitive_memory(
+    target: Target, attack: Callable[[Target], Awaitable[None]]
+) -> None:
+    await attack(target)
+    assert await readable(target.mallory, [target.secret]) == []
+
+
+@pytest.mark.parametrize("change", [{"permission": "write"}, {"by": "bob"}, {"ends": math.inf}])
+async def test_changed_grant_has_no_effect(target: Target, change: dict[str, Any]) -> None:
+    grant = await share(target.alice, "mallory", memory_types=["document"], expires_in_seconds=60)
+    entry = unpack(await target.redis.hget(target.names.granted("mallory"), grant))
+    assert [one.id for one in (await target.principal()).grants] == [grant]
+    await target.redis.hset(target.names.granted("mallory"), grant, pack(entry | change))
+    assert (await target.principal()).grants == ()
+
+
+async def test_grant_of_another_namespace_has_no_effect(target: Target, elsewhere: Keys) -> None:
+    await copy_hash(target.redis, elsewhere.granted("mallory"), target.names.granted("mallory"))
+    await copy_hash(target.redis, elsewhere.agent("mallory"), target.names.agent("mallory"))
+    assert len((await target.principal("mallory", elsewhere.namespace)).grants) == 1
+    with pytest.raises(Exception, match="integrity"):
+        await target.principal()
+
+
+# Tokens
+
+
+async def issued(target: Target, agent: str = "mallory", namespace: str | None = None) -> tuple[str, str]:
+    """Issue a token; return its id and its text."""
+    backend = target.server.service.backend
+    token, text = await issue_token(
+        backend, agent=agent, namespace=namespace or target.names.namespace, scopes=SCOPES, seconds=60
+    )
+    return token.id, text
+
+
+async def test_forged_token_is_not_accepted(target: Target) -> None:
+    token, secret = tokens.new_token("alice", target.names.namespace, SCOPES, 60)
+    await target.redis.hset(token_key(token.id), mapping=token.fields(secret))
+    await target.redis.expire(token_key(token.id), 60)
+    assert await target.server.runtime.gate.verify(tokens.text_of(token, secret)) is None
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"agent": "alice"}, {"namespace": "team"}, {"scopes": "tasks"}, {"expires_at": str(FAR)}, {"hash": hash_of("x")}],
+)
+async def test_changed_token_is_not_accepted(target: Target, change: dict[str, str]) -> None:
+    token_id, text = await issued(target)
+    verify = target.server.runtime.gate.verify
+    assert await verify(text) is not None
+    await target.redis.hset(token_key(token_id), mapping=change)
+    if "hash" in change:
+        text = text.rsplit("_", 1)[0] + "_x"
+    assert await verify(text) is None
+
+
+async def test_token_copied_to_another_id_or_namespace_is_not_accepted(target: Target, elsewhere: Keys) -> None:
+    verify = target.server.runtime.gate.verify
+    mine, text = await issued(target)
+    admins, _ = await issued(target, "alice", elsewhere.namespace)
+    secret_hash = await target.redis.hget(token_key(mine), "hash")
+    for source in (mine, admins):
+        forged = text.replace(mine, "0" * 26)
+        await copy_hash(target.redis, token_key(source), token_key("0" * 26))
+        await target.redis.hset(token_key("0" * 26), "hash", secret_hash)
+        await target.redis.expire(token_key("0" * 26), 60)
+        assert await verify(forged) is None
+    assert await verify(text) is not None
+
+
+async def test_revoked_token_is_not_revived(target: Target) -> None:
+    token_id, text = await issued(target)
+    await revoke_token(target.server.service.backend, token_id)
+    await target.redis.hset(token_key(token_id), "revoked", "0")
+    assert await target.server.runtime.gate.verify(text) is None
+
+
+# Keys of the operator's dashboard
+
+
+@pytest.mark.parametrize("attack", ["forged", "other namespace", "other key"])
+async def test_forged_operator_key_opens_nothing(target: Target, attack: str) -> None:
+    backend, namespace = target.server.service.backend, target.names.namespace
+    key = await admit_once(backend, f"{namespace}-own", 60)
+    key_id, _, secret = key.partition("_")
+    stored = (await target.redis.get(operator_key(key_id))).decode()
+    if attack == "forged":
+        stored = f"{hash_of(secret)} {namespace}"
+    elif attack == "other namespace":
+        stored = stored.replace(f"{namespace}-own", namespace)
+    else:
+        key_id = "0" * 26
+    await target.redis.set(operator_key(key_id), stored, ex=60)
+    assert await redeem(backend, f"{key_id}_{secret}") is None
+
+
+# Quarantine marks and tombstones
+
+
+async def test_changed_quarantine_mark_still_hides_everything(target: Target, elsewhere: Keys) -> None:
+    backend, marks = target.server.service.backend, target.names.quarantined
+    for namespace, since in ((target.names.namespace, 5.0), (elsewhere.namespace, FAR)):
+        await quarantine(backend, namespace, "mallory", since)
+    await quarantine(backend, target.names.namespace, "bob", FAR)
+    assert dict((await target.principal("alice")).quarantined) == {"mallory": 5.0, "bob": FAR}
+    for forged in (
+        str(FAR).encode(),
+        await target.redis.hget(marks, "bob"),
+        await target.redis.hget(elsewhere.quarantined, "mallory"),
+    ):
+        await target.redis.hset(marks, "mallory", forged)
+        assert dict((await target.principal("alice")).quarantined)["mallory"] <= 5.0
+
+
+async def test_forged_tombstone_destroys_nothing(target: Target) -> None:
+    await target.redis.sadd(target.names.tombstones, await target.owner())
+    await sweep_team(target.server.service, target.names.namespace)
+    await target.redis.srem(target.names.tombstones, await target.owner())
+    assert await readable(target.alice, [target.secret]) == [target.secret]
+
+
+async def test_tombstone_copied_from_another_owner_destroys_nothing(target: Target, elsewhere: Keys) -> None:
+    names, owner = target.names, await target.owner()
+    async with in_own_task(target.server.agent("bob", names.namespace)) as bob:
+        await register(bob, "bob")
+        bobs = await target.owner("bob")
+        await bob.call("unregister_agent", memories="delete")
+    await copy_hash(target.redis, names.owner(bobs), names.owner(owner))
+    await target.redis.sadd(names.tombstones, owner)
+    await sweep_team(target.server.service, names.namespace)
+    await target.redis.srem(names.tombstones, owner)
+    assert await readable(target.alice, [target.secret]) == [target.secret]
