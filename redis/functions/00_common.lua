@@ -164,15 +164,21 @@ function rm.remember(key, idempotency, ...)
   redis.call('EXPIRE', key, idempotency.ttl)
 end
 
--- Add an owner id to an agent.
-function rm.add_owner(names, name, owner)
-  local owners = redis.call('HGET', names.agent .. name, 'owners')
-  redis.call('HSET', names.agent .. name, 'owners', owners and owners .. '\31' .. owner or owner)
+-- Add an item to a stored list.
+function rm.push(key, field, item)
+  local items = redis.call('HGET', key, field)
+  redis.call('HSET', key, field, items and items .. '\31' .. item or item)
+end
+
+-- Add an owner id to an agent. `proof` is its code for this name, which only the server can make; nil without a key.
+function rm.add_owner(names, name, owner, proof)
+  rm.push(names.agent .. name, 'owners', owner)
+  if proof then rm.push(names.agent .. name, 'proofs', owner .. '=' .. proof) end
   redis.call('HSET', names.owner .. owner, 'agent', name)
 end
 
 -- Add an owner id to an agent that has no current one, and make it the current one.
-function rm.issue_owner(names, name, owner)
+function rm.issue_owner(names, name, owner, proof)
   redis.call('HSET', names.agent .. name, 'owner', owner)
-  rm.add_owner(names, name, owner)
+  rm.add_owner(names, name, owner, proof)
 end

@@ -4,7 +4,7 @@
 -- KEYS: agent, owner:<candidate>. Answer: {owner}
 rm.serve('rm1_owner', function(request, keys, names)
   local owner = redis.call('HGET', keys[1], 'owner')
-  if not owner then rm.issue_owner(names, request.agent, request.candidate) end
+  if not owner then rm.issue_owner(names, request.agent, request.candidate, request.proof) end
   return {owner = owner or request.candidate}
 end)
 

@@ -245,7 +245,8 @@ local function write_record(names, id, state, request, entry, now)
   local hash = names.grant .. id
   redis.call('HSET', hash, 'state', state, 'from', request.from, 'to', request.to, 'permission', request.permission,
     'from_owner', entry.by_owner, 'to_owner', entry.owner, 'kind', request.kind,
-    'values', cmsgpack.pack(request.shown), 'note', request.note, 'until', end_time(entry.ends))
+    'values', cmsgpack.pack(request.shown), 'note', request.note, 'until', end_time(entry.ends),
+    'mac', request.mac or '')
   redis.call('HSETNX', hash, 'at', rm.seconds(now))
   keep_until(hash, entry.ends)
   redis.call('SADD', names.granting .. request.from, id)
@@ -311,8 +312,10 @@ local function select_tokens(names, request, owners, held)
 end
 
 -- rm1_share: let an agent read what a selector covers, now and later; sharing the same again renews the grant.
+-- The server signs beforehand what the grant may give; if it gives more by now, the answer is `changed`, with the id
+-- that the grant then has.
 -- KEYS: audit, counters, agent (grantor), agent (grantee)
--- Answer: {status = shared | unknown_agent | not_found | too_many_grants | too_many_tokens | too_many_offers,
+-- Answer: {status = shared | changed | unknown_agent | not_found | too_many_grants | too_many_tokens | too_many_offers,
 --          id, ends, offer, accepted, missing}
 rm.serve('rm1_share', function(request, keys, names)
   local now, from, to = rm.now(), request.from, request.to
@@ -330,6 +333,8 @@ rm.serve('rm1_share', function(request, keys, names)
     selector = request.selector, ends = ends, own = own, via = via}
   local problem = rm.limit_problem(granted, id, entry)
   if problem then return {status = problem} end
+  if not rm.is_proven(entry, id, request.proof) then return {status = 'changed', id = id} end
+  rm.prove(entry, request.proof)
   local answered = rm.load_entries(names.offers .. from, owner, now)
   local offers, stale = rm.load_entries(names.offers .. to, to_owner, now)
   local wait = request.seconds and ends or now + KEPT_SECONDS * 1000000
@@ -337,8 +342,9 @@ rm.serve('rm1_share', function(request, keys, names)
   if full then return {status = full} end
 
   now = rm.tick(names)
-  if new_owner then rm.issue_owner(names, from, owner) end
-  if new_to_owner then rm.issue_owner(names, to, to_owner) end
+  local proofs = request.proofs or {}
+  if new_owner then rm.issue_owner(names, from, owner, proofs[1]) end
+  if new_to_owner then rm.issue_owner(names, to, to_owner, proofs[2]) end
   for _, past in ipairs(rm.append(over, unpack(stale))) do
     end_grant(names, past, now, 'expired', '', nothing_ended())
   end

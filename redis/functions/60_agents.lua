@@ -9,7 +9,7 @@ local PROFILE = {'registered_at', 'type', 'capabilities', 'context_window', 'max
 rm.serve('rm1_agent_register', function(request, keys, names)
   local name, now = request.agent, rm.now()
   local known = rm.read(keys[1], 'owner', 'registered_at')
-  if not known.owner then rm.issue_owner(names, name, request.candidate) end
+  if not known.owner then rm.issue_owner(names, name, request.candidate, request.proof) end
   redis.call('HSET', keys[1], 'registered_at', known.registered_at or rm.seconds(now), 'status', 'active',
     unpack(request.fields))
   rm.touch_agent(names, rm.load_agent(names, name), now)
@@ -66,34 +66,50 @@ rm.serve('rm1_agent_lost', function(request, keys, names)
 end)
 
 -- Delete an agent's owner ids, and the data keys with them: sensitive memories cannot be read any more.
-local function delete_owners(names, owners)
+local function delete_owners(names, owners, proofs)
   for _, owner in ipairs(owners) do
     redis.call('DEL', names.data_key .. owner)
     redis.call('SREM', names.keyed, owner)
     redis.call('SADD', names.tombstones, owner)
+    if proofs then redis.call('HSET', names.owner .. owner, 'deleted', proofs[owner]) end
   end
 end
 
 -- Keep an agent's memories for its name, delete them, or transfer them to another agent.
-local function leave_memories(names, key, owners, mode, target)
+local function leave_memories(names, key, owners, mode, target, proofs)
   redis.call('HDEL', key, 'owner')
   if mode == 'keep' then return end
-  redis.call('HDEL', key, 'owners')
-  if mode == 'delete' then return delete_owners(names, owners) end
-  for _, owner in ipairs(owners) do rm.add_owner(names, target, owner) end
+  redis.call('HDEL', key, 'owners', 'proofs')
+  if mode == 'delete' then return delete_owners(names, owners, proofs) end
+  for _, owner in ipairs(owners) do rm.add_owner(names, target, owner, proofs and proofs[owner]) end
 end
 
--- rm1_agent_unregister: remove a name from the registry. rm1_agent_release then releases its tasks.
--- KEYS: agent. Answer: {status = unregistered | unknown | unknown_target, owners, grants}
+-- The owner ids that have a proof; nil if one is not `known` to the server, which then proves them again. The server
+-- does not prove an id that fails its check: it is left behind.
+local function proven_owners(owners, known, proofs)
+  if not proofs then return owners end
+  local found, seen = {}, rm.set(known)
+  for _, owner in ipairs(owners) do
+    if not seen[owner] then return nil end
+    if proofs[owner] then found[#found + 1] = owner end
+  end
+  return found
+end
+
+-- rm1_agent_unregister: remove a name from the registry. rm1_agent_release then releases its tasks. `proofs` has the
+-- code of each owner id for the target, or of its tombstone.
+-- KEYS: agent. Answer: {status = unregistered | unknown | unknown_target | changed, owners, grants}
 rm.serve('rm1_agent_unregister', function(request, keys, names)
   local name, now = request.agent, rm.now()
   if not rm.load_agent(names, name) then return {status = 'unknown'} end
   if request.memories == 'transfer' and not rm.load_agent(names, request.target) then
     return {status = 'unknown_target'}
   end
-  local grants = rm.end_all_grants(names, name)
   local owners = rm.split(redis.call('HGET', keys[1], 'owners') or '')
-  leave_memories(names, keys[1], owners, request.memories, request.target)
+  owners = proven_owners(owners, request.known, request.proofs)
+  if not owners then return {status = 'changed'} end
+  local grants = rm.end_all_grants(names, name)
+  leave_memories(names, keys[1], owners, request.memories, request.target, request.proofs)
   redis.call('HDEL', keys[1], unpack(PROFILE))
   redis.call('ZREM', names.agents, name)
   redis.call('DEL', names.performance .. name, names.did .. name)

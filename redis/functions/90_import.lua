@@ -75,7 +75,8 @@ rm.serve('rm1_import_agent', function(request, keys, names)
   end
   if #added == 0 then return {status = 'kept'} end
   local first = not found[1] and #owners == 0 and rm.contains(added, request.owner or '')
-  for _, owner in ipairs(added) do rm.add_owner(names, request.agent, owner) end
+  local proofs = request.proofs or {}
+  for _, owner in ipairs(added) do rm.add_owner(names, request.agent, owner, proofs[owner]) end
   if first then redis.call('HSET', keys[1], 'owner', request.owner) end
   rm.audit(names, rm.tick(names), request.audit, added)
   return {status = 'imported'}
@@ -117,6 +118,7 @@ rm.serve('rm1_import_grant', function(request, _, names)
   end
   local problem = import_problem(names, request, entry, now)
   if problem then return {status = problem} end
+  rm.prove(entry, request.proof)
   rm.write_grant(names, id, request, entry, microseconds(request.at))
   rm.audit(names, rm.tick(names), request.audit)
   rm.emit_grant(names, 'granted', id, request.from, request.from, request.to)

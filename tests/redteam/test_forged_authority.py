@@ -12,8 +12,8 @@ import pytest_asyncio
 from support.sharing_helpers import readable, register, share
 from support.stack import Agent, Server, Stack, in_own_task
 
-from memory_core.records import token as tokens
 from memory_core.records.codec import pack, unpack
+from memory_core.records.ids import new_id
 from memory_core.records.keys import Keys, operator_key, token_key
 from memory_core.records.scope import Principal
 from memory_core.records.token import hash_of
@@ -67,14 +67,16 @@ async def target(server: Server, stack: Stack, namespace: str) -> AsyncGenerator
 
 @pytest_asyncio.fixture(loop_scope="session")
 async def elsewhere(server: Server, stack: Stack, namespace: str) -> AsyncGenerator[Keys]:
-    """Another namespace, where mallory shares with mallory's friends as it likes."""
+    """Another namespace, where alice and mallory are registered and share."""
     other = f"{namespace}-other"
-    async with in_own_task(server.agent("alice", other)) as alice:
-        async with in_own_task(server.agent("mallory", other)) as mallory:
-            await register(alice, "alice")
-            await register(mallory, "mallory")
-            await share(alice, "mallory", memory_types=["document"])
-            yield Keys(other)
+    async with (
+        in_own_task(server.agent("alice", other)) as alice,
+        in_own_task(server.agent("mallory", other)) as mallory,
+    ):
+        await register(alice, "alice")
+        await register(mallory, "mallory")
+        await share(alice, "mallory", memory_types=["document"])
+        yield Keys(other)
 
 
 def grant_of(tokens_given: list[str], owner: str, by: str = "alice") -> bytes:
@@ -193,15 +195,25 @@ async def issued(target: Target, agent: str = "mallory", namespace: str | None =
 
 
 async def test_forged_token_is_not_accepted(target: Target) -> None:
-    token, secret = tokens.new_token("alice", target.names.namespace, SCOPES, 60)
-    await target.redis.hset(token_key(token.id), mapping=token.fields(secret))
-    await target.redis.expire(token_key(token.id), 60)
-    assert await target.server.runtime.gate.verify(tokens.text_of(token, secret)) is None
+    _, text = await issued(target)
+    token_id, secret = new_id(), "x" * 43
+    fields = {"agent": "alice", "namespace": target.names.namespace, "scopes": "admin read", "revoked": "0"}
+    times = {"created_at": "1.0", "expires_at": str(FAR)}
+    await target.redis.hset(token_key(token_id), mapping={**fields, **times, "hash": hash_of(secret)})
+    await target.redis.expire(token_key(token_id), 60)
+    assert await target.server.runtime.gate.verify(f"rm_{token_id}_{secret}") is None
+    assert await target.server.runtime.gate.verify(text) is not None
 
 
 @pytest.mark.parametrize(
     "change",
-    [{"agent": "alice"}, {"namespace": "team"}, {"scopes": "tasks"}, {"expires_at": str(FAR)}, {"hash": hash_of("x")}],
+    [
+        {"agent": "alice"},
+        {"namespace": "team"},
+        {"scopes": "tasks"},
+        {"expires_at": str(FAR)},
+        {"hash": hash_of("x" * 43)},
+    ],
 )
 async def test_changed_token_is_not_accepted(target: Target, change: dict[str, str]) -> None:
     token_id, text = await issued(target)
@@ -209,7 +221,7 @@ async def test_changed_token_is_not_accepted(target: Target, change: dict[str, s
     assert await verify(text) is not None
     await target.redis.hset(token_key(token_id), mapping=change)
     if "hash" in change:
-        text = text.rsplit("_", 1)[0] + "_x"
+        text = f"rm_{token_id}_{'x' * 43}"
     assert await verify(text) is None
 
 

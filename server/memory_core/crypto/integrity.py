@@ -39,7 +39,7 @@ class IntegrityFailure(StrEnum):
 class Authority(StrEnum):
     """The kinds of authorisation records. A code is bound to the kind, the namespace and the name of its record."""
 
-    TOKEN = "token"
+    CREDENTIAL = "token"
     OWNER = "owner id"
     GRANT = "grant"
     OFFER = "offer"
@@ -117,9 +117,14 @@ class Integrity:
     ) -> IntegrityFailure | None:
         """Check an authorisation record, and log a failure. None if it is intact."""
         failure = self.inspect_authority(kind, namespace, name, code, *fields)
-        if failure and self._is_new(namespace, what := f"{kind} {name}", failure):
-            self.on_authority_failure(namespace, what, failure)
+        if failure:
+            self.note_authority(kind, namespace, name, failure)
         return failure
+
+    def note_authority(self, kind: Authority, namespace: str, name: str, failure: IntegrityFailure) -> None:
+        """Log, count and report a failure of an authorisation record, once per record."""
+        if self._is_new(namespace, f"{kind} {name}", failure):
+            self.on_authority_failure(namespace, f"{kind} {name}", failure)
 
     def inspect_authority(
         self, kind: Authority, namespace: str, name: str, code: str | None, *fields: str

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 
-from memory_core.errors import InvalidArgument, MemoryServiceError, NotFound, echo
-from memory_core.records import redis_time
+from memory_core.errors import Conflict, InvalidArgument, MemoryServiceError, NotFound, echo
+from memory_core.records import owners, redis_time
 from memory_core.records.agent import Agent, AgentStatus, load_agent, load_agents, profile_vector
 from memory_core.records.ids import new_id
 from memory_core.records.keys import Keys
@@ -47,6 +47,8 @@ from memory_server.tasks.services import TaskServices
 _EMBED_SECONDS = 2.0
 _METRICS_BYTES = 16_384
 _MAX_LEASE_TOKENS = 1000
+_ATTEMPTS = 4
+"""Tries to sign the owner ids of an agent that leaves, and to write it before they have changed."""
 
 
 async def register_agent(service: TaskServices, request: RequestContext, args: RegisterArguments) -> RegisterAnswer:
@@ -67,9 +69,16 @@ async def register_agent(service: TaskServices, request: RequestContext, args: R
         "description": text,
         "profile": await _embed(service, caller, self_description(text, capabilities)),
     }
-    changed = [part for pair in fields.items() for part in pair]
+    changed, candidate = [part for pair in fields.items() for part in pair], new_id()
     answer = await _write(
-        service, request, "rm1_agent_register", "register_agent", repeatable=True, candidate=new_id(), fields=changed
+        service,
+        request,
+        "rm1_agent_register",
+        "register_agent",
+        repeatable=True,
+        candidate=candidate,
+        proof=owners.proof(service.backend.integrity, caller.namespace, caller.agent, candidate),
+        fields=changed,
     )
     service.rosters.pop(caller.namespace, None)
     with after_write():
@@ -105,9 +114,21 @@ async def unregister_agent(
     target = check_name(args.transfer_to, "transfer_to") if args.transfer_to else ""
     keys = (await service.namespaces.get(caller.namespace)).keys
     count = await _count_memories(service, request)
-    answer = await _write(
-        service, request, "rm1_agent_unregister", "unregister_agent", memories=args.memories, target=target
-    )
+    for _ in range(_ATTEMPTS):
+        proofs = await _prove_leaving(service.backend, caller, args.memories, target)
+        answer = await _write(
+            service,
+            request,
+            "rm1_agent_unregister",
+            "unregister_agent",
+            memories=args.memories,
+            target=target,
+            **proofs,
+        )
+        if answer["status"] != "changed":
+            break
+    else:
+        raise Conflict("your memories keep being transferred by others", hint="try again")
     if answer["status"] == "unknown_target":
         raise _unknown_agent(target)
     service.rosters.pop(caller.namespace, None)
@@ -120,6 +141,16 @@ async def unregister_agent(
         )
     dispatch_soon(service, caller.namespace)
     return UnregisterAnswer(tasks_reassigned=moved, memories_affected=count, grants_revoked=answer["grants"])
+
+
+async def _prove_leaving(backend: Backend, caller: Caller, memories: str, target: str) -> dict[str, Any]:
+    """Sign the owner ids of an agent for the one that receives them, or their tombstones. None without a key."""
+    key, namespace = Keys(caller.namespace).agent(caller.agent), caller.namespace
+    row = await backend.read(lambda client: client.hmget(key, owners.FIELDS))
+    genuine, (_, known, _) = owners.read(backend.integrity, namespace, caller.agent, row).all, owners.parse(row)
+    if memories == "transfer":
+        return {"known": known, "proofs": owners.proofs(backend.integrity, namespace, target, genuine)}
+    return {"known": known, "proofs": owners.tombstones(backend.integrity, namespace, genuine)}
 
 
 async def _write(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from memory_core.records import grant
+from memory_core.records import grant, owners
 from memory_core.records.ids import new_id
 from memory_core.records.keys import Keys
 from memory_core.records.names import NAME_PATTERN, SEPARATOR
@@ -26,7 +26,8 @@ async def resolve(backend: Backend, request: RequestContext) -> Principal:
     async def fetch(client: Client) -> Principal:
         pipe = client.pipeline(transaction=False)
         grant.ask(pipe, keys, caller.agent)
-        return grant.principal_of(caller.namespace, caller.agent, caller.admin, await pipe.execute())
+        rows = await pipe.execute()
+        return grant.principal_of(caller.namespace, caller.agent, caller.admin, rows, backend.integrity)
 
     return await once(request.cache, ("principal", caller), lambda: backend.read(fetch))
 
@@ -39,7 +40,8 @@ async def resolve_writer(backend: Backend, request: RequestContext) -> Principal
     caller, candidate = request.caller, new_id()
     keys = Keys(caller.namespace)
     names = [keys.agent(caller.agent), keys.owner(candidate)]
-    await backend.write("rm1_owner", names, repeatable=True, candidate=candidate, agent=caller.agent)
+    proof = owners.proof(backend.integrity, caller.namespace, caller.agent, candidate)
+    await backend.write("rm1_owner", names, repeatable=True, candidate=candidate, agent=caller.agent, proof=proof)
     return await resolve(backend, request)
 
 

@@ -134,7 +134,8 @@ async def _load_readable(
     reader.ask(pipe, refs)
     rows = await pipe.execute()
     if principal.grants:
-        principal = grant.principal_of(principal.namespace, principal.agent, principal.admin, rows[: grant.COMMANDS])
+        answers, who = rows[: grant.COMMANDS], (principal.namespace, principal.agent, principal.admin)
+        principal = grant.principal_of(*who, answers, reader.integrity)
         rows = rows[grant.COMMANDS :]
     now = redis_time.now()
     return [one for one in reader.read(refs, rows) if _shows(one, principal, now)]

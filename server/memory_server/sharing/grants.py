@@ -19,10 +19,13 @@ from memory_server.contract.validation import check_id, check_tags, check_text
 from memory_server.engine.redis_backend import Backend
 from memory_server.engine.request_context import Caller, RequestContext
 from memory_server.search.services import SearchServices
+from memory_server.sharing.proofs import sign_share
 
 _MAX_IDS = 100
 _MAX_SECONDS = 100 * 365 * 86_400
 _NOTE_BYTES = 1024
+_ATTEMPTS = 4
+"""Tries to sign a share and to write it before what it gives has changed."""
 _PATIENCE_SECONDS = 5.0
 """How long a revoke waits for reads that began before it."""
 
@@ -47,15 +50,39 @@ async def share_context(service: SearchServices, request: RequestContext, args: 
         Conflict: the target has reached its limit of grants or offers.
     """
     selector = _check(service.settings, request.caller, args)
-    keys = (await service.namespaces.get(request.caller.namespace)).keys
-    answer = await service.backend.write(
+    await service.namespaces.get(request.caller.namespace)
+    grant_id = new_id()
+    for _ in range(_ATTEMPTS):
+        signed = await sign_share(service.backend, request, args, selector, grant_id)
+        answer = await _share(service, request, args, selector, signed)
+        if answer["status"] != "changed":
+            break
+        grant_id = answer["id"]
+    else:
+        raise Conflict("what you share keeps being changed by others", hint="try again")
+    _raise_for(answer, args)
+    return ShareAnswer(
+        grant_id=answer["id"],
+        target_agent=args.target_agent,
+        permission=args.permission,
+        expires_at=to_iso(float(answer["ends"])),
+        offer_id=answer.get("offer"),
+        accepted_offer=answer.get("accepted"),
+    )
+
+
+async def _share(
+    service: SearchServices, request: RequestContext, args: ShareArguments, selector: _Selector, signed: dict[str, Any]
+) -> dict[str, Any]:
+    caller, keys = request.caller, Keys(request.caller.namespace)
+    # The Function's argument `from` is a Python keyword.
+    grantor: dict[str, Any] = {"from": caller.agent}
+    return await service.backend.write(
         "rm1_share",
-        [keys.audit, keys.counters, keys.agent(request.caller.agent), keys.agent(args.target_agent)],
+        [keys.audit, keys.counters, keys.agent(caller.agent), keys.agent(args.target_agent)],
         repeatable=True,
         prefix=keys.prefix,
-        id=new_id(),
         offer=new_id() if args.bidirectional else None,
-        candidates=[new_id(), new_id()],
         to=args.target_agent,
         kind=selector.kind,
         values=selector.values,
@@ -65,17 +92,9 @@ async def share_context(service: SearchServices, request: RequestContext, args: 
         seconds=args.expires_in_seconds,
         note=args.note or "",
         audited_call=request.call,
-        audit=request.caller.audit("share_context_with_agent", selector.values if selector.kind == "i" else ()),
-        **{"from": request.caller.agent},
-    )
-    _raise_for(answer, args)
-    return ShareAnswer(
-        grant_id=answer["id"],
-        target_agent=args.target_agent,
-        permission=args.permission,
-        expires_at=to_iso(float(answer["ends"])),
-        offer_id=answer.get("offer"),
-        accepted_offer=answer.get("accepted"),
+        audit=caller.audit("share_context_with_agent", selector.values if selector.kind == "i" else ()),
+        **signed,
+        **grantor,
     )
 
 

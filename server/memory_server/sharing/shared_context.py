@@ -31,6 +31,7 @@ from memory_server.index.filters import ResolvedFilters
 from memory_server.search.search import best_of
 from memory_server.search.services import SearchServices
 from memory_server.sharing.changes import BEGINNING, ChangePosition, Cursor, Delivered, View, read_cursor
+from memory_server.sharing.proofs import is_genuine_offer
 
 _CHARS_PER_TOKEN = 4
 _MAX_MEMORIES = 100
@@ -197,14 +198,20 @@ async def _list_grants(backend: Backend, principal: Principal, other: str | None
     now, ids, rows = await backend.read(fetch)
     answer = SharedContextAnswer()
     for grant_id, row in zip(ids, rows, strict=True):
-        if row and float(row[b"until"]) > now:
-            _add_grant(answer, principal, other, grant_id, {name.decode(): value for name, value in row.items()})
+        fields = {name.decode(): value for name, value in row.items()}
+        if fields and float(fields["until"]) > now and _is_genuine(backend, keys, fields):
+            _add_grant(answer, principal, other, grant_id, fields)
     dropped = 0
     for grants in (answer.granted_to_me, answer.granted_by_me, answer.offers):
         dropped += max(len(grants) - _MAX_GRANTS, 0)
         del grants[_MAX_GRANTS:]
     answer.reason = f"{dropped} older grants and offers are not listed" if dropped else None
     return answer
+
+
+def _is_genuine(backend: Backend, keys: Keys, row: dict[str, bytes]) -> bool:
+    """Whether the server wrote an offer. Grants are checked before: the principal has only genuine ones."""
+    return row["state"] != b"offered" or is_genuine_offer(backend.integrity, keys.namespace, row)
 
 
 def _add_grant(

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
+from memory_core.records import owners
 from memory_core.records.audit_entry import system_entry
+from memory_core.records.grant_proof import GrantProof
 from memory_core.records.keys import Keys
 from memory_core.records.times import to_redis
 from memory_server.engine.redis_backend import Backend
@@ -33,6 +35,7 @@ async def restore(
 
 
 async def _restore_agent(backend: Backend, keys: Keys, line: AgentLine) -> str:
+    await backend.client()  # loads the signing key
     owner_keys = [keys.owner(owner) for owner in line.owners]
     answer = await backend.write(
         "rm1_import_agent",
@@ -41,6 +44,7 @@ async def _restore_agent(backend: Backend, keys: Keys, line: AgentLine) -> str:
         agent=line.name,
         owner=line.owner,
         owners=list(dict.fromkeys(line.owners)),
+        proofs=owners.proofs(backend.integrity, keys.namespace, line.name, line.owners),
         audit=system_entry(CONSOLE, OP, [line.name]),
     )
     return answer["status"]
@@ -50,6 +54,16 @@ async def _restore_grant(backend: Backend, keys: Keys, line: GrantLine) -> str:
     def period(since: str, until: str | None) -> dict[str, Any]:
         return {"since": to_redis(from_text(since)), "ends": to_redis(from_text(until))}
 
+    await backend.client()  # loads the signing key
+    proof = GrantProof(
+        id=line.id,
+        by=line.grantor,
+        by_owner=line.grantor_owner,
+        owner=line.grantee_owner,
+        permission=line.permission,
+        ends=max(from_text(until) for until in (line.until, *(part.until for part in line.via or ()))) * 1_000_000 + 1,
+        tokens=frozenset([*line.tokens, *(token for part in line.via or () for token in part.tokens)]),
+    )
     # The Function's argument `from` is a Python keyword.
     grantor: dict[str, Any] = {"from": line.grantor}
     answer = await backend.write(
@@ -68,6 +82,7 @@ async def _restore_grant(backend: Backend, keys: Keys, line: GrantLine) -> str:
         note=line.note or "",
         at=to_redis(from_text(line.at)),
         own=line.tokens,
+        proof=proof.sign(backend.integrity, keys.namespace, line.grantee),
         via={part.parent: {"tokens": part.tokens, **period(part.since, part.until)} for part in line.via or ()},
         audit=system_entry(CONSOLE, OP, [line.id]),
         **grantor,
