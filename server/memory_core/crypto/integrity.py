@@ -40,12 +40,12 @@ class Authority(StrEnum):
     """The kinds of authorisation records. A code is bound to the kind, the namespace and the name of its record."""
 
     CREDENTIAL = "token"
-    OWNER = "owner id"
+    OWNER = "owner-id"
     GRANT = "grant"
     OFFER = "offer"
-    QUARANTINE = "quarantine mark"
+    QUARANTINE = "quarantine"
     TOMBSTONE = "tombstone"
-    OPERATOR_KEY = "operator key"
+    OPERATOR_KEY = "operator-key"
 
 
 class Integrity:
@@ -58,8 +58,8 @@ class Integrity:
         self._logged: set[tuple[str, str]] = set()
         self.failures = 0
         """Records that failed their check, each counted once."""
-        self.on_authority_failure: Callable[[str, str, IntegrityFailure], None] = lambda *_: None
-        """Receives the namespace, the record and the reason of each authorisation record that failed, once."""
+        self.on_authority_failure: Callable[[Authority, str, str], None] = lambda *_: None
+        """Receives the kind, the namespace and the name of each authorisation record that failed, once."""
         self._warned = False
 
     @property
@@ -124,7 +124,7 @@ class Integrity:
     def note_authority(self, kind: Authority, namespace: str, name: str, failure: IntegrityFailure) -> None:
         """Log, count and report a failure of an authorisation record, once per record."""
         if self._is_new(namespace, f"{kind} {name}", failure):
-            self.on_authority_failure(namespace, f"{kind} {name}", failure)
+            self.on_authority_failure(kind, namespace, name)
 
     def inspect_authority(
         self, kind: Authority, namespace: str, name: str, code: str | None, *fields: str

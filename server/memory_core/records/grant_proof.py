@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
@@ -57,11 +57,12 @@ def _read(body: str) -> GrantProof:
     return GrantProof(**{**fields, "ends": ends, "tokens": frozenset(fields["tokens"])})
 
 
-def of_entry(grant_id: str, entry: Mapping[str, Any], tokens: Iterable[str]) -> GrantProof:
-    """Return the proof of an entry that exists already, for these tokens."""
-    ends = max([entry["ends"], *(part["ends"] for part in dict(entry["via"]).values())])
+def of_entry(grant_id: str, entry: Mapping[str, Any]) -> GrantProof:
+    """Return the proof of what an existing entry gives."""
+    via = list(dict(entry["via"]).values())
     named = (entry[name] for name in ("by", "by_owner", "owner", "permission"))
-    return GrantProof(grant_id, *named, ends, frozenset(tokens))
+    tokens = [*entry["own"], *(token for part in via for token in part["tokens"])]
+    return GrantProof(grant_id, *named, max([entry["ends"], *(part["ends"] for part in via)]), frozenset(tokens))
 
 
 def check(

@@ -85,9 +85,17 @@ def sign(token_id: str, fields: Mapping[str, str], integrity: Integrity) -> str:
 
 def check(token_id: str, fields: Mapping[str, str], integrity: Integrity) -> IntegrityFailure | None:
     """Check the integrity code of a token's fields, and log a failure."""
+    failure = inspect(token_id, fields, integrity)
+    if failure:
+        integrity.note_authority(Authority.CREDENTIAL, fields.get("namespace", ""), token_id, failure)
+    return failure
+
+
+def inspect(token_id: str, fields: Mapping[str, str], integrity: Integrity) -> IntegrityFailure | None:
+    """Like `check`, without a log entry."""
     signed = (fields.get(name, "") for name in _SIGNED)
     where = fields.get("namespace", ""), token_id, fields.get("mac")
-    return integrity.check_authority(Authority.CREDENTIAL, *where, *signed)
+    return integrity.inspect_authority(Authority.CREDENTIAL, *where, *signed)
 
 
 async def load_fields(client: Client, token_id: str) -> dict[str, str]:

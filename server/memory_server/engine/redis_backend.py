@@ -18,7 +18,7 @@ from tenacity import (
 )
 
 from memory_core.cancellation import cancel
-from memory_core.crypto.integrity import Integrity
+from memory_core.crypto.integrity import Authority, Integrity
 from memory_core.crypto.keyring import Keyring, load_keyring
 from memory_core.crypto.sealing import Transports
 from memory_core.crypto.signed_entry import sign
@@ -72,6 +72,7 @@ class Backend:
         self.keyring = Keyring()
         self.transports = Transports()
         self.integrity = Integrity(self.keyring)
+        self.on_authority_failure: Callable[[Authority, str, str], None] = lambda *_: None
         self.on_audited: Callable[[str], None] = lambda _: None
         self.on_moved: Callable[[], None] = lambda: None
         self.fatal: asyncio.Future[UnsafeStart] = asyncio.get_running_loop().create_future()
@@ -249,6 +250,7 @@ class Backend:
         self.url, client = await self._find(keyring)
         self.keyring = keyring.with_own(self._local.paths.integrity_key) if self._local else keyring
         self.integrity = Integrity(self.keyring)
+        self.integrity.on_authority_failure = self.on_authority_failure
         on_reconnect(client, self._mark_suspect)
         on_move(client, self._doubt_coverage)
         try:

@@ -9,7 +9,7 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import Any, Protocol
 
-from memory_core.crypto.integrity import Authority, Integrity
+from memory_core.crypto.integrity import Authority, Integrity, IntegrityFailure
 from memory_core.records import owners, redis_time
 from memory_core.records.codec import unpack
 from memory_core.records.grant_proof import GrantProof
@@ -70,22 +70,35 @@ async def sign_share(
     return fields | {
         "proof": proof.sign(integrity, namespace, target),
         "proofs": [owners.proof(integrity, namespace, *pair) for pair in zip((agent, target), candidates, strict=True)],
-        "mac": _offer_code(integrity, namespace, target, (agent, selector.kind, args.permission), selector.shown),
+        "mac": integrity.sign_authority(
+            Authority.OFFER, namespace, target, agent, selector.kind, args.permission, SEPARATOR.join(selector.shown)
+        ),
     }
 
 
 def is_genuine_offer(integrity: Integrity, namespace: str, row: dict[str, bytes]) -> bool:
     """Whether the server wrote the record of an offer: what `from` asks `to` to share in return."""
+    failure = offer_failure(integrity, namespace, row)
+    if failure:
+        integrity.note_authority(Authority.OFFER, namespace, row["to"].decode(), failure)
+    return failure is None
+
+
+def offer_failure(integrity: Integrity, namespace: str, row: dict[str, bytes]) -> IntegrityFailure | None:
+    """Check the record of an offer, without a log entry."""
+    target, signed = _signed_offer(row)
+    return integrity.inspect_authority(Authority.OFFER, namespace, target, row.get("mac", b"").decode(), *signed)
+
+
+def sign_offer(integrity: Integrity, namespace: str, row: dict[str, bytes]) -> str:
+    """Return the code of the record of an offer that exists already."""
+    target, signed = _signed_offer(row)
+    return integrity.sign_authority(Authority.OFFER, namespace, target, *signed)
+
+
+def _signed_offer(row: dict[str, bytes]) -> tuple[str, tuple[str, ...]]:
     named = tuple(row[name].decode() for name in ("from", "kind", "permission"))
-    shown, target, code = [str(value) for value in unpack(row["values"])], row["to"].decode(), row.get("mac", b"")
-    signed = (*named, SEPARATOR.join(shown))
-    return integrity.check_authority(Authority.OFFER, namespace, target, code.decode(), *signed) is None
-
-
-def _offer_code(
-    integrity: Integrity, namespace: str, target: str, named: tuple[str, str, str], shown: Sequence[str]
-) -> str:
-    return integrity.sign_authority(Authority.OFFER, namespace, target, *named, SEPARATOR.join(shown))
+    return row["to"].decode(), (*named, SEPARATOR.join(map(str, unpack(row["values"]))))
 
 
 async def read_owners(backend: Backend, namespace: str, agent: str) -> Owners:
