@@ -29,8 +29,8 @@ function rm.is_proven(entry, id, proof)
       if not allowed[token] then return false end
     end
   end
-  return signed.id == id and signed.by_owner == entry.by_owner and signed.owner == entry.owner
-    and (signed.ends < 0 or entry.ends <= signed.ends)
+  return signed.id == id and signed.permission == entry.permission and signed.by_owner == entry.by_owner
+    and signed.owner == entry.owner and (signed.ends < 0 or entry.ends <= signed.ends)
 end
 
 -- The parts of an entry that are active now; nil if none are.

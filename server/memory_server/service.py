@@ -53,6 +53,9 @@ class Service:
         self.recorder = recorder or Recorder()
         self.auditor = Auditor(self.backend, self.recorder)
         self.backend.on_authority_failure = self._audit_failure
+        self.backend.on_library_restored = lambda: self.recorder.add(
+            settings.namespace, system_entry("server", "restore_functions")
+        )
         self.embeddings = Embeddings(self.backend, self.models)
         self.bulk = BulkClient(self.backend, self.models, self.embeddings.replies)
         self.vault = Vault(self.backend)

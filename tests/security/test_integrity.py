@@ -29,6 +29,7 @@ from memory_server.engine.request_context import Caller, RequestContext
 from memory_server.index import loader
 from memory_server.memories import update
 from memory_server.operations import verify_integrity
+from memory_server.operations.authority_records import adopt_authority
 from memory_server.operations.verify_integrity import adopt, verify
 from memory_server.security.open_records import load_readable
 
@@ -336,6 +337,8 @@ async def test_adopt_signs_unsigned_records_but_not_wrongly_signed_ones(
         stored = [await reader.store(f"Note {number} on lighthouses.") for number in range(9)]
         stored.append(await reader.store(LONG))
     async with server.agent("ann", namespace) as ann:
+        assert (await refusal(ann, "get_agent_memories"))[0] == "tampered"  # its owner id has no code either
+        assert await adopt_authority(server.service.backend, namespace) == 1
         hidden = await ann.call("get_agent_memories")
         assert hidden["memories"] == []
         assert "10 memories have no integrity code" in hidden["reason"]

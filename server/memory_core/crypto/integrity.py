@@ -46,6 +46,7 @@ class Authority(StrEnum):
     QUARANTINE = "quarantine"
     TOMBSTONE = "tombstone"
     OPERATOR_KEY = "operator-key"
+    LIBRARY = "library"
 
 
 class Integrity:

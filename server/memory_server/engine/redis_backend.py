@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import Any, TypeVar
@@ -25,7 +26,7 @@ from memory_core.crypto.signed_entry import sign
 from memory_core.errors import MemoryServiceError, OutcomeUnknown, StoreRefused, StoreUnavailable, UnsafeStart
 from memory_core.observe import tracing
 from memory_core.records import redis_time
-from memory_core.records.keys import AUDITED, namespace_of
+from memory_core.records.keys import AUDITED, LIBRARY_PROOF, namespace_of
 from memory_core.redis_client import Client
 from memory_core.settings.settings import Settings
 from memory_core.store import functions
@@ -40,6 +41,7 @@ from memory_core.store.connection import (
     redis_url,
     store_errors,
 )
+from memory_core.store.functions import Library, NewerLibrary
 from memory_server.engine.audited_calls import AuditedCall
 
 log = logging.getLogger(__name__)
@@ -49,6 +51,8 @@ READY_WAIT_SECONDS = 30.0
 RESTART_WAIT_SECONDS = 8.0
 """How long a repeatable call waits while Redis restarts."""
 _WATCH_SECONDS = 2.0
+LIBRARY_SECONDS = 5.0
+"""How often the Functions in Redis are compared with this release's."""
 
 
 @contextmanager
@@ -73,6 +77,9 @@ class Backend:
         self.transports = Transports()
         self.integrity = Integrity(self.keyring)
         self.on_authority_failure: Callable[[Authority, str, str], None] = lambda *_: None
+        self.on_library_restored: Callable[[], None] = lambda: None
+        self.library_problem: NewerLibrary | None = None
+        """Why this process calls no Function: those in Redis are of a newer release and not signed by it."""
         self.on_audited: Callable[[str], None] = lambda _: None
         self.on_moved: Callable[[], None] = lambda: None
         self.fatal: asyncio.Future[UnsafeStart] = asyncio.get_running_loop().create_future()
@@ -140,6 +147,8 @@ class Backend:
         Raises StoreUnavailable (nothing was changed) or OutcomeUnknown (sent, but not answered).
         """
         client = await self.client()
+        if self.library_problem is not None:
+            raise StoreRefused(self.library_problem.message, hint=self.library_problem.hint)
         with tracing.span(function):
             if "audit" not in request:
                 return await self._write(client, function, keys, repeatable, request)
@@ -204,16 +213,53 @@ class Backend:
             self.is_suspect = False
             if str(info["run_id"]) != self.run_id:
                 self.run_id = str(info["run_id"])
+                await self.check_library()
                 async with store_errors():
-                    await functions.load_library(client)
                     self.durability = await durability(client, await client.info("persistence"))
+
+    async def check_library(self) -> None:
+        """Load the Functions again if they are missing or were changed; raises StoreUnavailable.
+
+        A newer release's are used only if that release signed them: a Function receives the keys of memories.
+        """
+        client = await self.client()
+        async with store_errors():
+            try:
+                restored = await self._load_library(client)
+            except NewerLibrary as error:
+                self.library_problem = None if await self._is_signed(client, error.library) else error
+                return
+        self.library_problem = None
+        if restored:
+            log.error("the Functions in Redis were missing or had been changed; those of this release are loaded again")
+            self.on_library_restored()
+
+    async def _load_library(self, client: Client) -> bool:
+        """Load the library if it is missing or was changed, and sign it for servers of earlier releases."""
+        restored = await functions.load_library(client)
+        if self.integrity.signs and (restored or not await client.exists(LIBRARY_PROOF)):
+            fields = (functions.RELEASE, functions.library_digest())
+            code = self.integrity.sign_authority(Authority.LIBRARY, "", functions.LIBRARY, *fields)
+            await client.set(LIBRARY_PROOF, " ".join([*fields, code]))
+        return restored
+
+    async def _is_signed(self, client: Client, library: Library) -> bool:
+        """Whether a server with the signing key loaded a library. Without a key no Function receives one."""
+        raw = await client.get(LIBRARY_PROOF)
+        code = (raw or b"").decode(errors="replace").rpartition(" ")[2]
+        named = (functions.LIBRARY, code, library.release, library.digest)
+        return self.integrity.inspect_authority(Authority.LIBRARY, "", *named) is None
 
     async def _watch(self) -> None:
         await self._connected.wait()
+        checked = time.monotonic()
         while True:
             await asyncio.sleep(_WATCH_SECONDS)
             with suppress(MemoryServiceError):
                 await self.read(redis_time.ask)
+                if time.monotonic() - checked >= LIBRARY_SECONDS:
+                    checked = time.monotonic()
+                    await self.check_library()
 
     async def _connect(self) -> None:
         try:
@@ -256,7 +302,7 @@ class Backend:
         try:
             info = await check_server(client)
             async with store_errors():
-                await functions.load_library(client)
+                await self._load_library(client)
                 await redis_time.ask(client)
             self.durability = await durability(client, info)
         except BaseException:
