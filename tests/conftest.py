@@ -161,7 +161,8 @@ async def _check_left_keys(stack: Stack) -> None:
     offenders: list[str] = []
     async for raw in stack.client.scan_iter(count=1000):
         key = raw.decode()
-        if key in {NAMESPACES, AUDITED, LIBRARY_PROOF, "rm:sidecars"} or key.startswith(("rm:bell:", "rm:asks:", "rm:bulk:")):
+        lasting_alone = {NAMESPACES, AUDITED, LIBRARY_PROOF, "rm:sidecars"}
+        if key in lasting_alone or key.startswith(("rm:bell:", "rm:asks:", "rm:bulk:")):
             continue
         if await stack.client.ttl(key) != -1:
             continue

@@ -120,7 +120,7 @@ async def test_sidecar_user_has_only_vector_permissions(acl_redis: RedisServer) 
 
 async def test_migration_user_cannot_run_functions_loaded_by_the_server(acl_redis: RedisServer) -> None:
     async with connect(acl_redis.url) as admin:
-        assert await allowed(admin, MIGRATE, ["FCALL rm1_owner 0", "CLIENT UNBLOCK 1"]) == []
+        assert await allowed(admin, MIGRATE, ["FCALL rm1_owner 0", "FUNCTION LOAD x", "CLIENT UNBLOCK 1"]) == []
     async with connect(acl_redis.url_of(MIGRATE)) as client:
         await check_server(client)
         assert await load_library(client) is False
