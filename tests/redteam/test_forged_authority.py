@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -24,6 +26,7 @@ from memory_server.engine.principals import resolve
 from memory_server.engine.request_context import Caller, RequestContext
 from memory_server.operations.quarantine import quarantine
 from memory_server.operations.team_sweeper import sweep_team
+from memory_server.transfer.exporter import ExportOptions, export
 
 pytestmark = pytest.mark.redteam
 SECRET = "The launch code of the rocket is 0000, says the general."
@@ -126,6 +129,32 @@ async def test_owner_id_of_another_namespace_is_not_accepted(target: Target, els
     assert (await target.mallory.raw("store_memory", content="Mine.")).is_error
 
 
+@pytest.mark.parametrize("memories", ["transfer", "delete"])
+async def test_forged_owner_id_is_neither_transferred_nor_deleted(target: Target, memories: str) -> None:
+    await add_owner(target)
+    async with in_own_task(target.server.agent("bob", target.names.namespace)) as bob:
+        await register(bob, "bob")
+        own = await target.mallory.store("This is really mine.", visibility="public")
+        receiver = {"transfer_to": "bob"} if memories == "transfer" else {}
+        await target.mallory.call("unregister_agent", memories=memories, **receiver)
+        await sweep_team(target.server.service, target.names.namespace)
+        assert await readable(bob, [target.secret]) == []
+        assert await readable(bob, [own]) == ([own] if memories == "transfer" else [])
+    assert await readable(target.alice, [target.secret]) == [target.secret]
+
+
+async def test_forged_owner_ids_and_grants_are_not_exported(target: Target, tmp_path: Path) -> None:
+    """An import elsewhere would sign them."""
+    await add_owner(target)
+    await forge_grant(target)
+    file = tmp_path / "export.jsonl"
+    await export(target.server.service, target.names.namespace, file, ExportOptions())
+    lines = [json.loads(line) for line in file.read_text().splitlines()]
+    owners = {line["name"]: line["owners"] for line in lines if line["kind"] == "agent"}
+    assert owners["mallory"] == [await target.owner("mallory")]
+    assert [line for line in lines if line["kind"] == "grant"] == []
+
+
 # Grants
 
 
@@ -180,6 +209,21 @@ async def test_grant_of_another_namespace_has_no_effect(target: Target, elsewher
     assert len((await target.principal("mallory", elsewhere.namespace)).grants) == 1
     with pytest.raises(Exception, match="integrity"):
         await target.principal()
+
+
+async def test_forged_or_changed_offer_is_not_listed(target: Target) -> None:
+    async def offers() -> list[str]:
+        return [one["id"] for one in (await target.mallory.call("get_shared_context"))["offers"]]
+
+    made = await target.alice.call("share_context_with_agent", target_agent="mallory", tags=["a"], bidirectional=True)
+    offer = made["offer_id"]
+    assert await offers() == [offer]
+    await target.redis.hset(target.names.grant(offer), "from", "bob")
+    assert await offers() == []
+    await target.redis.hset(target.names.grant(offer), mapping={"from": "alice", "values": pack(["b"])})
+    assert await offers() == []
+    await target.redis.hset(target.names.grant(offer), mapping={"values": pack(["a"]), "mac": ""})
+    assert await offers() == []
 
 
 # Tokens

@@ -93,11 +93,16 @@ async def test_adopt_signs_no_record_with_a_wrong_code(
     packed = await client.hget(keys.granted("bob"), team["grant"])
     await client.hset(keys.granted("bob"), team["grant"], pack(unpack(packed) | {"permission": "write"}))
     await client.hset(token_key(team["token"]), "scopes", "admin")
+    revoked, _ = await issue_token(server.service.backend, agent="bob", namespace=namespace, scopes=SCOPES, seconds=60)
+    await revoke_token(server.service.backend, revoked.id)
+    await client.hset(token_key(revoked.id), "revoked", "0")
     report = await adopt(server.service, namespace)
     assert sorted((bad["record"], bad["problem"]) for bad in report.authority_bad) == [
         (f"grant bob {team['grant']}", "altered"),
         (f"owner-id bob {owner.decode()}", "altered"),
         (f"token {team['token']}", "altered"),
+        (f"token {revoked.id}", "altered"),
+        (f"token {revoked.id}", "in force again after it was revoked"),
     ]
     assert (report.healthy, report.authority_adopted) == (False, 0)
     assert await readable(bob, [team["memory"]]) == []

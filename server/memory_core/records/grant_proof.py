@@ -52,17 +52,18 @@ class GrantProof:
 
 @lru_cache(maxsize=4096)
 def _read(body: str) -> GrantProof:
-    fields = json.loads(body)
-    ends = math.inf if fields["ends"] < 0 else fields["ends"]
-    return GrantProof(**{**fields, "ends": ends, "tokens": frozenset(fields["tokens"])})
+    fields: dict[str, Any] = json.loads(body)
+    ends = fields.pop("ends")
+    return GrantProof(ends=math.inf if ends < 0 else ends, tokens=frozenset(fields.pop("tokens")), **fields)
 
 
 def of_entry(grant_id: str, entry: Mapping[str, Any]) -> GrantProof:
     """Return the proof of what an existing entry gives."""
     via = list(dict(entry["via"]).values())
-    named = (entry[name] for name in ("by", "by_owner", "owner", "permission"))
-    tokens = [*entry["own"], *(token for part in via for token in part["tokens"])]
-    return GrantProof(grant_id, *named, max([entry["ends"], *(part["ends"] for part in via)]), frozenset(tokens))
+    tokens = frozenset([*entry["own"], *(token for part in via for token in part["tokens"])])
+    ends = max([entry["ends"], *(part["ends"] for part in via)])
+    named = {name: entry[name] for name in ("by", "by_owner", "owner", "permission")}
+    return GrantProof(id=grant_id, ends=ends, tokens=tokens, **named)
 
 
 def check(

@@ -62,7 +62,8 @@ def read(integrity: Integrity, namespace: str, agent: str, row: Sequence[Any]) -
 def parse(row: Sequence[Any]) -> tuple[str | None, tuple[str, ...], dict[str, str]]:
     """Split FIELDS into the current owner id, all of them and their codes, without a check."""
     current, owners, codes = (value.decode(errors="replace") if value else None for value in row)
-    return current, split_labels(owners), dict(one.partition("=")[::2] for one in split_labels(codes))
+    pairs = (one.partition("=") for one in split_labels(codes))
+    return current, split_labels(owners), {owner: code for owner, _, code in pairs}
 
 
 def join_proofs(codes: dict[str, str]) -> str:

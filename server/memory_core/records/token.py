@@ -24,6 +24,7 @@ from memory_core.redis_client import Client
 _TOKEN = re.compile(r"rm_([0-9a-hjkmnp-tv-z]{26})_([A-Za-z0-9_-]{43})", re.ASCII)
 _NO_HASH = "0" * 64
 _SIGNED = ("hash", "agent", "namespace", "scopes", "created_at", "expires_at")
+_SIGNED_SET = frozenset(_SIGNED)
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +93,9 @@ def check(token_id: str, fields: Mapping[str, str], integrity: Integrity) -> Int
 
 
 def inspect(token_id: str, fields: Mapping[str, str], integrity: Integrity) -> IntegrityFailure | None:
-    """Like `check`, without a log entry."""
+    """Like `check`, without a log entry. A token without a field, such as the hash of a revoked one, is altered."""
+    if integrity.signs and not fields.keys() >= _SIGNED_SET:
+        return IntegrityFailure.ALTERED
     signed = (fields.get(name, "") for name in _SIGNED)
     where = fields.get("namespace", ""), token_id, fields.get("mac")
     return integrity.inspect_authority(Authority.CREDENTIAL, *where, *signed)

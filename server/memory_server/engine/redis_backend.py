@@ -76,7 +76,7 @@ class Backend:
         self.keyring = Keyring()
         self.transports = Transports()
         self.integrity = Integrity(self.keyring)
-        self.on_authority_failure: Callable[[Authority, str, str], None] = lambda *_: None
+        self.on_authority_failure: Callable[[Authority, str, str], None] = self.integrity.on_authority_failure
         self.on_library_restored: Callable[[], None] = lambda: None
         self.library_problem: NewerLibrary | None = None
         """Why this process calls no Function: those in Redis are of a newer release and not signed by it."""

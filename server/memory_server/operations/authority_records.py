@@ -5,7 +5,7 @@ A removed record leaves nothing to check, so what was revoked or put under quara
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,7 +24,7 @@ from memory_server.security.audit import reader
 from memory_server.sharing.proofs import offer_failure, sign_offer
 
 _AT_ONCE = 100
-_MISSING = "removed, or older than the audit says"
+_REMOVED, _REVIVED = "removed directly in Redis", "in force again after it was revoked"
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,37 +56,38 @@ class AuthorityScan:
 
     async def removed(self, keyring: Keyring) -> list[tuple[str, str]]:
         """Compare revoked grants and tokens and marks of quarantine with the signed entries of the audit."""
-        revoked: dict[str, list[str]] = {}
-        marked: dict[str, bool] = {}
+        last: dict[str, dict[str, str]] = {"quarantine": {}, "token_revoke": {}, "revoke_shared_context": {}}
         async for page in reader.walk(self._client, self.keys):
             for entry in page:
-                ids = entry.fields.get("asked", entry.fields.get("ids", "")).split()
-                if not ids or entry.check(keyring, self.keys.namespace) != "ok" or entry.fields["outcome"] != "ok":
-                    continue
-                match entry.fields["op"]:
-                    case "quarantine" | "lift_quarantine" as op:
-                        marked[ids[0]] = op == "quarantine"
-                    case "token_revoke" | "revoke_shared_context" as op:
-                        revoked.setdefault(op, []).append(ids[0])
-        return [*await self._unmarked(marked), *await self._revived(revoked)]
+                op, ids = entry.fields.get("op", ""), entry.fields.get("asked", entry.fields.get("ids", "")).split()
+                kind = op.removeprefix("lift_")
+                is_done = kind in last and bool(ids) and entry.fields.get("outcome") == "ok"
+                if is_done and entry.check(keyring, self.keys.namespace) == "ok":
+                    last[kind][ids[0]] = op
+        marked = {agent for agent, op in last["quarantine"].items() if op == "quarantine"}
+        return [
+            *await self._unmarked(marked),
+            *await self._revived_tokens(last["token_revoke"]),
+            *await self._revived_grants(last["revoke_shared_context"]),
+        ]
 
-    async def _unmarked(self, marked: dict[str, bool]) -> list[tuple[str, str]]:
+    async def _unmarked(self, marked: set[str]) -> list[tuple[str, str]]:
         async with store_errors():
             found = {name.decode() for name in await self._client.hkeys(self.keys.quarantined)}
-        expected = (agent for agent, is_marked in marked.items() if is_marked)
-        return [(f"{Authority.QUARANTINE} {agent}", _MISSING) for agent in expected if agent not in found]
+        return [(f"{Authority.QUARANTINE} {agent}", _REMOVED) for agent in sorted(marked - found)]
 
-    async def _revived(self, revoked: dict[str, list[str]]) -> list[tuple[str, str]]:
-        alive: list[tuple[str, str]] = []
+    async def _revived_tokens(self, revoked: Iterable[str]) -> list[tuple[str, str]]:
         async with store_errors():
-            for token_id in revoked.get("token_revoke", []):
-                if (await tokens.load_fields(self._client, token_id)).get("revoked") == "0":
-                    alive.append((f"{Authority.CREDENTIAL} {token_id}", "in force again after it was revoked"))
-        ended = set(revoked.get("revoke_shared_context", []))
-        async for name, found in self._hashes(self.keys.granted("")):
-            again = (grant_id.decode() for grant_id in found if grant_id.decode() in ended)
-            alive += [(f"{Authority.GRANT} {name} {one}", "in force again after it was revoked") for one in again]
-        return alive
+            states = {one: (await tokens.load_fields(self._client, one)).get("revoked") for one in revoked}
+        return [(f"{Authority.CREDENTIAL} {token_id}", _REVIVED) for token_id, state in states.items() if state == "0"]
+
+    async def _revived_grants(self, revoked: Collection[str]) -> list[tuple[str, str]]:
+        return [
+            (f"{Authority.GRANT} {name} {grant_id.decode()}", _REVIVED)
+            async for name, found in self._hashes(self.keys.granted(""))
+            for grant_id in found
+            if grant_id.decode() in revoked
+        ]
 
     async def _owners(self) -> AsyncGenerator[AuthorityRecord]:
         async for name in self._names(self.keys.agent("")):
