@@ -68,6 +68,20 @@ async def test_changed_library_is_restored_within_seconds(redis: Client) -> None
     await wait_until(is_restored, 15)
 
 
+async def test_library_of_another_name_is_not_called(redis: Client, server: Server, alice: Agent) -> None:
+    """Two libraries cannot have Functions of the same names, so this one keeps the genuine one out."""
+    await redis.execute_command("FUNCTION", "DELETE", functions.LIBRARY)
+    try:
+        await replace_library(redis, library_code().replace(f"name={functions.LIBRARY}", "name=other"))
+        await server.service.backend.check_library()
+        code, text = await refusal(alice, "store_memory", content="Mine.")
+        assert (code, "cannot be loaded" in text) == ("store_unavailable", True)
+    finally:
+        await redis.execute_command("FUNCTION", "DELETE", "other")
+    await server.service.backend.check_library()
+    assert await alice.store("Mine.")
+
+
 async def test_newer_library_stays_and_is_named(redis: Client) -> None:
     newer = re.sub(r"(description|return) (= )?'[\d.]+'", rf"\1 \2'{NEWER}'", library_code())
     await replace_library(redis, newer)

@@ -59,7 +59,7 @@ class Integrity:
         self._logged: set[tuple[str, str]] = set()
         self.failures = 0
         """Records that failed their check, each counted once."""
-        self.on_authority_failure: Callable[[Authority, str, str], None] = lambda *_: None
+        self.on_authority_failure: Callable[[Authority, str, str], object] = lambda kind, namespace, name: None
         """Receives the kind, the namespace and the name of each authorisation record that failed, once."""
         self._warned = False
 

@@ -9,6 +9,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import Any, TypeVar
 
+from redis.exceptions import ResponseError
 from tenacity import (
     AsyncRetrying,
     RetryCallState,
@@ -76,10 +77,10 @@ class Backend:
         self.keyring = Keyring()
         self.transports = Transports()
         self.integrity = Integrity(self.keyring)
-        self.on_authority_failure: Callable[[Authority, str, str], None] = self.integrity.on_authority_failure
+        self.on_authority_failure: Callable[[Authority, str, str], object] = self.integrity.on_authority_failure
         self.on_library_restored: Callable[[], None] = lambda: None
-        self.library_problem: NewerLibrary | None = None
-        """Why this process calls no Function: those in Redis are of a newer release and not signed by it."""
+        self.library_problem: MemoryServiceError | None = None
+        """Why this process calls no Function: those in Redis are not of this release, nor signed by a newer one."""
         self.on_audited: Callable[[str], None] = lambda _: None
         self.on_moved: Callable[[], None] = lambda: None
         self.fatal: asyncio.Future[UnsafeStart] = asyncio.get_running_loop().create_future()
@@ -218,7 +219,7 @@ class Backend:
                     self.durability = await durability(client, await client.info("persistence"))
 
     async def check_library(self) -> None:
-        """Load the Functions again if they are missing or were changed; raises StoreUnavailable.
+        """Load the Functions again if they are missing or were changed, or refuse writes; raises StoreUnavailable.
 
         A newer release's are used only if that release signed them: a Function receives the keys of memories.
         """
@@ -228,6 +229,11 @@ class Backend:
                 restored = await self._load_library(client)
             except NewerLibrary as error:
                 self.library_problem = None if await self._is_signed(client, error.library) else error
+                return
+            except ResponseError as error:  # another library has Functions of the same names
+                hint = "look at FUNCTION LIST, delete what is not of this product, and change the passwords of Redis"
+                self.library_problem = StoreRefused(f"the Functions cannot be loaded: {error}", hint=hint)
+                log.error("%s", self.library_problem.message)
                 return
         self.library_problem = None
         if restored:
