@@ -7,17 +7,19 @@ from collections.abc import AsyncGenerator
 
 import pytest
 import pytest_asyncio
+from support.audit_helpers import flushed_entries
 from support.embedder_fixtures import wait_until
 from support.redis_users import MIGRATE
 from support.sharing_helpers import readable, refusal, register, share
 from support.stack import Agent, Server, Stack
 
 from memory_core.crypto.integrity import Authority
-from memory_core.errors import UnsafeStart
+from memory_core.errors import StoreRefused, UnsafeStart
 from memory_core.records.keys import LIBRARY_PROOF
 from memory_core.redis_client import Client
 from memory_core.store import functions
 from memory_core.store.functions import library_code, load_library
+from memory_server.operations.stats.memory_stats import is_ready
 
 pytestmark = pytest.mark.redteam
 NEWER = "99.1.0"
@@ -33,6 +35,12 @@ async def loaded_code(client: Client) -> str:
     """The code of the library in Redis."""
     (found,) = await client.execute_command("FUNCTION", "LIST", "LIBRARYNAME", functions.LIBRARY, "WITHCODE")
     return found[b"library_code"].decode()
+
+
+async def restorations(client: Client, server: Server, namespace: str) -> int:
+    """How often the audit says that a server loaded its library again."""
+    entries = await flushed_entries(server, client, namespace)
+    return sum(entry["op"] == "restore_functions" for entry in entries)
 
 
 @pytest_asyncio.fixture(loop_scope="session")
@@ -59,13 +67,17 @@ async def test_replaced_library_receives_no_key_of_authorisation_records(redis: 
     assert (await refusal(alice, "store_memory", content="Mine."))[0] == "tampered"
 
 
-async def test_changed_library_is_restored_within_seconds(redis: Client) -> None:
+async def test_changed_library_is_restored_within_seconds(redis: Client, server: Server) -> None:
+    namespace = server.service.settings.namespace
+    before = await restorations(redis, server, namespace)
     await replace_library(redis, library_code() + "\n-- changed")
 
     async def is_restored() -> bool:
         return await loaded_code(redis) == library_code()
 
     await wait_until(is_restored, 15)
+    await server.service.backend.check_library()  # the check that restored it may still run
+    assert await restorations(redis, server, namespace) == before + 1
 
 
 async def test_library_of_another_name_is_not_called(redis: Client, server: Server, alice: Agent) -> None:
@@ -96,6 +108,8 @@ async def test_unsigned_newer_library_receives_no_memory_keys(redis: Client, ser
     await backend.check_library()
     code, text = await refusal(alice, "store_memory", content="Nothing.")
     assert (code, NEWER in text) == ("store_unavailable", True)
+    with pytest.raises(StoreRefused, match=re.escape(NEWER)):
+        await is_ready(server.service)
     integrity, digest = backend.integrity, functions.Library(NEWER, library_code(NEWER)).digest
     proof = integrity.sign_authority(Authority.LIBRARY, "", functions.LIBRARY, NEWER, digest)
     before = await redis.get(LIBRARY_PROOF)

@@ -50,7 +50,7 @@ class GrantProof:
         )
 
 
-@lru_cache(maxsize=4096)
+@lru_cache(maxsize=512)
 def _read(body: str) -> GrantProof:
     fields: dict[str, Any] = json.loads(body)
     ends = fields.pop("ends")
