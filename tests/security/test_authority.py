@@ -79,6 +79,8 @@ async def test_records_of_an_earlier_release_are_refused_until_adopted(
     assert len((await bob.call("get_shared_context"))["offers"]) == 1
     assert await server.runtime.gate.verify(team["text"]) is not None
     assert (await adopt(service, namespace)).authority_adopted == 0
+    entries = [entry for entry in await flushed_entries(server, stack.client, namespace) if "adopt" in entry["op"]]
+    assert [(entry["op"], len(entry["ids"].split())) for entry in entries] == [("adopt_authority", 7)]
 
 
 async def test_adopt_signs_no_record_with_a_wrong_code(

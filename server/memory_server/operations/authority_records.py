@@ -213,7 +213,7 @@ async def adopt_authority(backend: Backend, namespace: str) -> int:
     waiting = {(one.key, one.field): one async for one in scan.records() if one.signed is not None}
     adopted = 0
     for part in slices([one for one in waiting.values() if one.key.startswith(scan.keys.prefix)], _AT_ONCE):
-        audit = system_entry("console", "adopt", [one.name.partition(" ")[2].partition(" ")[0] for one in part])
+        audit = system_entry("console", "adopt_authority", [one.name.replace(" ", ":") for one in part])
         adopted += await _replace(backend, [scan.keys.audit, scan.keys.counters], part, audit=audit)
     for one in (one for one in waiting.values() if not one.key.startswith(scan.keys.prefix)):
         adopted += await _replace(backend, [], [one])
