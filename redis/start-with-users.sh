@@ -14,6 +14,7 @@ umask 077
 server=$(hash_of redis_server)
 sidecar=$(hash_of redis_sidecar)
 migrate=$(hash_of redis_migrate)
+view=$(hash_of redis_view)
 sed -e "s/REPLACE_SERVER_SHA256/$server/" -e "s/REPLACE_SIDECAR_SHA256/$sidecar/" \
-    -e "s/REPLACE_MIGRATE_SHA256/$migrate/" "$config/users.acl" > "$state/users.acl"
+    -e "s/REPLACE_MIGRATE_SHA256/$migrate/" -e "s/REPLACE_VIEW_SHA256/$view/" "$config/users.acl" > "$state/users.acl"
 exec "${REDIS_SERVER:-redis-server}" "$config/redis.conf" --aclfile "$state/users.acl" "$@"

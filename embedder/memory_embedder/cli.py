@@ -16,7 +16,9 @@ from typing import Annotated, Any
 import typer
 
 from memory_core.crypto.keyring import load_keyring
+from memory_core.crypto.pinned_files import FileAltered
 from memory_core.crypto.sealing import Transports
+from memory_core.crypto.secret_files import restrict_umask
 from memory_core.errors import InvalidArgument, MemoryServiceError, ModelMismatch, NotSupported, UnsafeStart
 from memory_core.observe import logs, tracing
 from memory_core.settings.settings import Settings
@@ -79,6 +81,7 @@ def serve(
 
 def main() -> None:
     """Run the command. A typed error becomes one line on stderr and an exit code."""
+    restrict_umask()
     try:
         app()
     except MemoryServiceError as error:
@@ -89,8 +92,8 @@ def main() -> None:
 
 def exit_code(error: MemoryServiceError) -> int:
     """78 if only a change of configuration helps, else 1."""
-    is_configuration = isinstance(error, InvalidArgument | ModelMismatch | NotSupported | UnsafeStart)
-    return EXIT_CONFIGURATION if is_configuration or error.code == "weights_altered" else EXIT_FAILURE
+    is_configuration = isinstance(error, FileAltered | InvalidArgument | ModelMismatch | NotSupported | UnsafeStart)
+    return EXIT_CONFIGURATION if is_configuration else EXIT_FAILURE
 
 
 async def _serve(

@@ -6,13 +6,17 @@ A thread writes the page from numbers that the event loop keeps anyway.
 from __future__ import annotations
 
 import os
+import socket
+import threading
 from collections.abc import Generator, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.metadata import version
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+from wsgiref.simple_server import WSGIRequestHandler, make_server
 
-from prometheus_client import CollectorRegistry, ProcessCollector, start_http_server
+from prometheus_client import CollectorRegistry, ProcessCollector, make_wsgi_app
 from prometheus_client.core import InfoMetricFamily, Metric
+from prometheus_client.exposition import ThreadingWSGIServer
 from prometheus_client.registry import Collector
 
 from memory_core.errors import InvalidArgument
@@ -22,6 +26,8 @@ if TYPE_CHECKING:
     from memory_embedder.sidecar import Sidecar
 
 PREFIX = "memory_embedder_"
+CLIENTS, CLIENT_SECONDS = 16, 5.0
+"""How many clients are served at a time, and for how long each."""
 _new = Families(PREFIX)
 
 
@@ -35,18 +41,64 @@ def serving_metrics(sidecar: Sidecar, host: str, port: int) -> Generator[int]:
     registry = CollectorRegistry()
     registry.register(_SidecarCollector(sidecar))
     ProcessCollector(registry=registry)
+    with serving_registry(registry, host, port) as bound:
+        yield bound
+
+
+@contextmanager
+def serving_registry(registry: CollectorRegistry, host: str, port: int) -> Generator[int]:
+    """Serve the metrics of a registry. Yields the port; raises InvalidArgument as `serving_metrics` does."""
     try:
-        server, thread = start_http_server(port, host, registry)
+        server = make_server(host, port, make_wsgi_app(registry), _BoundedServer, _SilentHandler)
     except OSError as error:
         raise InvalidArgument(
             f"cannot serve metrics on {host}:{port}: {error.strerror or error}", hint="choose another --metrics-port"
         ) from error
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
     try:
         yield server.server_port
     finally:
         server.shutdown()
         server.server_close()
         thread.join()
+
+
+class _SilentHandler(WSGIRequestHandler):
+    def log_message(self, format: str, *args: Any) -> None:
+        """Log nothing."""
+
+
+class _BoundedServer(ThreadingWSGIServer):
+    """Serves few clients at a time, and closes their connections after a time; further ones are closed at once."""
+
+    def __init__(self, address: tuple[str, int], handler: Any) -> None:
+        self.address_family = socket.getaddrinfo(*address, type=socket.SOCK_STREAM)[0][0]
+        self._places = threading.BoundedSemaphore(CLIENTS)
+        super().__init__(address, handler)
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        if self._places.acquire(blocking=False):
+            super().process_request(request, client_address)
+        else:
+            self.shutdown_request(request)
+
+    def process_request_thread(self, request: Any, client_address: Any) -> None:
+        deadline = threading.Timer(CLIENT_SECONDS, _end, [request])
+        deadline.start()
+        try:
+            super().process_request_thread(request, client_address)
+        finally:
+            deadline.cancel()
+            self._places.release()
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Ignore clients that leave early."""
+
+
+def _end(connection: socket.socket) -> None:
+    with suppress(OSError):
+        connection.shutdown(socket.SHUT_RDWR)
 
 
 class _SidecarCollector(Collector):

@@ -87,6 +87,14 @@ function rm.contains(list, value)
   return false
 end
 
+function rm.without(list, value)
+  local left = {}
+  for _, item in ipairs(list) do
+    if item ~= value then left[#left + 1] = item end
+  end
+  return left
+end
+
 function rm.append(list, ...)
   for _, item in ipairs({...}) do list[#list + 1] = item end
   return list
@@ -177,8 +185,31 @@ function rm.add_owner(names, name, owner, proof)
   redis.call('HSET', names.owner .. owner, 'agent', name)
 end
 
+-- Whether a time is before the present holder of an agent's name: what is older is not that agent's.
+function rm.is_before_holder(names, name, time)
+  local since = redis.call('HGET', names.agent .. name, 'since')
+  return since and tonumber(time) < tonumber(since)
+end
+
+-- Whether the server may have signed a new owner id for another holder of the name: its code covers `since`.
+function rm.is_outdated(names, name, proof)
+  return proof and proof.since ~= (redis.call('HGET', names.agent .. name, 'since') or '')
+end
+
 -- Add an owner id to an agent that has no current one, and make it the current one.
 function rm.issue_owner(names, name, owner, proof)
   redis.call('HSET', names.agent .. name, 'owner', owner)
-  rm.add_owner(names, name, owner, proof)
+  rm.add_owner(names, name, owner, proof and proof.code)
+end
+
+-- The owner ids that have a proof; nil if one is not `known` to the server, which then proves them again. The server
+-- does not prove an id that fails its check: it is left behind.
+function rm.proven_owners(owners, known, proofs)
+  if not proofs then return owners end
+  local found, seen = {}, rm.set(known)
+  for _, owner in ipairs(owners) do
+    if not seen[owner] then return nil end
+    if proofs[owner] then found[#found + 1] = owner end
+  end
+  return found
 end

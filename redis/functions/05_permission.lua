@@ -45,17 +45,38 @@ function rm.active_entry(packed, owner, now)
   return entry
 end
 
--- Whether one of the named grants lets an agent write to a memory with this scope.
-function rm.may_write(granted, agent, ids, scope)
+-- The named grants that let an agent write to a memory with this scope. Each is a list: the grant, and the one that it
+-- is passed on under, if any.
+function rm.writing_grants(granted, agent, ids, scope)
   local owner, now, carried = redis.call('HGET', agent, 'owner'), rm.now(), rm.set(rm.split(scope))
+  local found = {}
   for _, id in ipairs(ids) do
     local entry = rm.active_entry(redis.call('HGET', granted, id), owner, now)
     if entry and entry.permission == 'write' then
-      if rm.intersects(entry.own, carried) then return true end
-      for _, part in pairs(entry.via) do
-        if rm.intersects(part.tokens, carried) then return true end
+      if rm.intersects(entry.own, carried) then found[#found + 1] = {id} end
+      for parent, part in pairs(entry.via) do
+        if rm.intersects(part.tokens, carried) then found[#found + 1] = {id, parent} end
       end
     end
   end
-  return false
+  return found
+end
+
+-- The first of these lists of grants whose holders may let memories grow by so many chunks; `most` 0 is any number.
+function rm.grants_with_room(names, lists, growth, most)
+  for _, grants in ipairs(lists) do
+    local full = false
+    for _, id in ipairs(growth > 0 and most > 0 and grants or {}) do
+      full = full or tonumber(redis.call('HGET', names.grant .. id, 'grown') or '0') + growth > most
+    end
+    if not full then return grants end
+  end
+end
+
+-- Count the chunks by which the holder of grants changed the size of a memory.
+function rm.count_growth(names, grants, growth)
+  for _, id in ipairs(growth ~= 0 and grants or {}) do
+    local grown = redis.call('HINCRBY', names.grant .. id, 'grown', growth)
+    if grown < 0 then redis.call('HDEL', names.grant .. id, 'grown') end
+  end
 end

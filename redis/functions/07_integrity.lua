@@ -23,7 +23,9 @@ end
 -- inserts the vector into the index again.
 function rm.add_mac(names, hash, fields, removed, seal)
   if not seal then return fields end
-  redis.call('HSETNX', names.counters, 'signed', 1)
+  if redis.call('HGET', names.counters, 'signed') ~= seal.signer then
+    redis.call('HSET', names.counters, 'signed', seal.signer)
+  end
   local values = rm.read(hash, unpack(SIGNED))
   for _, name in ipairs(removed) do values[name] = nil end
   for position = 1, #fields, 2 do values[fields[position]] = tostring(fields[position + 1]) end

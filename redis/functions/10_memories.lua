@@ -1,9 +1,10 @@
 -- Storing, updating and deleting memories.
 
 -- rm1_owner: the owner id of an agent's name; issues the candidate if the name has none.
--- KEYS: agent, owner:<candidate>. Answer: {owner}
+-- KEYS: agent, owner:<candidate>. Answer: {owner}; no owner if the name was left since the server signed the candidate.
 rm.serve('rm1_owner', function(request, keys, names)
   local owner = redis.call('HGET', keys[1], 'owner')
+  if not owner and rm.is_outdated(names, request.agent, request.proof) then return {} end
   if not owner then rm.issue_owner(names, request.agent, request.candidate, request.proof) end
   return {owner = owner or request.candidate}
 end)
@@ -118,30 +119,36 @@ rm.serve('rm1_store', function(request, keys, names)
     duplicate_of = duplicate}
 end)
 
--- The answer to an update that is refused; nil if it can be written.
+-- The answer to an update that is refused, else nil; and the grants under which another agent's memory is written.
 local function update_problem(names, keys, request, found)
   local mem, granted, agent, data_key = keys[1], keys[11], keys[12], keys[13]
   if not found[1] or rm.has_expired(found[3]) then return {status = 'gone'} end
-  if not rm.contains(request.owners, found[1]) and not rm.may_write(granted, agent, request.grants, found[4]) then
-    return {status = 'not_owner'}
+  local lists = {{}}
+  if not rm.contains(request.owners, found[1]) then
+    lists = rm.writing_grants(granted, agent, request.grants, found[4])
+    if #lists == 0 then return {status = 'not_owner'} end
   end
   if tonumber(found[2]) ~= request.rev then return {status = 'stale', rev = tonumber(found[2])} end
+  local grants = rm.grants_with_room(names, lists, request.growth, request.most_growth)
+  if not grants then return {status = 'grant_full'} end
   local problem = rm.write_problem(names, mem, data_key, request)
-  return problem and {status = problem}
+  return problem and {status = problem}, grants
 end
 
 -- rm1_update: change fields of a memory under the revision that the caller read. One of the `grants` must let the
--- caller write to another owner's memory. A sensitive memory is sealed again as a whole, its vector too, because the
--- seal is bound to the revision.
+-- caller write to another owner's memory, and its `growth` in chunks counts against that grant. A sensitive memory is
+-- sealed again as a whole, its vector too, because the seal is bound to the revision.
 -- KEYS: mem, jobs, audit, counters, use, same (old content), same (new content), chores, seq, events, granted, agent,
 --       key
--- Answer: {status = updated | gone | not_owner | stale | key_missing | altered | key_changed | bad_vector, rev}
+-- Answer: {status = updated | gone | not_owner | stale | grant_full | key_missing | altered | key_changed |
+--          bad_vector, rev}
 rm.serve('rm1_update', function(request, keys, names)
   local mem, _, _, _, use, old_same, new_same, _, seq = unpack(keys)
   local found = redis.call('HMGET', mem, 'owner', 'rev', 'expires_at', 'scope')
-  local problem = update_problem(names, keys, request, found)
+  local problem, grants = update_problem(names, keys, request, found)
   if problem then return problem end
 
+  rm.count_growth(names, grants, request.growth)
   local now, expires_at = rm.tick(names), found[3]
   local fields = rm.append(request.fields, 'updated_at', rm.seconds(now), 'rev', request.rev + 1)
   if request.context then rm.append(fields, 'seq', redis.call('HINCRBY', seq, request.context, 1)) end

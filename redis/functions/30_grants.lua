@@ -106,6 +106,11 @@ local function nothing_ended()
   return {grants = 0, touched = {}}
 end
 
+-- End an offer.
+function rm.end_offer(names, id, op, by)
+  end_grant(names, id, rm.now(), op, by, nothing_ended())
+end
+
 -- End all grants and offers by and to an agent. Returns how many grants ended.
 function rm.end_all_grants(names, name)
   local now, ended = rm.now(), nothing_ended()
@@ -120,14 +125,6 @@ function rm.end_all_grants(names, name)
   return ended.grants
 end
 
-local function without(tokens, token)
-  local left = {}
-  for _, other in ipairs(tokens) do
-    if other ~= token then left[#left + 1] = other end
-  end
-  return left
-end
-
 -- End the grants, or parts of them, that pass on a memory which their parents no longer cover by its new scope.
 function rm.narrow_grants(names, memory, scope)
   local now, carried, token = rm.now(), rm.set(rm.split(scope)), 'i:' .. memory
@@ -138,7 +135,7 @@ function rm.narrow_grants(names, memory, scope)
     for parent, part in pairs(entry and entry.via or {}) do
       local above = load_entry(names, grant.from, parent)
       if not (above and rm.intersects(above.own, carried)) then
-        part.tokens = without(part.tokens, token)
+        part.tokens = rm.without(part.tokens, token)
         if #part.tokens == 0 then entry.via[parent] = nil end
       end
     end
@@ -212,11 +209,9 @@ local function all_in(tokens, earlier)
   return true
 end
 
-local function find_entry(entries, by, selector, permission)
+local function find_entry(entries, by, selector)
   for id, entry in pairs(entries) do
-    if entry.by == by and entry.selector == selector and (not permission or entry.permission == permission) then
-      return id, entry
-    end
+    if entry.by == by and entry.selector == selector then return id, entry end
   end
 end
 
@@ -245,20 +240,35 @@ local function write_record(names, id, state, request, entry, now)
   local hash = names.grant .. id
   redis.call('HSET', hash, 'state', state, 'from', request.from, 'to', request.to, 'permission', request.permission,
     'from_owner', entry.by_owner, 'to_owner', entry.owner, 'kind', request.kind,
-    'values', cmsgpack.pack(request.shown), 'note', request.note, 'until', end_time(entry.ends),
-    'mac', request.mac or '')
+    'values', cmsgpack.pack(request.shown), 'note', request.note, 'until', end_time(entry.ends))
   redis.call('HSETNX', hash, 'at', rm.seconds(now))
   keep_until(hash, entry.ends)
-  redis.call('SADD', names.granting .. request.from, id)
   redis.call('ZREM', names.grants_due, id)
   if entry.ends ~= math.huge then redis.call('ZADD', names.grants_due, rm.seconds(entry.ends), id) end
 end
 
--- Write an active grant: its links, its entry and its record.
+-- Write an active grant: its links, its entry and its record. A renewal lets its holder's memories grow again.
 function rm.write_grant(names, id, request, entry, at)
   link_grant(names, id, request.kind, entry.via)
   save_entry(names, request.to, id, entry)
   write_record(names, id, 'active', request, entry, at)
+  redis.call('SADD', names.granting .. request.from, id)
+  redis.call('HDEL', names.grant .. id, 'grown')
+end
+
+-- Write an offer: its entry, its record with the server's code, and its event.
+function rm.write_offer(names, id, request, entry, at)
+  redis.call('HSET', names.offers .. request.to, id, cmsgpack.pack(entry))
+  write_record(names, id, 'offered', request, entry, at)
+  if request.mac then redis.call('HSET', names.grant .. id, 'mac', request.mac) end
+  rm.emit_grant(names, 'offered', id, request.from, request.from, request.to)
+end
+
+-- Whether an agent has as many offers waiting as it may.
+function rm.has_all_offers(offers)
+  local number = 0
+  for _ in pairs(offers) do number = number + 1 end
+  return number >= MOST_OFFERS
 end
 
 -- Give each part of a renewed grant the time since when it covers what it covers, and no later end than the grant's.
@@ -268,6 +278,19 @@ local function date_entry(entry, earlier, now)
     local before = earlier.via[parent]
     part.ends = math.min(part.ends, entry.ends)
     part.at = before and all_in(part.tokens, before.tokens) and before.at or now
+  end
+end
+
+-- End what a share replaces: other grants of the same selector between the same agents, as imports can leave them, and
+-- what was passed on under a grant that no longer lets its holder write.
+function rm.end_replaced(names, granted, id, request, earlier, now, ended)
+  for other, entry in pairs(granted) do
+    if other ~= id and entry.by == request.from and entry.selector == request.selector then
+      end_grant(names, other, now, 'revoked', request.from, ended)
+    end
+  end
+  if earlier and earlier.permission == 'write' and request.permission ~= 'write' then
+    end_children(names, id, now, ended)
   end
 end
 
@@ -287,10 +310,8 @@ end
 -- Returns its id, the entry, and why the offer is refused.
 local function plan_offer(request, held, offers, from_owner, to_owner, now, ends)
   if not request.offer or find_entry(held, request.to, request.selector) then return nil end
-  local number = 0
-  for _ in pairs(offers) do number = number + 1 end
   local id = find_entry(offers, request.from, request.selector)
-  if not id and number >= MOST_OFFERS then return nil, nil, 'too_many_offers' end
+  if not id and rm.has_all_offers(offers) then return nil, nil, 'too_many_offers' end
   return id or request.offer, {owner = to_owner, by = request.from, by_owner = from_owner, selector = request.selector,
     permission = request.permission, at = now, ends = ends, own = {request.selector}, via = {}}
 end
@@ -305,18 +326,27 @@ local function parents_among(held)
 end
 
 -- Tokens for what a share selects: own ones, and those to pass on. If it selects an unknown id, nil and the id.
-local function select_tokens(names, request, owners, held)
+function rm.select_tokens(names, request, owners, held)
   local parents = parents_among(held)
   if request.kind == 'i' then return share_ids(names, owners, parents, request.values) end
   return share_labels(request.kind, owners, parents, request.values)
 end
 
--- rm1_share: let an agent read what a selector covers, now and later; sharing the same again renews the grant.
--- The server signs beforehand what the grant may give; if it gives more by now, the answer is `changed`, with the id
--- that the grant then has.
+-- When a grant that accepts an offer ends: with the grant whose other direction it is. Nil if one of them is over.
+local function end_of_answer(request, offers, held)
+  local offer = offers[request.answers]
+  local _, given = find_entry(held, request.to, request.selector)
+  if offer and given and offer.by == request.to and offer.selector == request.selector then return given.ends end
+end
+
+-- rm1_share: let an agent read what a selector covers, now and later. Sharing the same again replaces the permission,
+-- the end and the note of the grant. With `answers`, only to accept the offer of that id.
+-- The server signs beforehand what the grant may give, and the offer; if they are others by now, the answer is
+-- `changed`, with the ids that they then have.
 -- KEYS: audit, counters, agent (grantor), agent (grantee)
--- Answer: {status = shared | changed | unknown_agent | not_found | too_many_grants | too_many_tokens | too_many_offers,
---          id, ends, offer, accepted, missing}
+-- Answer: {status = shared | changed | unknown_agent | no_offer | not_found | too_many_grants | too_many_tokens |
+--          too_many_offers, id, ends, offer, accepted, missing,
+--          touched = [agent, ...] who lost what was passed on to them}
 rm.serve('rm1_share', function(request, keys, names)
   local now, from, to = rm.now(), request.from, request.to
   local _, _, grantor, grantee = unpack(keys)
@@ -324,25 +354,32 @@ rm.serve('rm1_share', function(request, keys, names)
   local owner, owners, new_owner = owner_of(grantor, request.candidates[1])
   local to_owner, _, new_to_owner = owner_of(grantee, request.candidates[2])
   local held = rm.load_entries(names.granted .. from, owner, now)
-  local own, via = select_tokens(names, request, owners, held)
+  local answered = rm.load_entries(names.offers .. from, owner, now)
+  local ends = request.seconds and now + request.seconds * 1000000 or math.huge
+  if request.answers then ends = end_of_answer(request, answered, held) end
+  if not ends then return {status = 'no_offer'} end
+  local own, via = rm.select_tokens(names, request, owners, held)
   if not own then return {status = 'not_found', missing = via} end
   local granted, over = rm.load_entries(names.granted .. to, to_owner, now)
-  local known, earlier = find_entry(granted, from, request.selector, request.permission)
-  local id, ends = known or request.id, request.seconds and now + request.seconds * 1000000 or math.huge
+  local known, earlier = find_entry(granted, from, request.selector)
+  local id = known or request.id
   local entry = {owner = to_owner, by = from, by_owner = owner, permission = request.permission,
     selector = request.selector, ends = ends, own = own, via = via}
   local problem = rm.limit_problem(granted, id, entry)
   if problem then return {status = problem} end
-  if not rm.is_proven(entry, id, request.proof) then return {status = 'changed', id = id} end
+  local proofs = request.proofs or {}
+  if not rm.is_proven(entry, id, request.proof) or (new_owner and rm.is_outdated(names, from, proofs[1]))
+    or (new_to_owner and rm.is_outdated(names, to, proofs[2])) then
+    return {status = 'changed', id = id}
+  end
   rm.prove(entry, request.proof)
-  local answered = rm.load_entries(names.offers .. from, owner, now)
   local offers, stale = rm.load_entries(names.offers .. to, to_owner, now)
-  local wait = request.seconds and ends or now + KEPT_SECONDS * 1000000
+  local wait = request.seconds and ends or now + request.offer_seconds * 1000000
   local offer, offered, full = plan_offer(request, held, offers, owner, to_owner, now, wait)
   if full then return {status = full} end
+  if offer and request.proof and offer ~= request.offer then return {status = 'changed', id = id, offer = offer} end
 
   now = rm.tick(names)
-  local proofs = request.proofs or {}
   if new_owner then rm.issue_owner(names, from, owner, proofs[1]) end
   if new_to_owner then rm.issue_owner(names, to, to_owner, proofs[2]) end
   for _, past in ipairs(rm.append(over, unpack(stale))) do
@@ -352,37 +389,41 @@ rm.serve('rm1_share', function(request, keys, names)
   for _, part in pairs(earlier and earlier.via or {}) do unlink_memories(names, id, part, {}) end
   rm.write_grant(names, id, request, entry, now)
   if known then shorten_children(names, id, ends) end
+  local ended, touched = nothing_ended(), {}
+  rm.end_replaced(names, granted, id, request, earlier, now, ended)
+  for name in pairs(ended.touched) do touched[#touched + 1] = name end
   rm.audit(names, now, request.audit, {id, to})
   rm.emit_grant(names, 'granted', id, from, from, to)
   local accepted = find_entry(answered, to, request.selector)
   if accepted then end_grant(names, accepted, now, 'accepted', from, nothing_ended()) end
   if offer then
-    redis.call('HSET', names.offers .. to, offer, cmsgpack.pack(offered))
-    write_record(names, offer, 'offered', request, offered, now)
-    rm.emit_grant(names, 'offered', offer, from, from, to)
+    rm.write_offer(names, offer, request, offered, now)
+    redis.call('SADD', names.granting .. from, offer)
   end
-  return {status = 'shared', id = id, ends = end_time(ends), offer = offer, accepted = accepted}
+  return {status = 'shared', id = id, ends = end_time(ends), offer = offer, accepted = accepted,
+    touched = touched}
 end)
 
--- Whether an agent may end a grant or an offer: the grantor, and for an offer also the agent that received it.
-local function may_end(names, grant, who)
-  local owner = redis.call('HGET', names.agent .. who, 'owner')
-  local received = grant.state == 'offered' and grant.to == who and grant.to_owner == owner
-  return received or (grant.from == who and grant.from_owner == owner)
+-- How an agent may end a grant or an offer: the receiver declines it, the grantor or an admin revokes it.
+local function way_to_end(names, grant, request)
+  local owner = redis.call('HGET', names.agent .. request.who, 'owner')
+  if not grant.state then return nil end
+  if grant.to == request.who and grant.to_owner == owner then return 'declined' end
+  if request.admin or (grant.from == request.who and grant.from_owner == owner) then return 'revoked' end
 end
 
--- rm1_revoke: end a grant or an offer, and what was passed on under it, at once. Has no effect on an ended one.
+-- rm1_revoke: end a grant or an offer, and what was passed on under it, at once. Has no effect on an ended one. With
+-- `answers`, only to decline an offer.
 -- KEYS: audit, counters. Answer: {status = revoked | not_found, grants, touched = [agent, ...]}
 rm.serve('rm1_revoke', function(request, _, names)
   local grant = rm.read(names.grant .. request.id, 'state', 'from', 'to', 'from_owner', 'to_owner')
-  local allowed = may_end(names, grant, request.who)
-  if not grant.state or not (request.admin or allowed) then
-    return {status = 'not_found'}
-  end
+  local op = way_to_end(names, grant, request)
+  local is_open = grant.state == 'offered' or grant.state == 'declined'
+  if not op or (request.answers and not (op == 'declined' and is_open)) then return {status = 'not_found'} end
   local ended, touched = nothing_ended(), {grant.state ~= 'offered' and grant.to or nil}
   if grant.state == 'active' or grant.state == 'offered' then
     local now = rm.tick(names)
-    end_grant(names, request.id, now, 'revoked', request.who, ended)
+    end_grant(names, request.id, now, op, request.who, ended)
     rm.audit(names, now, request.audit, {request.id, grant.to})
   end
   for name in pairs(ended.touched) do touched[#touched + 1] = name end

@@ -67,6 +67,13 @@ local function write_task(names, id, request, state, now)
   return task
 end
 
+-- Whether an idempotency key stands for a task that an earlier holder of the submitter's name submitted.
+local function is_inherited(names, key, submitter)
+  local id = redis.call('HGET', key, 'task_id')
+  local created_at = id and redis.call('HGET', names.task .. id, 'created_at')
+  return created_at and rm.is_before_holder(names, submitter, created_at)
+end
+
 -- rm1_task_submit: one task, assigned to the first candidate that has capacity, else queued, or waiting for others.
 -- KEYS: leases, idem
 -- Answer: {status = submitted | replayed | idempotency_conflict | quota | own_quota | unknown_agent |
@@ -77,7 +84,8 @@ rm.serve('rm1_task_submit', function(request, keys, names)
   if known.state then rm.already_audited(request.audit) end
   if known.state then return {status = 'submitted', id = id, state = known.state, assigned = known.assigned} end
   local idempotency = request.idempotency
-  local earlier = idempotency and rm.replay(keys[2], 'task_id', names.task, idempotency)
+  local earlier = idempotency and not is_inherited(names, keys[2], submitter)
+    and rm.replay(keys[2], 'task_id', names.task, idempotency)
   if earlier then return earlier end
   local problem, blockers = check_submission(names, request, now)
   if problem then return problem end
@@ -164,8 +172,7 @@ local function lease(names, id, agent, secret, now)
   local token = id .. '.' .. fence .. '.' .. secret
   local ends = rm.seconds(now + tonumber(task.lease_seconds) * 1000000)
   local attempt = tonumber(task.attempt) + 1
-  local holders = rm.split(task.holders)
-  if not rm.contains(holders, agent.name) then holders[#holders + 1] = agent.name end
+  local holders = rm.append(rm.without(rm.split(task.holders), agent.name), agent.name)
   redis.call('HSET', names.task .. id, 'state', 'leased', 'lease_token', token, 'fence', fence, 'lease_until', ends,
     'leased_at', rm.seconds(now), 'attempt', attempt, 'holders', table.concat(holders, '\31'))
   redis.call('ZADD', names.leases, ends, id)
@@ -331,8 +338,10 @@ rm.serve('rm1_task_fail', function(request, _, names)
   return {status = another and 'reassigned' or 'retrying', next_at = rm.seconds(due)}
 end)
 
-local function may_manage(task, request)
-  return task.state and (task.submitter == request.agent or request.admin)
+local function may_manage(names, task, request)
+  if not task.state or request.admin then return task.state end
+  if task.submitter ~= request.agent then return false end
+  return not rm.is_before_holder(names, request.agent, redis.call('HGET', names.task .. request.id, 'created_at'))
 end
 
 -- rm1_task_cancel: end an open task for its submitter. The lease holder gets an event, and its token becomes stale.
@@ -340,7 +349,7 @@ end
 rm.serve('rm1_task_cancel', function(request, _, names)
   local id, now = request.id, rm.now()
   local task = rm.load_task(names, id)
-  if not may_manage(task, request) then return {status = 'unknown'} end
+  if not may_manage(names, task, request) then return {status = 'unknown'} end
   if rm.contains({'completed', 'dead', 'cancelled'}, task.state) then
     return {status = 'ended', state = task.state}
   end
@@ -364,7 +373,7 @@ end
 rm.serve('rm1_task_requeue', function(request, _, names)
   local id, now = request.id, rm.now()
   local task = rm.load_task(names, id)
-  if not may_manage(task, request) then return {status = 'unknown'} end
+  if not may_manage(names, task, request) then return {status = 'unknown'} end
   if task.state ~= 'dead' then return {status = 'not_dead', state = task.state} end
   local problem, blockers = blockers_among(names, rm.split(redis.call('HGET', names.task .. id, 'depends_on') or ''))
   if problem then return problem end

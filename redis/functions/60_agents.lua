@@ -3,12 +3,13 @@
 local PROFILE = {'registered_at', 'type', 'capabilities', 'context_window', 'max_tasks', 'heartbeat_seconds',
   'description', 'profile', 'status', 'load', 'metrics', 'last_seen', 'last_claim', 'last_answer'}
 
--- rm1_agent_register: register a name, or change its registration. A name without owner id gets the candidate; owner
--- ids whose memories were kept stay the name's own.
--- KEYS: agent. Answer: {status = registered, again, owner}
+-- rm1_agent_register: register a name, or change its registration. A name without owner id gets the candidate, so the
+-- new holder of a name owns nothing that an earlier one left.
+-- KEYS: agent. Answer: {status = registered | changed, again, owner}
 rm.serve('rm1_agent_register', function(request, keys, names)
   local name, now = request.agent, rm.now()
   local known = rm.read(keys[1], 'owner', 'registered_at')
+  if not known.owner and rm.is_outdated(names, name, request.proof) then return {status = 'changed'} end
   if not known.owner then rm.issue_owner(names, name, request.candidate, request.proof) end
   redis.call('HSET', keys[1], 'registered_at', known.registered_at or rm.seconds(now), 'status', 'active',
     unpack(request.fields))
@@ -75,44 +76,36 @@ local function delete_owners(names, owners, proofs)
   end
 end
 
--- Keep an agent's memories for its name, delete them, or transfer them to another agent.
-local function leave_memories(names, key, owners, mode, target, proofs)
-  redis.call('HDEL', key, 'owner')
-  if mode == 'keep' then return end
-  redis.call('HDEL', key, 'owners', 'proofs')
-  if mode == 'delete' then return delete_owners(names, owners, proofs) end
-  for _, owner in ipairs(owners) do rm.add_owner(names, target, owner, proofs and proofs[owner]) end
+-- Take the owner ids from an agent that leaves. Its memories are deleted, or kept without a reader; the next holder of
+-- the name gets neither them nor the tasks and events before `now`. `proofs` has the code of each owner id as a kept one,
+-- or of its tombstone.
+local function leave_memories(names, name, owners, mode, now, proofs)
+  local key = names.agent .. name
+  if mode == 'delete' then delete_owners(names, owners, proofs) else rm.keep_owners(names, name, owners, proofs) end
+  redis.call('HDEL', key, 'owner', 'owners', 'proofs')
+  redis.call('HSET', key, 'since', rm.seconds(now))
 end
 
--- The owner ids that have a proof; nil if one is not `known` to the server, which then proves them again. The server
--- does not prove an id that fails its check: it is left behind.
-local function proven_owners(owners, known, proofs)
-  if not proofs then return owners end
-  local found, seen = {}, rm.set(known)
-  for _, owner in ipairs(owners) do
-    if not seen[owner] then return nil end
-    if proofs[owner] then found[#found + 1] = owner end
-  end
-  return found
-end
-
--- rm1_agent_unregister: remove a name from the registry. rm1_agent_release then releases its tasks. `proofs` has the
--- code of each owner id for the target, or of its tombstone.
--- KEYS: agent. Answer: {status = unregistered | unknown | unknown_target | changed, owners, grants}
+-- rm1_agent_unregister: remove a name from the registry, and with a target offer its memories to that agent.
+-- rm1_agent_release then releases its tasks. The server signed each of the `known` owner ids beforehand, and the offer.
+-- KEYS: agent
+-- Answer: {status = unregistered | unknown | unknown_agent | offer_waits | too_many_offers | changed, owners, grants}
 rm.serve('rm1_agent_unregister', function(request, keys, names)
   local name, now = request.agent, rm.now()
   if not rm.load_agent(names, name) then return {status = 'unknown'} end
-  if request.memories == 'transfer' and not rm.load_agent(names, request.target) then
-    return {status = 'unknown_target'}
+  local problem = request.memories == 'transfer' and rm.transfer_problem(names, name, request.target, now)
+  if problem then return {status = problem} end
+  local owners = rm.proven_owners(rm.split(redis.call('HGET', keys[1], 'owners')), request.known, request.proofs)
+  if not owners or (request.memories == 'transfer' and rm.is_other_offer(names, request, owners)) then
+    return {status = 'changed'}
   end
-  local owners = rm.split(redis.call('HGET', keys[1], 'owners') or '')
-  owners = proven_owners(owners, request.known, request.proofs)
-  if not owners then return {status = 'changed'} end
   local grants = rm.end_all_grants(names, name)
-  leave_memories(names, keys[1], owners, request.memories, request.target, request.proofs)
+  leave_memories(names, name, owners, request.memories, now, request.proofs)
+  if request.memories == 'transfer' then rm.offer_transfer(names, request, owners) end
   redis.call('HDEL', keys[1], unpack(PROFILE))
   redis.call('ZREM', names.agents, name)
-  redis.call('DEL', names.performance .. name, names.did .. name)
+  redis.call('DEL', names.performance .. name, names.did .. name, names.seen .. name)
+  redis.call('UNLINK', names.submitted .. name)
   for rank = 0, 3 do redis.call('HDEL', names.turns, rank .. ':' .. name) end
   rm.audit(names, now, request.audit)
   rm.emit(names, 'agent', 'unregistered', name, name, {})

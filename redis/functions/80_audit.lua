@@ -3,8 +3,10 @@
 local BATCH_SECONDS = 600
 
 -- rm1_audit: write the entries of operations that changed nothing or were refused. A repeated batch is written once.
--- KEYS: audit, counters, batch. Answer: {status = noted | repeated}
+-- A signed namespace takes no entries without a signature.
+-- KEYS: audit, counters, batch. Answer: {status = noted | repeated | key_missing}
 rm.serve('rm1_audit', function(request, keys, names)
+  if rm.needs_seal(names, request.entries[1] and request.entries[1].mac) then return {status = 'key_missing'} end
   if not redis.call('SET', keys[3], '1', 'NX', 'EX', BATCH_SECONDS) then return {status = 'repeated'} end
   for _, entry in ipairs(request.entries) do rm.audit(names, rm.now(), entry) end
   return {status = 'noted'}

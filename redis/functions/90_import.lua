@@ -10,7 +10,9 @@ local function import_status(item, own, tombstones, now)
     if not rm.contains(item.owners, found[1]) then return 'taken' end
     return (found[2] == tostring(item.rev) and found[3] == item.hash) and 'kept' or 'differs'
   end
-  if redis.call('EXISTS', own.owner) == 0 or redis.call('SISMEMBER', tombstones, item.owner) == 1 then
+  local owner = rm.read(own.owner, 'agent', 'file')
+  if owner.agent ~= item.agent or (item.mark and owner.file ~= item.mark) or
+    redis.call('SISMEMBER', tombstones, item.owner) == 1 then
     return 'unknown_owner'
   end
   if item.expires_at and item.expires_at ~= 'inf' and tonumber(item.expires_at) * 1000000 <= now then
@@ -40,6 +42,7 @@ local function write_memory(names, own, item, grace)
 end
 
 -- rm1_import: write memories that are not here yet, with one audit entry. Missing times and sequence numbers are set.
+-- With a `mark`, of a file that no key signed, one goes only to an owner id that came with that file.
 -- KEYS: audit, counters, jobs, chores, events, tombstones, then mem, owner, seq, same and key of each
 -- Answer: {status = imported | key_missing | key_changed | bad_vector, id,
 --          fates = [new | kept | differs | taken | unknown_owner | expired, ...]}
@@ -61,24 +64,50 @@ rm.serve('rm1_import', function(request, keys, names)
   return {status = 'imported', fates = fates}
 end)
 
--- rm1_import_agent: give a name its owner ids from elsewhere, except those that another agent has or that are deleted.
--- KEYS: agent, audit, counters, tombstones, then owner:<id> for each. Answer: {status = imported | kept}
-rm.serve('rm1_import_agent', function(request, keys, names)
-  local found = redis.call('HMGET', keys[1], 'owner', 'owners')
-  local owners, added = rm.split(found[2]), {}
-  for position, owner in ipairs(request.owners) do
-    local holder = redis.call('HGET', keys[4 + position], 'agent')
+-- Whether a file that no key signed names an agent or an owner id that did not come with this very file.
+local function is_known(request, keys, names, present)
+  if not request.marks then return false end
+  for _, owner in ipairs(rm.append({unpack(request.owners)}, unpack(rm.append({unpack(request.kept)}, unpack(present))))) do
+    local found = rm.read(names.owner .. owner, 'agent', 'file')
+    if found.agent and (found.agent ~= request.agent or found.file ~= request.marks[owner]) then return true end
+  end
+  return #present == 0 and redis.call('EXISTS', keys[1]) == 1
+end
+
+-- Those of the owner ids that are not here yet.
+local function missing_owners(names, name, owners, present)
+  local missing = {}
+  for _, owner in ipairs(owners) do
+    local holder = redis.call('HGET', names.owner .. owner, 'agent')
     local deleted = redis.call('SISMEMBER', names.tombstones, owner) == 1
-    if (not holder or holder == request.agent) and not deleted and not rm.contains(owners, owner) then
-      added[#added + 1] = owner
+    if (not holder or holder == name) and not deleted and not rm.contains(present, owner) then
+      missing[#missing + 1] = owner
     end
   end
-  if #added == 0 then return {status = 'kept'} end
+  return missing
+end
+
+-- rm1_import_agent: give a name its owner ids from elsewhere, except those that another agent has or that are deleted.
+-- With `marks`, of a file that no key signed, each owner id is marked as one of that file. The server signs the marks.
+-- KEYS: agent, audit, counters, tombstones, then owner:<id> for each
+-- Answer: {status = imported | kept | other_agents | changed}
+rm.serve('rm1_import_agent', function(request, keys, names)
+  local found, name = redis.call('HMGET', keys[1], 'owner', 'owners', 'kept'), request.agent
+  local owners = rm.split(found[2])
+  local present = rm.append(rm.split(found[3]), unpack(owners))
+  if is_known(request, keys, names, present) then return {status = 'other_agents'} end
+  local added = missing_owners(names, name, request.owners, present)
+  local kept = missing_owners(names, name, request.kept, rm.append(present, unpack(added)))
+  if #added + #kept == 0 then return {status = 'kept'} end
+  if rm.is_outdated(names, name, request.proofs) then return {status = 'changed'} end
   local first = not found[1] and #owners == 0 and rm.contains(added, request.owner or '')
-  local proofs = request.proofs or {}
-  for _, owner in ipairs(added) do rm.add_owner(names, request.agent, owner, proofs[owner]) end
+  for _, owner in ipairs(added) do rm.add_owner(names, name, owner, request.proofs and request.proofs.codes[owner]) end
+  if #kept > 0 then rm.keep_owners(names, name, kept, request.proofs and request.proofs.kept) end
+  for _, owner in ipairs(request.marks and rm.append({unpack(added)}, unpack(kept)) or {}) do
+    redis.call('HSET', names.owner .. owner, 'file', request.marks[owner])
+  end
   if first then redis.call('HSET', keys[1], 'owner', request.owner) end
-  rm.audit(names, rm.tick(names), request.audit, added)
+  rm.audit(names, rm.tick(names), request.audit, rm.append(added, unpack(kept)))
   return {status = 'imported'}
 end)
 
@@ -97,6 +126,7 @@ local function import_problem(names, request, entry, now)
   if from_owner ~= request.from_owner or to_owner ~= request.to_owner then return 'other_agents' end
   if entry.ends <= now then return 'expired' end
   if lacks_parent(names, request, now) then return 'no_parent' end
+  if #entry.own == 0 and not next(entry.via) then return 'no_memories' end
   return rm.limit_problem(rm.load_entries(names.granted .. request.to, to_owner, now), request.id, entry)
 end
 
@@ -104,22 +134,45 @@ local function microseconds(seconds)
   return seconds == 'inf' and math.huge or tonumber(rm.integer(tonumber(seconds) * 1000000))
 end
 
--- rm1_import_grant: a grant between agents that have the same owner ids here as elsewhere.
+-- Those of the tokens of a file that the grantor could give here and now: `own`, and `via` by parent.
+local function derive_tokens(names, request, now)
+  local owner, owners = unpack(redis.call('HMGET', names.agent .. request.from, 'owner', 'owners'))
+  local held, own, via = rm.load_entries(names.granted .. request.from, owner, now), {}, {}
+  for _, value in ipairs(request.values) do
+    local found, passed = rm.select_tokens(names, {kind = request.kind, values = {value}}, rm.split(owners), held)
+    for _, token in ipairs(found or {}) do
+      if rm.contains(request.own, token) then own[#own + 1] = token end
+    end
+    for parent, part in pairs(found and passed or {}) do
+      local named = request.via[parent]
+      for _, token in ipairs(named and part.tokens or {}) do
+        if rm.contains(named.tokens, token) then
+          local ends = math.min(microseconds(named.ends), part.ends, microseconds(request.ends))
+          via[parent] = via[parent] or {tokens = {}, at = math.min(microseconds(named.since), now), ends = ends}
+          table.insert(via[parent].tokens, token)
+        end
+      end
+    end
+  end
+  return own, via
+end
+
+-- rm1_import_grant: a grant between agents that have the same owner ids here as elsewhere. Its tokens are derived again.
 -- KEYS: audit, counters
--- Answer: {status = imported | kept | other_agents | expired | no_parent | too_many_grants | too_many_tokens}
+-- Answer: {status = imported | kept | other_agents | expired | no_parent | no_memories | too_many_grants |
+--          too_many_tokens | changed}
 rm.serve('rm1_import_grant', function(request, _, names)
   local now, id = rm.now(), request.id
   if redis.call('EXISTS', names.grant .. id) == 1 then return {status = 'kept'} end
   local entry = {owner = request.to_owner, by = request.from, by_owner = request.from_owner,
     ends = microseconds(request.ends), permission = request.permission, selector = request.selector,
-    at = microseconds(request.since), own = request.own, via = {}}
-  for parent, part in pairs(request.via) do
-    entry.via[parent] = {tokens = part.tokens, at = microseconds(part.since), ends = microseconds(part.ends)}
-  end
+    at = math.min(microseconds(request.since), now)}
+  entry.own, entry.via = derive_tokens(names, request, now)
   local problem = import_problem(names, request, entry, now)
   if problem then return {status = problem} end
+  if not rm.is_proven(entry, id, request.proof) then return {status = 'changed'} end
   rm.prove(entry, request.proof)
-  rm.write_grant(names, id, request, entry, microseconds(request.at))
+  rm.write_grant(names, id, request, entry, math.min(microseconds(request.at), now))
   rm.audit(names, rm.tick(names), request.audit)
   rm.emit_grant(names, 'granted', id, request.from, request.from, request.to)
   return {status = 'imported'}

@@ -1,10 +1,65 @@
-"""Typed errors. Each says what was wrong, what is allowed and what to do."""
+"""Typed errors. Each says what was wrong, what is allowed and what to do. They echo input only as plain text."""
 
 from __future__ import annotations
 
+import re
+from collections.abc import Generator
+from contextlib import contextmanager
+from functools import cache
 from typing import ClassVar
 
 ECHO_LIMIT = 64
+
+# Characters that break a line, reorder text or are invisible: all of the Unicode categories Cc (but for tab and
+# newline), Cf, Cs, Zl and Zp, the tag characters, invisible letters, and the variation selectors of no emoji.
+_UNSAFE = (
+    "\x00\x08", "\x0b\x1f", "\x7f\x9f", "\xad\xad", "\u034f\u034f", "\u0600\u0605", "\u061c\u061c", "\u06dd\u06dd",
+    "\u070f\u070f", "\u0890\u0890", "\u0891\u0891", "\u08e2\u08e2", "\u115f\u115f", "\u1160\u1160", "\u17b4\u17b4",
+    "\u17b5\u17b5", "\u180b\u180f", "\u200b\u200b", "\u200e\u200e", "\u200f\u200f", "\u2028\u202e", "\u2060\u206f",
+    "\u3164\u3164", "\ud800\udfff", "\ufe00\ufe0d", "\ufeff\ufeff", "\uffa0\uffa0", "\ufff0\ufffb",
+    "\U000110bd\U000110bd", "\U000110cd\U000110cd", "\U00013430\U0001343f", "\U0001bca0\U0001bca3",
+    "\U0001d173\U0001d17a", "\U000e0000\U000e0fff",
+)  # fmt: skip
+"""The first and the last character of each range."""
+_CLASS = "".join(f"{first}-{last}" for first, last in _UNSAFE)
+# Joiners and the emoji's own selectors stay where they shape letters and emoji, never within ASCII nor in a row.
+_SHAPED = rf"[^\x00-\x7f\u200c\u200d{_CLASS}]"
+_DRAWN = rf"[^\x00-\x7f\u200c\u200d\ufe0e\ufe0f{_CLASS}]|[0-9#*]"
+_STRAY = re.compile(
+    r"[\u200c\u200d]{2,}|[\ufe0e\ufe0f]{2,}"
+    rf"|(?<!{_SHAPED})[\u200c\u200d]|[\u200c\u200d](?!{_SHAPED})|(?<!{_DRAWN})[\ufe0e\ufe0f]"
+)
+
+
+def plain(text: str) -> str:
+    """Escape characters that break lines, reorder text, control terminals or are invisible; keep tabs and newlines.
+
+    The escapes are those of JSON, so JSON stays JSON with the same value.
+    """
+    if text.isascii() and text.isprintable():
+        return text
+    kept = text.replace("\r\n", "\n")
+    return (kept if kept.isascii() else _STRAY.sub(_escape, kept)).translate(_escapes())
+
+
+def plain_line(text: str) -> str:
+    """Escape like `plain`, newlines too."""
+    return plain(text).replace("\n", "\\n")
+
+
+def _escape(found: re.Match[str]) -> str:
+    return _json_escape(found[0])
+
+
+def _json_escape(text: str) -> str:
+    units = text.encode("utf-16-be", "surrogatepass").hex("-", 2)
+    return "\\u" + units.replace("-", "\\u")
+
+
+@cache
+def _escapes() -> dict[int, str]:
+    ranges = [range(ord(first), ord(last) + 1) for first, last in _UNSAFE]
+    return {code: _json_escape(chr(code)) for codes in ranges for code in codes}
 
 
 def echo(value: object) -> str:
@@ -25,9 +80,9 @@ class MemoryServiceError(Exception):
         cls.code = code or cls.code
 
     def __init__(self, message: str, *, hint: str = "", retry_after: float | None = None) -> None:
-        super().__init__(message)
-        self.message = message
-        self.hint = hint
+        self.message = plain_line(message)
+        super().__init__(self.message)
+        self.hint = plain_line(hint)
         self.retry_after = retry_after
 
     def details(self) -> dict[str, str | float]:
@@ -104,6 +159,10 @@ class StoreRefused(StoreUnavailable):
     """Redis refuses: it is full, read-only, or does not know this user. A retry does not help."""
 
 
+class StoreFull(StoreRefused, code="store_full"):
+    """The disk of Redis is full: reads work, writes do not."""
+
+
 class OutcomeUnknown(MemoryServiceError, code="outcome_unknown"):
     """The connection broke after a write was sent. The write is applied in full or not at all."""
 
@@ -122,3 +181,17 @@ class ModelMismatch(MemoryServiceError, code="model_mismatch"):
 
 class UnsafeStart(MemoryServiceError, code="unsafe_start"):
     """The configuration puts data or privacy at risk."""
+
+
+class SignedElsewhere(UnsafeStart, code="key_missing"):
+    """The namespace is signed under a key that this process does not have."""
+
+
+@contextmanager
+def after_write() -> Generator[None]:
+    """Turn StoreUnavailable into OutcomeUnknown for reads after a write, so that none claims that nothing changed."""
+    try:
+        yield
+    except StoreUnavailable as error:
+        message = "it was done, but Redis did not return the result"
+        raise OutcomeUnknown(message, hint=error.hint, retry_after=error.retry_after) from error

@@ -9,11 +9,11 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Hashable, Itera
 from contextlib import AsyncExitStack, asynccontextmanager
 
 from memory_core.cancellation import cancel
-from memory_core.crypto.integrity import Authority
 from memory_core.errors import MemoryServiceError, Tampered
 from memory_core.records import redis_time
 from memory_core.records.agent import Agent
 from memory_core.records.audit_entry import system_entry
+from memory_core.records.authority_codes import Authority
 from memory_core.records.keys import Keys, bell, lane_of
 from memory_core.records.times import to_redis
 from memory_core.settings.settings import Settings
@@ -26,6 +26,7 @@ from memory_server.engine.known_models import KnownModels
 from memory_server.engine.latency import Latency
 from memory_server.engine.namespaces import Namespaces
 from memory_server.engine.redis_backend import Backend
+from memory_server.engine.request_context import Caller
 from memory_server.engine.sidecars.bulk_client import BulkClient
 from memory_server.engine.sidecars.embeddings import Embeddings
 from memory_server.events.hub import Hub
@@ -85,9 +86,10 @@ class Service:
             finally:
                 await cancel([flusher, *self._running])
 
-    def touch(self, namespace: str, memory_ids: Iterable[str]) -> None:
-        """Count a read of each memory; counts are written in bulk, a second later."""
-        self._touched[namespace].update(memory_ids)
+    def touch(self, caller: Caller, memory_ids: Iterable[str]) -> None:
+        """Count a read of each memory, but not by an operator; counts are written in bulk, a second later."""
+        if not caller.public_only:
+            self._touched[caller.namespace].update(memory_ids)
 
     def ring(self, namespace: str) -> None:
         """Wake the sidecars soon because a namespace has jobs. Sidecars also poll, so a lost wake-up is harmless."""

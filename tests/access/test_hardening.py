@@ -73,6 +73,13 @@ def test_non_loopback_bind_is_allowed_with_tokens_hosts_and_tls(by_proxy: bool, 
     check_bind(Settings.load(host="0.0.0.0", auth={"mode": "tokens"}, allowed_hosts=["a.example"], **safe))
 
 
+def test_tls_key_that_every_user_can_read_is_refused(tmp_path: Path) -> None:
+    cert, key = certificate(tmp_path)
+    key.chmod(0o644)
+    with pytest.raises(UnsafeStart, match="can read tls_key"):
+        check_bind(Settings.load(tls_cert=cert, tls_key=key))
+
+
 # Hosts and origins
 
 
@@ -154,6 +161,7 @@ def certificate(folder: Path) -> tuple[Path, Path]:
     cert_path, key_path = folder / "cert.pem", folder / "key.pem"
     cert_path.write_bytes(made.public_bytes(Encoding.PEM))
     key_path.write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+    key_path.chmod(0o600)
     return cert_path, key_path
 
 

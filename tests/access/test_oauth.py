@@ -8,6 +8,7 @@ import hmac
 import json
 import threading
 import time
+import warnings
 from collections.abc import AsyncGenerator, Generator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -24,6 +25,7 @@ from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey
 from cryptography.hazmat.primitives.asymmetric.rsa import generate_private_key as new_rsa_key
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from jwt.algorithms import ECAlgorithm, RSAAlgorithm
+from jwt.warnings import InsecureKeyLengthWarning
 from support.auth_helpers import post
 from support.stack import Refused, Server, Stack, in_own_task, serving
 from support.stdio import stdio_agent
@@ -40,13 +42,16 @@ class Issuer:
 
     rsa: RSAPrivateKey = field(default_factory=lambda: new_rsa_key(65537, 2048))
     ec: Any = field(default_factory=lambda: new_ec_key(SECP256R1()))
+    free: RSAPrivateKey = field(default_factory=lambda: new_rsa_key(65537, 2048))
+    weak: RSAPrivateKey = field(default_factory=lambda: new_rsa_key(65537, 1024))
     stranger: RSAPrivateKey = field(default_factory=lambda: new_rsa_key(65537, 2048))
 
     def jwks(self) -> str:
         """Return the public keys."""
         rsa = json.loads(RSAAlgorithm.to_jwk(self.rsa.public_key())) | {"kid": "rsa", "use": "sig", "alg": "RS256"}
+        free, weak = (json.loads(RSAAlgorithm.to_jwk(key.public_key())) for key in (self.free, self.weak))
         ec = json.loads(ECAlgorithm.to_jwk(self.ec.public_key())) | {"kid": "ec", "use": "sig", "alg": "ES256"}
-        return json.dumps({"keys": [rsa, ec]})
+        return json.dumps({"keys": [rsa, ec, free | {"kid": "free"}, weak | {"kid": "weak"}]})
 
     def claims(self, **changes: Any) -> dict[str, Any]:
         """Return valid claims with changes; None removes a claim."""
@@ -54,9 +59,17 @@ class Issuer:
         good = {"iss": ISSUER, "aud": AUDIENCE, "sub": "alice", "exp": now + 600, "nbf": now - 1, "scope": "read write"}
         return {name: value for name, value in (good | changes).items() if value is not None}
 
-    def token(self, *, kid: str | None = "rsa", key: Any = None, algorithm: str = "RS256", **changes: Any) -> str:
+    def token(
+        self,
+        *,
+        kid: str | None = "rsa",
+        key: Any = None,
+        algorithm: str = "RS256",
+        typ: str | None = "at+jwt",
+        **changes: Any,
+    ) -> str:
         """Sign a token."""
-        headers = {} if kid is None else {"kid": kid}
+        headers = {"typ": typ} if kid is None else {"kid": kid, "typ": typ}
         return jwt.encode(self.claims(**changes), key or self.rsa, algorithm=algorithm, headers=headers)
 
     def signed_by_hand(self, header: dict[str, Any], key: bytes) -> str:
@@ -139,6 +152,28 @@ async def test_oauth_token_is_checked_on_stdio(stack: Stack, issuer: Issuer, tmp
         assert (answer.structured_content or {}).get("error", {}).get("code") == code
 
 
+async def test_type_with_the_media_prefix_and_keys_without_algorithm_are_accepted(
+    oauth_server: Server, issuer: Issuer
+) -> None:
+    prefixed = issuer.token(typ="application/AT+JWT")
+    free = [issuer.token(kid="free", key=issuer.free, algorithm=each) for each in ("RS256", "PS512")]
+    assert [(await post(oauth_server, token)).status_code for token in (prefixed, *free)] == [200, 200, 200]
+
+
+async def test_settings_name_token_types_and_clients(stack: Stack, issuer: Issuer, tmp_path: Path) -> None:
+    path = tmp_path / "jwks.json"
+    path.write_text(issuer.jwks())
+    auth = settings_of(str(path)) | {"token_types": "at+jwt,JWT", "clients": "web,cli"}
+    cases = {
+        issuer.token(typ="JWT", azp="web"): 200,
+        issuer.token(client_id="cli", azp="cli"): 200,
+        issuer.token(client_id="other"): 401,
+        issuer.token(): 401,
+    }
+    async with serving(stack.redis.url, auth=auth) as server:
+        assert [(await post(server, token)).status_code for token in cases] == list(cases.values())
+
+
 # Refused tokens
 
 
@@ -158,12 +193,24 @@ BAD_CLAIMS: dict[str, dict[str, Any]] = {
     "agent with a colon": {"sub": "a}:b"},
     "invalid namespace name": {"namespace": "*"},
     "namespace that is not text": {"namespace": 7},
+    "name of the operator": {"sub": "operator"},
+    "name of the console": {"sub": "console"},
+    "name of the server": {"sub": "server"},
+    "lifetime beyond a day": {"exp": 4_000_000_000},
+    "two clients": {"azp": "one", "client_id": "two"},
+    "client that is not text": {"azp": ["one"]},
 }
 
 
 @pytest.mark.parametrize("case", BAD_CLAIMS)
 async def test_token_with_wrong_claims_is_refused(oauth_server: Server, issuer: Issuer, case: str) -> None:
     assert (await post(oauth_server, issuer.token(**BAD_CLAIMS[case]))).status_code == 401
+
+
+def by_weak_key(issuer: Issuer) -> str:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", InsecureKeyLengthWarning)
+        return issuer.token(kid="weak", key=issuer.weak)
 
 
 def forged(issuer: Issuer) -> dict[str, str]:
@@ -178,17 +225,22 @@ def forged(issuer: Issuer) -> dict[str, str]:
         "by an unknown key": issuer.token(kid="none-such"),
         "without key id, where there are two": issuer.token(kid=None),
         "with its own key in the header": jwt.encode(
-            issuer.claims(), issuer.stranger, algorithm="RS256", headers={"jwk": own_key}
+            issuer.claims(), issuer.stranger, algorithm="RS256", headers={"jwk": own_key, "typ": "at+jwt"}
         ),
-        "alg none": issuer.signed_by_hand({"alg": "none", "typ": "JWT", "kid": "rsa"}, b""),
-        "alg None": issuer.signed_by_hand({"alg": "None", "kid": "rsa"}, b""),
-        "public key as a shared secret": issuer.signed_by_hand({"alg": "HS256", "kid": "rsa"}, public),
-        "key of another kind": issuer.signed_by_hand({"alg": "ES256", "kid": "rsa"}, b"x"),
-        "alg that is no text": issuer.signed_by_hand({"alg": ["RS256"], "kid": "rsa"}, b"x"),
+        "alg none": issuer.signed_by_hand({"alg": "none", "typ": "at+jwt", "kid": "rsa"}, b""),
+        "alg None": issuer.signed_by_hand({"alg": "None", "typ": "at+jwt", "kid": "rsa"}, b""),
+        "public key as a shared secret": issuer.signed_by_hand({"alg": "HS256", "typ": "at+jwt", "kid": "rsa"}, public),
+        "key of another kind": issuer.signed_by_hand({"alg": "ES256", "typ": "at+jwt", "kid": "rsa"}, b"x"),
+        "alg that is no text": issuer.signed_by_hand({"alg": ["RS256"], "typ": "at+jwt", "kid": "rsa"}, b"x"),
         "other claims under a good signature": f"{head}.{claims}.{signature}",
         "no signature": f"{head}.{claims}.",
         "deeply nested": f"{deep}.{claims}.{signature}",
         "too long": good + "A" * 20_000,
+        "ID token": issuer.token(typ="JWT"),
+        "without a type": issuer.token(typ=None),
+        "logout token": issuer.token(typ="logout+jwt"),
+        "by another algorithm than the key's": issuer.token(algorithm="PS256"),
+        "by a short RSA key": by_weak_key(issuer),
         "no token": "a.b.c",
         "a token of ours": "rm_01m81jxkb8kev4f14rcpcbrr37_" + "A" * 43,
     }

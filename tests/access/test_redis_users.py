@@ -12,7 +12,7 @@ import pytest
 import pytest_asyncio
 from redis import exceptions as redis_errors
 from support.embedder_fixtures import RedisServer, Team, wait_until
-from support.redis_users import MIGRATE, SERVER, SIDECAR, acl_text, denials
+from support.redis_users import MIGRATE, SERVER, SIDECAR, VIEW, acl_text, denials
 from support.stack import Agent, Server, Stack
 from support.task_helpers import complete, fail, joined, lease, submit
 
@@ -24,7 +24,7 @@ from memory_core.store.connection import check_server, connect
 from memory_core.store.functions import load_library
 from memory_server.operations.sweeper import sweep
 
-USERS = (SERVER, SIDECAR, MIGRATE)
+USERS = (SERVER, SIDECAR, MIGRATE, VIEW)
 FORBIDDEN_TO_ALL = (
     "FLUSHALL|FLUSHDB|KEYS rm:*|SHUTDOWN NOSAVE|REPLICAOF NO ONE|MONITOR|RANDOMKEY|WAIT 0 1|SYNC|SWAPDB 0 1|"
     "CONFIG SET dir /tmp|CONFIG GET requirepass|CONFIG REWRITE|DEBUG SLEEP 0|MODULE LOAD /tmp/x.so|"
@@ -118,6 +118,15 @@ async def test_sidecar_user_has_only_vector_permissions(acl_redis: RedisServer) 
         assert await allowed(admin, SIDECAR, SERVER_ONLY) == []
 
 
+async def test_view_user_reads_and_changes_nothing(acl_redis: RedisServer) -> None:
+    reads = ["HGETALL rm:{team}:agent:alice", "XRANGE rm:{team}:audit - +", "TYPE rm:x", "SCAN 0"]
+    changes = ["SET rm:x 1", "DEL rm:x", "HSET rm:x a b", "XADD rm:x * a b", "FCALL rm1_owner 0", "FUNCTION LOAD x"]
+    changes += ["FT.DROPINDEX x", "FT.CREATE x SCHEMA y TEXT", "EXPIRE rm:x 1", "RENAME rm:x rm:y", "BGREWRITEAOF"]
+    async with connect(acl_redis.url) as admin:
+        assert await allowed(admin, VIEW, reads) == reads
+        assert await allowed(admin, VIEW, changes) == []
+
+
 async def test_migration_user_cannot_run_functions_loaded_by_the_server(acl_redis: RedisServer) -> None:
     async with connect(acl_redis.url) as admin:
         assert await allowed(admin, MIGRATE, ["FCALL rm1_owner 0", "FUNCTION LOAD x", "CLIENT UNBLOCK 1"]) == []
@@ -160,7 +169,7 @@ async def test_query_engine_reads_beyond_the_key_patterns(as_server: Client) -> 
 
 async def test_startup_checks_need_no_denied_command(acl_redis: RedisServer) -> None:
     async with connect(acl_redis.url) as admin:
-        for user in USERS:
+        for user in (SERVER, SIDECAR, MIGRATE):
             await admin.acl_log_reset()
             async with connect(acl_redis.url_of(user)) as client:
                 await check_server(client)

@@ -25,8 +25,11 @@ from memory_server.access.tokens import list_tokens, revoke_token
 ALL = ("read", "write", "tasks")
 CHEAP = {
     "read": ["memory_stats", "get_agent_memories", "list_agents", "list_tasks", "get_shared_context", "gpu_status"],
-    "write": ["clear_memory", "store_memory", "update_memory", "share_context_with_agent", "revoke_shared_context"],
-    "tasks": ["get_pending_tasks", "register_agent", "distribute_task", "complete_task", "unregister_agent"],
+    "write": [
+        *("clear_memory", "store_memory", "update_memory"),
+        *("share_context_with_agent", "revoke_shared_context", "answer_offer"),
+    ],
+    "tasks": ["get_pending_tasks", "register_agent", "distribute_task", "complete_task", "fail_task"],
 }
 
 
@@ -269,6 +272,28 @@ async def test_only_an_admin_may_write_for_others(token_server: Server, namespac
     alice = await issued(token_server, "alice", namespace)
     async with token_server.agent("alice", namespace, token=alice) as agent:
         assert (await agent.call("retrieve_memory", memory_id=memory))["memory"]["content"] == "For Alice."
+
+
+async def test_admin_acting_for_an_agent_sees_none_of_its_memories(token_server: Server, namespace: str) -> None:
+    whole, root = (
+        await issued(token_server, "alice", namespace),
+        await issued(token_server, "root", namespace, ["admin"]),
+    )
+    async with (
+        token_server.agent("alice", namespace, token=whole) as alice,
+        token_server.agent("root", namespace, token=root) as admin,
+    ):
+        await alice.call("register_agent")
+        text = "The vault opens with the code 4711."
+        memory = await alice.store(text)
+        stored = await admin.call("store_memory", content=text, agent_id="alice")
+        assert (stored["similar"], stored.get("duplicate_of")) == ([], None)
+        await admin.call("distribute_task", description="Open the vault with its code.", assign_to="alice")
+        (task,) = (await admin.call("get_pending_tasks", agent_id="alice"))["tasks"]
+        assert task["memories"] == []
+        taking = {"agent_id": "alice", "memories": "transfer", "transfer_to": "root"}
+        assert (await refusal_of(admin, "unregister_agent", **taking))[0] == "forbidden"
+        assert (await alice.call("retrieve_memory", memory_id=memory))["memory"]["content"] == text
 
 
 # Rate limits

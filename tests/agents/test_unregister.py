@@ -28,6 +28,13 @@ async def leave(agent: Agent, **how: Any) -> dict[str, Any]:
     return await agent.call("unregister_agent", **how)
 
 
+async def hand_over(agent: Agent, receiver: Agent) -> int:
+    """Transfer all memories and accept them; return how many."""
+    name = (await receiver.call("register_agent"))["agent"]["agent_id"]
+    offer = (await leave(agent, memories="transfer", transfer_to=name))["offer_id"]
+    return (await receiver.call("answer_offer", offer_id=offer))["memories_received"]
+
+
 async def owner_of(client: Client, namespace: str, memory_id: str) -> str:
     """Return the owner id of a memory."""
     return (await client.hget(Keys(namespace).memory(memory_id), "owner")).decode()
@@ -53,20 +60,35 @@ async def test_unregistered_agent_no_longer_exists(alice: Agent, bob: Agent) -> 
     assert (await refusal(bob, "distribute_task", description="For her.", assign_to="alice"))[0] == "not_found"
 
 
-async def test_returning_agent_gets_a_new_owner_id_and_kept_memories(
+async def test_returning_agent_gets_a_new_owner_id_without_kept_memories(
     alice: Agent, bob: Agent, stack: Stack, namespace: str
 ) -> None:
-    old = await alice.store(SECRET, **LABELS)
-    assert (await leave(alice))["memories_affected"] == 1
-    assert await readable(alice, [old]) == [old]
+    old, known = await alice.store(SECRET, **LABELS), await alice.store("The harbour opens.", visibility="public")
+    assert (await leave(alice))["memories_affected"] == 2
+    assert await readable(alice, [old, known]) == [known]
     assert not (await alice.call("register_agent"))["again"]
     new = await alice.store("The map is in the attic.")
     owners = [await owner_of(stack.client, namespace, memory_id) for memory_id in (old, new)]
     assert owners[0] != owners[1]
-    assert {*await alice.search("treasure under the lighthouse")} >= {SECRET}
-    assert (await alice.call("get_agent_memories"))["total"] == 2
-    await alice.call("update_memory", memory_id=old, content="The treasure was found.")
+    assert SECRET not in await alice.search("treasure under the lighthouse")
+    assert (await refusal(alice, "update_memory", memory_id=old, content="The treasure was found."))[0] == "not_found"
+    assert (await refusal(alice, "update_memory", memory_id=known, content="It is closed."))[0] == "forbidden"
     assert await readable(bob, [old, new]) == []
+    listed = await bob.call("get_agent_memories", agent_id="alice")
+    assert ids_of(listed["memories"]) == [known]
+
+
+async def test_deleting_on_the_second_leave_spares_what_the_first_kept(
+    alice: Agent, stack: Stack, namespace: str
+) -> None:
+    old = await alice.store(SECRET)
+    await leave(alice)
+    await register(alice)
+    await alice.store("The map is in the attic.")
+    await leave(alice, memories="delete")
+    owner = await owner_of(stack.client, namespace, old)
+    assert not await stack.client.sismember(Keys(namespace).tombstones, owner)
+    assert await stack.client.hget(Keys(namespace).agent("alice"), "kept") == owner.encode()
 
 
 async def test_storing_after_leaving_gives_a_new_owner_id(alice: Agent, stack: Stack, namespace: str) -> None:
@@ -74,7 +96,7 @@ async def test_storing_after_leaving_gives_a_new_owner_id(alice: Agent, stack: S
     await leave(alice)
     new = await alice.store("After.")
     assert await owner_of(stack.client, namespace, old) != await owner_of(stack.client, namespace, new)
-    assert await readable(alice, [old, new]) == [old, new]
+    assert await readable(alice, [old, new]) == [new]
 
 
 async def test_transfer_changes_one_mapping_for_any_number_of_memories(
@@ -89,6 +111,10 @@ async def test_transfer_changes_one_mapping_for_any_number_of_memories(
     revision = await stack.client.hmget(keys.memory(secret), ["rev", "scope", "owner"])
     answer = await leave(alice, memories="transfer", transfer_to="bob")
     assert answer["memories_affected"] == 52
+    seen = await visibility_by_unfiltered_read(bob, secret)
+    assert seen == dict.fromkeys(seen, False)
+    assert await stack.client.hget(keys.owner(owner), "agent") == b"alice"
+    assert (await bob.call("answer_offer", offer_id=answer["offer_id"]))["memories_received"] == 52
     assert await stack.client.hget(keys.owner(owner), "agent") == b"bob"
     assert await stack.client.hmget(keys.memory(secret), ["rev", "scope", "owner"]) == revision
     assert (await bob.call("get_agent_memories"))["total"] == 52
@@ -107,10 +133,10 @@ async def test_transfer_changes_one_mapping_for_any_number_of_memories(
 
 async def test_transferred_memories_can_be_transferred_again(alice: Agent, bob: Agent, server: Server) -> None:
     memory = await alice.store(SECRET, **LABELS)
-    await leave(alice, memories="transfer", transfer_to="bob")
+    await hand_over(alice, bob)
     own = await bob.store("A map of the coast.")
     await register(alice)
-    assert (await leave(bob, memories="transfer", transfer_to="alice"))["memories_affected"] == 2
+    assert await hand_over(bob, alice) == 2
     assert await readable(alice, [memory, own]) == [memory, own]
     assert await readable(bob, [memory, own]) == []
 
@@ -202,12 +228,25 @@ async def test_unregistering_agent_hands_its_tasks_over(
         assert code == "lease_lost"
 
 
-async def test_tasks_submitted_before_leaving_stay_with_the_submitter(alice: Agent, bob: Agent) -> None:
+async def test_tasks_submitted_before_leaving_go_on_without_the_submitter(alice: Agent, bob: Agent) -> None:
     await submit(alice, "For bob.", assign_to="bob")
     await leave(alice)
     task = await claim_when_there(bob)
     await bob.call("complete_task", task_id=task["task_id"], lease_token=task["lease_token"], result="done")
-    assert (await alice.call("get_task", task_id=task["task_id"]))["task"]["result"] == "done"
+    assert (await bob.call("get_task", task_id=task["task_id"]))["task"]["result"] == "done"
+    await register(alice)
+    for tool in ("get_task", "cancel_task", "requeue_task"):
+        assert (await refusal(alice, tool, task_id=task["task_id"]))[0] == "not_found"
+
+
+async def test_new_holder_sees_tasks_that_it_holds_whoever_submitted_them(alice: Agent, bob: Agent) -> None:
+    task_id = (await submit(bob, "For alice.", assign_to="alice"))["task_id"]
+    await leave(alice)
+    await register(alice)
+    task = await claim_when_there(alice)
+    assert task["task_id"] == task_id
+    await alice.call("complete_task", task_id=task_id, lease_token=task["lease_token"], result="done")
+    assert (await alice.call("get_task", task_id=task_id))["task"]["result"] == "done"
 
 
 async def test_unregistering_ends_grants_in_both_directions(alice: Agent, bob: Agent) -> None:
@@ -241,5 +280,5 @@ async def test_transfer_excludes_memories_others_shared(
         await register(carol)
         secret = await carol.store(SECRET, **LABELS)
         await share(carol, "alice", context="island")
-        await leave(alice, memories="transfer", transfer_to="bob")
+        await hand_over(alice, bob)
         assert await readable(bob, [secret]) == []

@@ -97,6 +97,31 @@ async def test_memory_is_edited_shared_revoked_and_deleted(
         await expect(page.get_by_text("The tokenizer of billing was replaced.")).to_have_count(0)
 
 
+async def test_offers_are_accepted_and_declined(
+    browser: Browser, server: Server, namespace: str, address: str, team: Team
+) -> None:
+    async with (
+        server.agent("leaver", namespace) as leaver,
+        server.agent("vscode", namespace) as vscode,
+        server.agent("claude", namespace) as claude,
+    ):
+        await leaver.call("register_agent")
+        left = await leaver.store("The keys are under the mat.")
+        await leaver.call("unregister_agent", memories="transfer", transfer_to="claude")
+        offered = await vscode.call(
+            "share_context_with_agent", target_agent="claude", context="attic", bidirectional=True
+        )
+        async with opened(browser, f"{address}#/sharing") as page:
+            await page.get_by_role("button", name="Accept the offer of leaver").click()
+            await expect(page.get_by_text("Accepted the offer of leaver.")).to_be_visible()
+            await page.get_by_role("button", name="Decline the offer of vscode").click()
+            await expect(page.get_by_text("Declined the offer of vscode.")).to_be_visible()
+            await expect(page.get_by_text("Pending offers")).to_have_count(0)
+        assert (await claude.call("retrieve_memory", memory_id=left))["memory"]["trust"] == "received"
+        shared = await claude.call("get_shared_context")
+        assert offered["offer_id"] not in str(shared)
+
+
 async def test_concurrent_change_is_not_overwritten(
     browser: Browser, server: Server, namespace: str, address: str, team: Team
 ) -> None:
@@ -134,17 +159,39 @@ async def test_changes_appear_live_unless_live_is_off(
         await expect(page.locator(f".feed code[title='{memory}']").first).to_be_visible()
 
 
-async def test_leases_count_down_and_the_operator_requeues_a_dead_task(
+async def test_operator_sees_leases_count_down_and_no_control_that_changes_anything(
     browser: Browser, server: Server, namespace: str, team: Team
 ) -> None:
     key = await admit_once(server.service.backend, namespace)
     async with opened(browser, f"{server.url}/#operator={key}") as page:
+        await expect(page.get_by_text("operator", exact=True)).to_be_visible()
         await page.get_by_role("link", name="Agents").click()
         ticking = page.locator(".lane.leased .ticking b")
         before = await ticking.inner_text()
         await expect(ticking).not_to_have_text(before)
         dead = page.locator(".lane.dead .task", has_text="Rotate the keys")
         await expect(dead).to_contain_text("no access to the vault")
+        await expect(page.get_by_role("button", name="Retry")).to_have_count(0)
+        await page.get_by_role("link", name="Sharing").click()
+        await wait_for_view(page, "sharing")
+        for control in ("Revoke", "Share"):
+            await expect(page.get_by_role("button", name=control)).to_have_count(0)
+        await page.get_by_role("link", name="Memories").click()
+        await wait_for_view(page, "memories")
+        await page.locator("button.content").first.click()
+        await expect(page.get_by_role("dialog").locator(".whole")).to_be_visible()
+        for control in ("Edit", "Share", "Delete"):
+            await expect(page.get_by_role("dialog").get_by_role("button", name=control)).to_have_count(0)
+
+
+async def test_admin_token_retries_a_dead_task(browser: Browser, guarded: Server, namespace: str, team: Team) -> None:
+    token = await issued(guarded, "root", namespace, ["admin"])
+    async with opened(browser, guarded.url + "/", allowed=UNAUTHORISED) as page:
+        await page.get_by_label("Token").fill(token)
+        await page.get_by_role("button", name="Log in").click()
+        await expect(page.get_by_text("admin", exact=True)).to_be_visible()
+        await page.get_by_role("link", name="Agents").click()
+        dead = page.locator(".lane.dead .task", has_text="Rotate the keys")
         await dead.get_by_role("button", name="Retry").click()
         await page.get_by_role("dialog").get_by_role("button", name="Retry").click()
         await expect(page.get_by_text("The task is pending again.")).to_be_visible()
@@ -214,7 +261,9 @@ async def test_login_needs_a_valid_token_and_shows_its_agent(browser: Browser, g
         await page.get_by_role("button", name="Log in").click()
         await expect(page.get_by_text(f"{namespace} / alice")).to_be_visible()
         assert token not in await page.content()
-        assert await page.evaluate("document.cookie + JSON.stringify({...localStorage, ...sessionStorage})") == "{}"
+        stored = await page.evaluate("document.cookie + JSON.stringify({...localStorage, ...sessionStorage})")
+        assert token not in stored
+        assert "rm_" not in stored
         await page.get_by_role("button", name="Log out").click()
         await expect(page.get_by_label("Token")).to_be_visible()
 

@@ -39,7 +39,7 @@ async def accessibility_violations(page: Page) -> list[Any]:
 async def operator_address(server: Server, namespace: str) -> str:
     """A one-time address for the operator."""
     key = await admit_once(server.service.backend, namespace)
-    return f"{server.url}/?agent=claude#operator={key}"
+    return f"{server.url}/?namespace={namespace}#operator={key}"
 
 
 @pytest.mark.parametrize("look", LOOKS)
@@ -51,7 +51,7 @@ async def test_every_view_has_no_console_errors_and_is_accessible(
     async with opened(browser, first, size=size, dark=dark) as page:
         await expect(page.get_by_text("operator", exact=True)).to_be_visible()
         for view in VIEWS:
-            await page.goto(f"{server.url}/?agent=claude#/{view}")
+            await page.goto(f"{server.url}/?namespace={namespace}#/{view}")
             await wait_for_view(page, view)
             assert await accessibility_violations(page) == [], view
             width = await page.evaluate("document.documentElement.scrollWidth - innerWidth")
@@ -68,9 +68,9 @@ async def test_content_of_agents_is_shown_and_never_executed(
         asked: list[str] = []
         page.on("dialog", lambda dialog: asked.append(dialog.message))
         for view in VIEWS:
-            await page.goto(f"{server.url}/?agent=claude#/{view}")
+            await page.goto(f"{server.url}/?namespace={namespace}#/{view}")
             await wait_for_view(page, view)
-        await page.goto(f"{server.url}/?agent=claude#/memories")
+        await page.goto(f"{server.url}/?agent=claude&namespace={namespace}#/memories")
         for text in XSS[:-1]:
             await expect(page.get_by_text(text, exact=True).first).to_be_visible()
         await expect(page.get_by_text("#<b>tag</b>").first).to_be_visible()

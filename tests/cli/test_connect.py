@@ -109,7 +109,8 @@ def test_connect_keeps_other_settings_and_makes_a_backup(desk: Desk, client: str
     assert missing in ([], ['\t\t"other": {"command": "näh"}'])  # it gets a comma
     (backup,) = desk.backups(client)
     assert desk.file(client).with_name(backup).read_text() == before
-    assert stat.S_IMODE(desk.file(client).stat().st_mode) == 0o640
+    assert stat.S_IMODE(desk.file(client).stat().st_mode) == 0o600
+    assert stat.S_IMODE(desk.file(client).with_name(backup).stat().st_mode) == 0o600
 
 
 @pytest.mark.parametrize("client", FILES)

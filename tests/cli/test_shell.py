@@ -17,12 +17,11 @@ from support.stack import Agent, Stack
 from support.task_helpers import fail, lease, submit
 from typer.main import get_command
 
-from memory_core.errors import Forbidden, InvalidArgument, NotFound, StoreUnavailable
+from memory_core.errors import Forbidden, InvalidArgument, NotFound, StoreUnavailable, plain
 from memory_core.records.keys import Keys
 from memory_server import cli
 from memory_server.cli import lazy
 from memory_server.cli.console import acting_as, exit_code
-from memory_server.cli.printing import plain
 from memory_server.cli.reference import commands, markdown
 from memory_server.operations.admin_view import all_grants, all_tasks
 
@@ -62,14 +61,14 @@ async def test_control_characters_in_memories_are_escaped(shell: Shell, alice: A
         shown = (await shell.run(*words, "--agent", "alice")).stdout
         assert "\x1b" not in shown
         assert "\u202e" not in shown
-        assert "\\x1b[31malert" in shown
+        assert "\\u001b[31malert" in shown
         assert "[bold]not bold[/]" in shown
 
 
 def test_text_in_any_script_stays_readable() -> None:
-    text = "Größe 大きさ حجم 👩\u200d👩\u200d👧 naïve"
+    text = "Größe 大きさ حجم می\u200cخواهم 👩\u200d👩\u200d👧 ❤\ufe0f\u200d🔥 1\ufe0f\u20e3 naïve"
     assert plain(text) == text
-    assert plain("a\x00b\x9bc\u2066d") == "a\\x00b\\x9bc\\u2066d"
+    assert plain("a\x00b\x9bc\u2066d") == "a\\u0000b\\u009bc\\u2066d"
 
 
 async def test_tasks_are_listed_requeued_and_cancelled(shell: Shell, alice: Agent, bob: Agent) -> None:
@@ -107,6 +106,22 @@ async def test_grants_are_listed_and_revoked(shell: Shell, alice: Agent, bob: Ag
     assert (await shell.json("grants", "revoke", grant))["grants_ended"] == 1
     assert (await bob.raw("retrieve_memory", memory_id=memory_id)).is_error
     assert [entry["op"] for entry in await shell.audited()].count("revoke_shared_context") == 2
+
+
+async def test_kept_memories_are_offered_to_an_agent(shell: Shell, alice: Agent, bob: Agent) -> None:
+    await register(alice, "alice")
+    await register(bob, "bob")
+    memory_id = await alice.store("Only for the next one.")
+    await alice.call("unregister_agent")
+    offered = await shell.json("agents", "transfer", "alice", "--to", "bob")
+    assert (offered["from_agent"], offered["to_agent"], offered["memories"]) == ("alice", "bob", 1)
+    listed = (await shell.run("grants", "list")).stdout
+    assert ("offered" in listed, "1 memories to take over" in listed) == (True, True)
+    await bob.call("answer_offer", offer_id=offered["offer_id"])
+    assert (await bob.call("retrieve_memory", memory_id=memory_id))["memory"]["trust"] == "received"
+    assert [(entry["op"], entry["ids"]) for entry in await shell.audited() if entry["op"] == "offer_kept"] == [
+        ("offer_kept", "alice bob")
+    ]
 
 
 async def test_only_operators_list_tasks_and_grants_of_all_agents(stack: Stack, namespace: str) -> None:

@@ -63,9 +63,9 @@ class TextAnswer(Answer):
 
     message: str
 
-    def summary(self) -> str:
+    def lines(self) -> list[str]:
         """The text."""
-        return self.message
+        return [self.message]
 
 
 class Prompted(Arguments):

@@ -47,3 +47,20 @@ def test_invalid_url_is_refused_without_quoting_it(url: str) -> None:
     with pytest.raises(InvalidArgument) as refused:
         connect(url)
     assert url not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("url", "hint"),
+    [
+        ("redis://one/0?ssl_cert=x", "ssl_certfile"),
+        ("rediss://:secret@one?retry=1", "known ones"),
+        ("redis+cluster://one?redis_connect_func=x", "known ones"),
+        ("redis+sentinel://one/shared?sentinel_passwort=x", "sentinel_password"),
+        ("unix:///run/redis.sock?nonsense", "known ones"),
+    ],
+)
+def test_unknown_parameter_is_refused_by_name(url: str, hint: str) -> None:
+    with pytest.raises(InvalidArgument, match=r"unknown parameter '[a-z_]+'") as refused:
+        connect(url)
+    assert hint in refused.value.hint
+    assert "secret" not in refused.value.text()

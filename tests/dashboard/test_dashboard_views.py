@@ -11,12 +11,14 @@ import httpx2
 import pytest
 from support import dashboard_fixtures
 from support.audit_helpers import flushed_entries
+from support.auth_helpers import issued
 from support.dashboard_helpers import Browser, events_until, log_in, operate
 from support.embedder_fixtures import wait_until
 from support.redis_users import SERVER
 from support.stack import Agent, Server, Stack
 
-from memory_core.records.keys import operator_key
+from memory_core.records.authority import ALLOWED_BY
+from memory_core.records.keys import Keys, operator_key
 from memory_server.access.operator_login import admit_once
 
 guarded = dashboard_fixtures.guarded
@@ -46,6 +48,60 @@ async def test_an_operator_of_one_namespace_is_none_of_another(
     assert (await page.get("api/session")).json()["operator"] is False
     assert await page.refused("dashboard_audit") == (403, "forbidden")
     assert (await stranger.get("api/session")).json()["login"] is True
+
+
+async def test_operator_page_that_names_an_agent_acts_as_that_agent(page: Browser, bob: Agent, namespace: str) -> None:
+    await operate(page, namespace)
+    assert (await page.get("api/session")).json()["agent"] == "operator"
+    page.scope = f"?agent=alice&namespace={namespace}"
+    about = (await page.get("api/session")).json()
+    assert (about["agent"], about["operator"]) == ("alice", False)
+    assert await page.refused("dashboard_audit") == (403, "forbidden")
+
+
+async def test_operator_lists_the_public_memories_of_all_agents(stranger: Browser, bob: Agent, namespace: str) -> None:
+    await bob.store("Bob's secret plan", wait=False)
+    await bob.store("Bob's known plan", visibility="public", wait=False)
+    await operate(stranger, namespace)
+    (listed,) = (await stranger.call("get_agent_memories"))["memories"]
+    assert listed["content"] == "Bob's known plan"
+
+
+async def test_reads_of_an_operator_do_not_count_as_uses(
+    stranger: Browser, stack: Stack, bob: Agent, namespace: str
+) -> None:
+    memory = await bob.store("Bob's known plan", visibility="public", wait=False)
+    await operate(stranger, namespace)
+    for _ in range(3):
+        await stranger.call("retrieve_memory", memory_id=memory)
+    async with stranger.server.agent("bob", namespace, token=await issued(stranger.server, "bob", namespace)) as agent:
+        await agent.call("retrieve_memory", memory_id=memory)
+
+    async def is_counted() -> bool:
+        return await stack.client.hget(Keys(namespace).use(memory), "count") is not None
+
+    await wait_until(is_counted)
+    assert await stack.client.hget(Keys(namespace).use(memory), "count") == b"1"
+
+
+async def test_operator_of_the_name_of_an_agent_reads_public_texts_only(stranger: Browser, namespace: str) -> None:
+    async with stranger.server.agent(
+        "operator", namespace, token=await issued(stranger.server, "operator", namespace)
+    ) as agent:
+        memory = await agent.store("The operator's own secret", wait=False)
+        task = await agent.call("distribute_task", description="Errand", payload={"secret": 1})
+    await operate(stranger, namespace)
+    assert await stranger.refused("retrieve_memory", memory_id=memory) == (404, "not_found")
+    assert (await stranger.call("semantic_search", query="secret", mode="keyword"))["hits"] == []
+    assert "payload" not in (await stranger.call("get_task", task_id=task["task_id"]))["task"]
+
+
+async def test_session_names_what_its_page_may_do(stranger: Browser, namespace: str) -> None:
+    await operate(stranger, namespace)
+    may = set((await stranger.get("api/session")).json()["may"])
+    assert may == {effect for effect, powers in ALLOWED_BY.items() if "operator" in powers}
+    await log_in(stranger, "alice", namespace, ["write"])
+    assert "see tasks" not in (await stranger.get("api/session")).json()["may"]
 
 
 async def test_of_many_who_show_a_key_at_once_one_gets_in(stranger: Browser, namespace: str) -> None:
@@ -81,7 +137,7 @@ async def test_the_console_prints_an_address_that_opens_the_operators_view(
     url = json.loads((await console.communicate())[0])["url"]
     page, _, key = url.partition("#operator=")
     assert page == "http://127.0.0.1:8123/"
-    assert (await stranger.post("login", {"key": key})).status_code == 200
+    assert (await stranger.log_in({"key": key})).status_code == 200
     assert (await stranger.get("api/session")).json()["namespace"] == namespace
 
 
@@ -115,7 +171,7 @@ async def test_the_operator_counts_everything_and_reads_nobodys_private_memories
     assert (await stranger.call("dashboard_snippets", memory_ids=[hidden]))["memories"] == []
 
 
-async def test_the_operator_sees_all_tasks_and_takes_dead_ones_up_again(
+async def test_operator_sees_all_tasks_and_an_admin_token_retries_dead_ones(
     stranger: Browser, bob: Agent, namespace: str
 ) -> None:
     await bob.call("register_agent")
@@ -125,10 +181,12 @@ async def test_the_operator_sees_all_tasks_and_takes_dead_ones_up_again(
     await operate(stranger, namespace)
     found = {one["task_id"]: one["state"] for one in (await stranger.call("dashboard_tasks"))["tasks"]}
     assert found == {task["task_id"]: "dead"}
+    assert await stranger.refused("requeue_task", task_id=task["task_id"]) == (403, "forbidden")
+    await log_in(stranger, "root", namespace, ["admin"])
     assert (await stranger.call("requeue_task", task_id=task["task_id"]))["state"] == "pending"
 
 
-async def test_the_operator_sees_all_grants_and_may_revoke_them(
+async def test_operator_sees_all_grants_and_an_admin_token_revokes_them(
     stranger: Browser, alice: Agent, bob: Agent, namespace: str
 ) -> None:
     await alice.call("register_agent")
@@ -138,6 +196,8 @@ async def test_the_operator_sees_all_grants_and_may_revoke_them(
     await operate(stranger, namespace)
     (found,) = (await stranger.call("dashboard_grants"))["grants"]
     assert (found["id"], found["from_agent"], found["to_agent"]) == (grant["grant_id"], "alice", "bob")
+    assert await stranger.refused("revoke_shared_context", grant_id=grant["grant_id"]) == (403, "forbidden")
+    await log_in(stranger, "root", namespace, ["admin"])
     await stranger.call("revoke_shared_context", grant_id=grant["grant_id"])
     assert (await stranger.call("dashboard_grants"))["grants"] == []
     assert shown not in str(await bob.call("get_shared_context"))
@@ -257,7 +317,7 @@ async def test_the_operators_stream_tells_everything_and_ends_with_the_session(
     (event_shown,) = [event for event in await events_until(stranger, stored) if event["id"] == stored]
     assert (event_shown["kind"], event_shown["op"], event_shown["by"]) == ("memory", "stored", "bob")
     assert "Bob's own" not in json.dumps(event_shown)
-    async with stranger.client.stream("GET", f"{stranger.server.url}/api/events", timeout=20) as response:
+    async with stranger.stream() as response:
         lines = response.aiter_lines()
         while "event: recent" not in await anext(lines):
             pass

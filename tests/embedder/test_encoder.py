@@ -21,7 +21,7 @@ from memory_embedder.engines.fake import FakeEncoder
 from memory_embedder.engines.onnx import OnnxEncoder
 from memory_embedder.engines.providers import CPU, TENSORRT, candidates
 from memory_embedder.engines.sentence_model import NO_PROMPTS, Prompts, prompts_of, read_sentence_model
-from memory_embedder.engines.weights import DEFAULT_MODEL, WeightsAltered, find_folder, find_weights, verify
+from memory_embedder.engines.weights import DEFAULT_MODEL, find_folder, find_weights
 
 CAT = "The cat sleeps on the warm roof of the house."
 
@@ -155,26 +155,6 @@ def test_model_folder_is_used_under_its_name(tmp_path: Path) -> None:
     found = find_weights(str(folder))
     assert (found.name, found.origin) == ("my-model", "path")
     assert OnnxEncoder(found, GpuSettings(), threads=1).dimension == 384
-
-
-def test_altered_packaged_weights_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(weights_module, "PACKAGED_MODEL_SHA256", "0" * 64)
-    with pytest.raises(
-        WeightsAltered, match=r"model\.onnx was altered: expected SHA-256 0{64}, found 8199be6f"
-    ) as caught:
-        find_weights(DEFAULT_MODEL)
-    assert "reinstall" in caught.value.hint
-
-
-def test_one_altered_byte_is_detected(tmp_path: Path) -> None:
-    copy = tmp_path / "tokenizer.json"
-    data = bytearray(find_weights(DEFAULT_MODEL).tokenizer.read_bytes())
-    copy.write_bytes(data)
-    verify(copy, weights_module.PACKAGED_TOKENIZER_SHA256)
-    data[100] ^= 1
-    copy.write_bytes(data)
-    with pytest.raises(WeightsAltered, match=r"tokenizer\.json was altered"):
-        verify(copy, weights_module.PACKAGED_TOKENIZER_SHA256)
 
 
 def test_unknown_model_error_says_how_to_get_one() -> None:

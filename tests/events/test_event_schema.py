@@ -19,6 +19,8 @@ async def test_every_event_matches_its_schema(alice: Agent, bob: Agent, stack: S
     await alice.call("update_memory", memory_id=memory, content="Tea is ready at five.")
     grant = await alice.call("share_context_with_agent", target_agent="bob", tags=["tea"], bidirectional=True)
     await bob.call("share_context_with_agent", target_agent="alice", tags=["tea"])
+    await bob.call("revoke_shared_context", grant_id=grant["grant_id"])
+    grant = await alice.call("share_context_with_agent", target_agent="bob", tags=["tea"])
     await alice.call("revoke_shared_context", grant_id=grant["grant_id"])
     task = await bob.call("distribute_task", description="Make tea.", required_capabilities=["tea"])
     held = (await alice.call("get_pending_tasks"))["tasks"][0]
@@ -39,6 +41,6 @@ async def test_every_event_matches_its_schema(alice: Agent, bob: Agent, stack: S
             jsonschema.validate(event | {"op": "invented"}, rules)
     assert seen >= {
         *("memory stored", "memory updated", "memory deleted", "agent registered", "agent unregistered"),
-        *("grant granted", "grant offered", "grant accepted", "grant revoked"),
+        *("grant granted", "grant offered", "grant accepted", "grant revoked", "grant declined"),
         *("task submitted", "task assigned", "task leased", "task retrying", "task cancelled"),
     }

@@ -20,7 +20,7 @@ _NAMES = ("mallory", "mike", "victim", "outsider", "nobody", "Not A Name")
 _WAITS = ("timeout_seconds", "wait_seconds")
 _ID_ARGUMENTS = {
     *("memory_id", "memory_ids", "task_id", "depends_on", "lease_token", "lease_tokens", "grant_id", "cursor"),
-    *("since", "idempotency_key"),
+    *("offer_id", "since", "idempotency_key"),
 }
 _REMEMBERED = 200
 _MOST_OPERATIONS = 6

@@ -240,16 +240,14 @@ class Fuzzer:
             self._problem(f"HTTP {response.status_code} without a body", tool, body[:_SHOWN_CHARS])
 
     async def _state(self) -> dict[str, bytes | None]:
-        """The victim's records, task, grant and owner id as stored in Redis, field by field.
-
-        Leaves `owners` out: an agent that leaves may transfer its memories to the victim, which adds to that field.
-        """
+        """The victim's records, task, grant and owner ids as stored in Redis, field by field."""
         keys, state = Keys(NAMESPACE), dict[str, bytes | None]()
         for record_id in (known for known in self.known if "." not in known):
             for name in (keys.memory(record_id), keys.task(record_id), keys.grant(record_id)):
                 found = await self.client.hgetall(name)
                 state |= {f"{name} {field.decode()}": value for field, value in found.items()}
-        return state | {"owner": await self.client.hget(keys.agent("victim"), "owner")}
+        owner, owners = await self.client.hmget(keys.agent("victim"), "owner", "owners")
+        return state | {"owner": owner, "owners": owners}
 
     async def _listed(self, victim: Direct) -> list[str]:
         """The contents that the victim lists of its memories."""

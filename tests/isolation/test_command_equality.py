@@ -42,6 +42,8 @@ CALLS: list[tuple[str, str, dict[str, Any]]] = [
     ("task", "distribute_task", {"description": "x", "depends_on": ["ID"]}),
     ("task", "update_agent_heartbeat", {"lease_tokens": ["ID.1763000000000000.0123456789abcdef"]}),
     ("grant", "revoke_shared_context", {"grant_id": "ID"}),
+    ("offer", "answer_offer", {"offer_id": "ID"}),
+    ("offer", "answer_offer", {"offer_id": "ID", "accept": False}),
     ("agent", "get_agent_memories", {"agent_id": "ID"}),
     ("agent", "semantic_search", {"query": "lighthouse", "mode": "keyword", "agent_ids": ["ID"]}),
     ("agent", "memory_stats", {"agent_id": "ID"}),
@@ -61,8 +63,9 @@ async def bob(stack: Stack) -> AsyncGenerator[tuple[Direct, dict[str, str]]]:
         await bob.call("store_memory", content="Something of his own.")
         task = await alice.call("distribute_task", description="Dig.", assign_to="carol")
         await carol.call("get_pending_tasks")
-        grant = await alice.call("share_context_with_agent", target_agent="carol", context="island")
-        ids = {"memory": memory["memory_id"], "task": task["task_id"], "grant": grant["grant_id"], "agent": "alice"}
+        grant = await alice.call("share_context_with_agent", target_agent="carol", context="island", bidirectional=True)
+        ids = {"memory": memory["memory_id"], "task": task["task_id"], "agent": "alice"}
+        ids |= {"grant": grant["grant_id"], "offer": grant["offer_id"]}
         yield bob, ids
 
 

@@ -92,8 +92,10 @@ class Matrix:
         elif kind == "task":
             made |= await self._leased(owner, made["<key>"])
         elif kind == "grant":
-            shared = await owner.call("share_context_with_agent", target_agent="reader", tags=[made["<tag>"]])
-            made["<grant>"] = shared["grant_id"]
+            shared = await owner.call(
+                "share_context_with_agent", target_agent="reader", tags=[made["<tag>"]], bidirectional=True
+            )
+            made |= {"<grant>": shared["grant_id"], "<offer>": shared["offer_id"]}
         else:
             made["<leaver>"] = f"leaver-{number}"
         return made
@@ -120,7 +122,8 @@ def _unknown(made: dict[str, str]) -> dict[str, str]:
     """Return placeholders of the same length that name nothing."""
     task, number = new_id(), next(_fresh)
     return {
-        "<memory>": new_id(), "<task>": task, "<grant>": new_id(), "<agent>": "nobody", "<leaver>": "never-here",
+        "<memory>": new_id(), "<task>": task, "<grant>": new_id(), "<offer>": new_id(), "<agent>": "nobody",
+        "<leaver>": "never-here",
         "<token>": task + made.get("<token>", "")[26:], "<word>": f"zq{number}", "<tag>": f"tag{number}",
         "<key>": f"key{number}", "<start>": made["<start>"],
     }  # fmt: skip

@@ -19,7 +19,7 @@ import typer
 import yaml
 from support.embedder_fixtures import package_file, wait_until
 from support.ports import free_port
-from support.redis_users import MIGRATE, SERVER, SIDECAR
+from support.redis_users import MIGRATE, SERVER, SIDECAR, VIEW
 from typer.testing import CliRunner
 
 from memory_core.crypto.keyring import load_keyring
@@ -179,6 +179,19 @@ def test_ports_are_published_on_loopback_alone() -> None:
         assert all(port.startswith("127.0.0.1:") for port in service.get("ports", ())), name
 
 
+def test_only_services_that_need_redis_share_its_network() -> None:
+    networks = {name: set(service["networks"]) for name, service in SERVICES.items()}
+    assert set().union(*networks.values()) == set(COMPOSE["networks"])
+    users = {name for name, joined in networks.items() if "store" in joined}
+    assert users == {"redis", "server", "redisinsight"} | {name for name in SERVICES if name.startswith("embedder")}
+    assert networks["redis"] == networks["redisinsight"] == {"store"}
+
+
+def test_redisinsight_only_reads() -> None:
+    assert SERVICES["redisinsight"]["environment"]["RI_REDIS_USERNAME"] == VIEW
+    assert "secrets" not in SERVICES["redisinsight"]
+
+
 def test_services_wait_for_those_they_need_which_tell_of_their_health() -> None:
     checked = {name for name, service in SERVICES.items() if "healthcheck" in service or "build" in service}
     for name, service in SERVICES.items():
@@ -241,6 +254,25 @@ def test_secrets_are_made_once_and_kept_from_others(tmp_path: Path) -> None:
     assert len(set(first.values())) == len(first)
 
 
+@pytest.mark.parametrize("what", ["folder", "file", "link"])
+def test_secrets_that_others_may_write_are_refused(tmp_path: Path, what: str) -> None:
+    with made_secrets(tmp_path) as secrets:
+        pass
+    before = (secrets / "master_key").read_bytes()
+    if what == "folder":
+        secrets.chmod(0o777)
+    elif what == "file":
+        (secrets / "master_key").chmod(0o666)
+    else:
+        (secrets / "grafana_admin").unlink()
+        (secrets / "grafana_admin").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(subprocess.CalledProcessError) as refused, made_secrets(tmp_path):
+        pass
+    assert refused.value.returncode == 78
+    assert (secrets / "master_key").read_bytes() == before
+    assert not (tmp_path / "elsewhere").exists()
+
+
 async def test_redis_starts_like_its_container_and_requires_a_password(tmp_path: Path) -> None:
     """The same script, configuration and users; the module, the folders and the port are this machine's."""
     service, port = SERVICES["redis"], free_port()
@@ -269,7 +301,12 @@ async def test_redis_starts_like_its_container_and_requires_a_password(tmp_path:
         stdout=asyncio.subprocess.DEVNULL,
     )
     try:
-        for user, name in ((SERVER, "redis_server"), (SIDECAR, "redis_sidecar"), (MIGRATE, "redis_migrate")):
+        for user, name in (
+            (SERVER, "redis_server"),
+            (SIDECAR, "redis_sidecar"),
+            (MIGRATE, "redis_migrate"),
+            (VIEW, "redis_view"),
+        ):
             async with connect(f"redis://{user}:{passwords[name]}@127.0.0.1:{port}/0") as client:
                 await wait_until(lambda client=client: _answers(client))
                 info = await check_server(client)

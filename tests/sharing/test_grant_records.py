@@ -45,6 +45,7 @@ class Sharing:
             "selector": " ".join(values),
             "permission": "read",
             "seconds": None,
+            "offer_seconds": KEPT_SECONDS,
             "note": "",
             "audit": {"who": by, "op": "share_context_with_agent"},
         }

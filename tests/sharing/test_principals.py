@@ -38,7 +38,7 @@ def principal(*entries: dict[str, Any] | bytes, owner: bytes | None = b"o2", **m
     """Build a principal from Redis replies."""
     granted = {f"g{n}".encode(): one if isinstance(one, bytes) else pack(one) for n, one in enumerate(entries)}
     rows = [
-        [owner, None if owner is None else f"o1{SEPARATOR}o2".encode(), None],
+        [owner, None if owner is None else f"o1{SEPARATOR}o2".encode(), None, b"o0", None, None],
         granted,
         more.get("tombstones", set[bytes]()),
         more.get("quarantined", dict[bytes, bytes]()),

@@ -97,17 +97,40 @@ async def test_expired_grant_shows_nothing_in_any_read(alice: Agent, bob: Agent,
     assert await stack.client.ttl(keys.grant(granted["grant_id"])) > 29 * 86_400
 
 
-async def test_sharing_again_renews_the_grant(alice: Agent, bob: Agent) -> None:
+async def test_sharing_again_replaces_end_and_permission(alice: Agent, bob: Agent) -> None:
     secret = await alice.store(SECRET, **LABELS)
     first = await alice.call("share_context_with_agent", target_agent="bob", tags=["gold", "x"], expires_in_seconds=1)
     again = await alice.call("share_context_with_agent", target_agent="bob", tags=["x", "gold"])
     writing = await share(alice, "bob", tags=["gold", "x"], permission="write")
-    assert first["grant_id"] == again["grant_id"] != writing
+    assert first["grant_id"] == again["grant_id"] == writing
     assert "expires_at" not in again
     await alice.call("revoke_shared_context", grant_id=writing)
-    assert await readable(bob, [secret]) == [secret]
-    await alice.call("revoke_shared_context", grant_id=first["grant_id"])
     assert await readable(bob, [secret]) == []
+
+
+@pytest.mark.parametrize("kind", SELECTORS)
+async def test_sharing_again_as_read_ends_write_permission(alice: Agent, bob: Agent, carol: Agent, kind: str) -> None:
+    secret = await alice.store(SECRET, **LABELS)
+    chosen = {"memory_ids": [secret]} if kind == "ids" else SELECTORS[kind]
+    grant = await share(alice, "bob", permission="write", **chosen)
+    await bob.call("update_memory", memory_id=secret, content="Bob was here.")
+    await share(bob, "carol", memory_ids=[secret])
+    assert await readable(carol, [secret]) == [secret]
+    assert await share(alice, "bob", permission="read", **chosen) == grant
+    assert (await refusal(bob, "update_memory", memory_id=secret, content="x"))[0] == "forbidden"
+    assert await readable(bob, [secret]) == [secret]
+    assert await readable(carol, [secret]) == []
+    assert await share(alice, "bob", permission="write", **chosen) == grant
+    await bob.call("update_memory", memory_id=secret, content="Bob is back.")
+    assert await readable(carol, [secret]) == []
+
+
+async def test_sharing_another_selector_changes_no_other_grant(alice: Agent, bob: Agent) -> None:
+    secret = await alice.store(SECRET, **LABELS)
+    await share(alice, "bob", tags=["gold"], permission="write")
+    await share(alice, "bob", tags=["gold", "x"])
+    await share(alice, "bob", context="island")
+    await bob.call("update_memory", memory_id=secret, content="Bob was here.")
 
 
 async def test_write_grant_covers_only_content_and_metadata(alice: Agent, bob: Agent) -> None:
@@ -120,7 +143,7 @@ async def test_write_grant_covers_only_content_and_metadata(alice: Agent, bob: A
     assert await alice.search("is the chest empty?") == ["The chest is empty."]
     for change in ({"tags": ["new"]}, {"visibility": "public"}, {"context": "town"}, {"priority": "critical"}):
         assert (await refusal(bob, "update_memory", memory_id=secret, content="y", **change))[0] == "forbidden"
-    await alice.call("revoke_shared_context", grant_id=writing)
+    assert await share(alice, "bob", context="island") == writing == grant
     assert (await refusal(bob, "update_memory", memory_id=secret, content="x"))[0] == "forbidden"
     await alice.call("revoke_shared_context", grant_id=grant)
     assert (await refusal(bob, "update_memory", memory_id=secret, content="x"))[0] == "not_found"

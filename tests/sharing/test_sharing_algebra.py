@@ -127,7 +127,7 @@ class World:
         assert plan is not None
         renewed = self.model.same(plan)
         assert renewed in (None, answer.grant_id)
-        self.model.grants[answer.grant_id] = plan
+        self.model.put(answer.grant_id, plan)
         self.given.append((by, answer.grant_id))
         self.tally["shared on" if plan.via else "renewed" if renewed else "shared"] += 1
 

@@ -185,8 +185,8 @@ async def test_new_agent_with_the_same_name_inherits_nothing(
     given = await share(bob, "carol", tags=["his"])
     keys = Keys(namespace)
     earlier = await stack.client.hgetall(keys.agent("bob"))
-    code = owners.proof(service.backend.integrity, namespace, "bob", "another")
-    another = {"owner": "another", "owners": "another", "proofs": f"another={code}"}
+    codes = owners.proofs(service.backend.integrity, namespace, "bob", ["another"], "")
+    another = {"owner": "another", "owners": "another", "proofs": owners.join_proofs(codes or {})}
     await stack.client.hset(keys.agent("bob"), mapping=another)
     assert await readable(bob, [secret]) == []
     assert (await bob.call("get_shared_context"))["granted_to_me"] == []
@@ -200,18 +200,23 @@ async def test_new_agent_with_the_same_name_inherits_nothing(
     await alice.call(REVOKE, grant_id=grant)
 
 
-async def test_only_grantor_or_admin_can_revoke_a_grant(
+async def test_only_grantor_grantee_or_admin_can_end_a_grant(
     server: Server, alice: Agent, bob: Agent, carol: Agent, secret: str, namespace: str
 ) -> None:
     grant = await share(alice, "bob", context="island", permission="write")
-    for agent in (bob, carol):
-        assert await _same_answer(agent, REVOKE, {"grant_id": grant}, {"grant_id": UNKNOWN})
-        assert (await refusal(agent, REVOKE, grant_id=grant))[0] == "not_found"
+    assert await _same_answer(carol, REVOKE, {"grant_id": grant}, {"grant_id": UNKNOWN})
+    assert (await refusal(carol, REVOKE, grant_id=grant))[0] == "not_found"
     assert await readable(bob, [secret]) == [secret]
     service = await server.runtime.service()
     await grants.revoke_shared(service, RequestContext(Caller(namespace, "root", admin=True)), grant)
     assert await readable(bob, [secret]) == []
     assert (await alice.call(REVOKE, grant_id=grant))["grants_ended"] == 0
+    declined = await share(alice, "bob", context="island", permission="write")
+    passed_on = await share(bob, "carol", context="island")
+    assert await readable(carol, [secret]) == [secret]
+    assert (await bob.call(REVOKE, grant_id=declined))["grants_ended"] == 1
+    assert await readable(bob, [secret]) == await readable(carol, [secret]) == []
+    assert (await refusal(alice, REVOKE, grant_id=passed_on))[0] == "not_found"
 
 
 async def test_expired_parent_grant_ends_its_reshares(alice: Agent, bob: Agent, carol: Agent, secret: str) -> None:
@@ -362,7 +367,7 @@ async def test_unregistering_ends_all_grants_by_and_to_the_agent(
     left = [key for name in names async for key in stack.client.scan_iter(match=f"{keys.prefix}{name}:*")]
     assert sorted(left) == [keys.granted("carol").encode(), keys.granting("alice").encode()]
     await register(bob, "bob")
-    assert await readable(bob, [secret, his]) == [his]
+    assert await readable(bob, [secret, his]) == []
     assert (await bob.call("get_shared_context"))["granted_by_me"] == []
     seen = await carol.call("get_shared_context")
     assert [grant["id"] for grant in seen["granted_to_me"]] == [stays]

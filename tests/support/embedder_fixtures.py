@@ -205,6 +205,8 @@ class Team:
         arguments = {
             "id": memory_id,
             "owners": [self.owner],
+            "growth": 0,
+            "most_growth": 0,
             "rev": 1,
             "fields": ["content", new, "hash", content_hash(new)],
             "remove": [],

@@ -83,16 +83,26 @@ class GrantModel:
         return bool(covering)
 
     def same(self, plan: ModelGrant) -> str | None:
-        """Return the active grant that a share would renew."""
+        """Return the active grant that a share would replace."""
 
         def what(grant: ModelGrant) -> object:
-            return grant.by, grant.to, grant.write, grant.selector
+            return grant.by, grant.to, grant.selector
 
         return next((key for key, grant in self.grants.items() if what(grant) == what(plan)), None)
+
+    def put(self, key: str, plan: ModelGrant) -> None:
+        """Create or replace a grant; a holder that may no longer write has passed nothing on."""
+        before = self.grants.get(key)
+        self.grants[key] = plan
+        if before is not None and before.write and not plan.write:
+            self._end_children(key)
 
     def end(self, key: str) -> None:
         """End a grant and the reshares that depend on it."""
         del self.grants[key]
+        self._end_children(key)
+
+    def _end_children(self, key: str) -> None:
         for child, grant in list(self.grants.items()):
             if grant.via.pop(key, None) is not None:
                 self._end_if_empty(child)

@@ -86,6 +86,8 @@ CALLS: dict[str, Call] = {
     "list_tasks": _task("list_tasks", limit=100),
     "wait_for_events task": _task("wait_for_events", cursor="<start>", timeout_seconds=0, kinds=["task"]),
     "revoke_shared_context": Call("revoke_shared_context", "grant", {"grant_id": "<grant>"}),
+    "answer_offer": Call("answer_offer", "grant", {"offer_id": "<offer>"}),
+    "answer_offer no": Call("answer_offer", "grant", {"offer_id": "<offer>", "accept": False}),
     "get_shared_context grants": Call("get_shared_context", "grant", {"agent_id": "<agent>"}),
     "wait_for_events grant": Call(
         "wait_for_events", "grant", {"cursor": "<start>", "timeout_seconds": 0, "kinds": ["grant"]}
@@ -170,7 +172,9 @@ heartbeat token            -        hides     hides     hides     hides     hide
 get_pending_tasks          -        absent    absent    absent    absent    absent    absent
 list_tasks                 -        shows     absent    absent    absent    absent    absent
 wait_for_events task       -        shows     absent    absent    absent    absent    absent
-revoke_shared_context      -        does      hides     hides     hides     hides     does
+revoke_shared_context      -        does      does      hides     hides     hides     does
+answer_offer               -        hides     does      hides     hides     hides     hides
+answer_offer no            -        hides     does      hides     hides     hides     hides
 get_shared_context grants  -        hides     shows     absent    hides     hides     hides
 wait_for_events grant      -        absent    shows     absent    absent    absent    absent
 register_agent             -        does      forbidden forbidden forbidden forbidden does

@@ -7,8 +7,8 @@ import hashlib
 from memory_core.package_data import resource
 from memory_core.redis_client import Client
 
-SERVER, SIDECAR, MIGRATE = "rm-server", "rm-sidecar", "rm-migrate"
-PASSWORDS = {name: f"password-of-{name}" for name in (SERVER, SIDECAR, MIGRATE)}
+SERVER, SIDECAR, MIGRATE, VIEW = "rm-server", "rm-sidecar", "rm-migrate", "rm-view"
+PASSWORDS = {name: f"password-of-{name}" for name in (SERVER, SIDECAR, MIGRATE, VIEW)}
 ALMIGHTY = "user default on nopass ~* &* +@all"
 TOLERATED = {"config|get"}
 """Commands that the server tries but does not need; see docs/decisions/0011."""

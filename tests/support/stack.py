@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import httpx2
-import uvicorn
 from mcp import Client as McpClient
 from mcp.client.client import ConnectMode
 from mcp.client.streamable_http import streamable_http_client
@@ -25,7 +24,7 @@ from memory_core.redis_client import Client
 from memory_core.settings.settings import Settings
 from memory_core.store import sidecar as sidecars
 from memory_core.store.connection import connect
-from memory_server.http.app import HttpServer, http_application
+from memory_server.http.app import HttpServer, http_application, server_config
 from memory_server.mcp.server import build_server
 from memory_server.runtime import Runtime
 from memory_server.service import Service
@@ -148,8 +147,8 @@ async def serving(redis_url: str, **settings: Any) -> AsyncGenerator[Server]:
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP) as listener:
         listener.bind(("127.0.0.1", 0))
         application = http_application(build_server(runtime), runtime)
-        config = uvicorn.Config(application, log_level="warning", access_log=False, timeout_graceful_shutdown=1)
-        server = HttpServer(config, runtime)
+        server = HttpServer(server_config(application, runtime.settings), runtime)
+        server.config.timeout_graceful_shutdown = 1
         async with runtime.running():
             task = asyncio.create_task(server.serve(sockets=[listener]))
             while not server.started:

@@ -171,6 +171,7 @@ _ALICES: tuple[Callable[[_Writer], tuple[str, Arguments]], ...] = (
     lambda w: ("share_context_with_agent", {"target_agent": "dora", **w.share()}),
     lambda w: ("share_context_with_agent", {"target_agent": "dora", "memory_ids": [w.memory()]}),
     lambda w: ("revoke_shared_context", {"grant_id": Ref(w.one("alice", "bob"), "grant")}),
+    lambda w: ("answer_offer", {"offer_id": Ref(w.one("alice", "bob"), "grant"), "accept": w.one(True, False)}),
     lambda w: ("get_shared_context", {"query": w.one(*QUERIES)}),
     lambda w: ("get_shared_context", {"max_tokens": w.one(20, 4000)}),
     lambda w: ("get_shared_context", {"since": Ref("alice", "since"), "max_tokens": w.one(20, 4000)}),

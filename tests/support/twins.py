@@ -44,7 +44,6 @@ _MOVES_TASKS = {
 """After these, tasks are dispatched at once, so that alice's next call always comes after the dispatch."""
 _OF_OTHERS = frozenset({"status", "load", "open_tasks", "leased_tasks", "completed", "failed"})
 _ULID = re.compile(r"\b[0-9a-hjkmnp-tv-z]{26}\b")
-_MARK = re.compile(r"</?data [0-9a-f]{8}>")
 _MOMENT = re.compile(r"\d{4}-\d\d-\d\dT[\d:.]+(Z|\+00:00)")
 _TOKEN = re.compile(r"\.\d{16}\.[0-9a-f]{16}")
 _CURSOR = re.compile(r"\d{13}-\d+|\bc1\.[\w-]+|cursor=[\w-]+")
@@ -166,7 +165,7 @@ class World:
             text = text.replace(some_id, "GUESSED")
         for pattern, stand_in in (
             (_MOMENT, "T"), (_TOKEN, ".F.S"), (_CURSOR, "C"), (_FENCE, '"fence": F'), (_MILLISECONDS, "N ms"),
-            (_LOADS, "busy or not"), (_MARK, "<data M>"),
+            (_LOADS, "busy or not"),
         ):  # fmt: skip
             text = pattern.sub(stand_in, text)
         return _ULID.sub(lambda match: order.setdefault(match.group(), f"#{len(order)}"), text)

@@ -74,7 +74,7 @@ MUTATIONS: dict[str, tuple[str, list[tuple[str, str]]]] = {
         "only_the_submitter_cancels_and_then_completion_fails",
         [
             (
-                "  if not may_manage(task, request) then return {status = 'unknown'} end\n  if rm.contains(",
+                "  if not may_manage(names, task, request) then return {status = 'unknown'} end\n  if rm.contains(",
                 "  if not task.state then return {status = 'unknown'} end\n  if rm.contains(",
             )
         ],
@@ -83,7 +83,8 @@ MUTATIONS: dict[str, tuple[str, list[tuple[str, str]]]] = {
         "requeued_task_has_all_its_attempts_again",
         [
             (
-                "  if not may_manage(task, request) then return {status = 'unknown'} end\n  if task.state ~= 'dead'",
+                "  if not may_manage(names, task, request) then return {status = 'unknown'} end\n"
+                "  if task.state ~= 'dead'",
                 "  if not task.state then return {status = 'unknown'} end\n  if task.state ~= 'dead'",
             )
         ],

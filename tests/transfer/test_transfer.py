@@ -159,7 +159,7 @@ async def test_vectors_of_another_model_are_not_imported(
     await shell.done("export", file, "--namespace", filled.namespace)
     header, *rest = lines_of(file)
     other = rewrite(file, [{**header, "model": "another", "dimension": 7}, *rest])
-    done = await shell.done("import", other, "--namespace", namespace)
+    done = await shell.done("import", other, "--namespace", namespace, "--trust")
     assert done["notes"] == ["its vectors are of another; all vectors are computed again with all-MiniLM-L6-v2"]
     assert done["memories"] == {"new": 7}
     async with server.agent("alice", namespace) as alice:
@@ -192,6 +192,26 @@ async def test_import_into_a_used_namespace_overwrites_nothing(
         assert done["memories"] == {"kept": 6, "differs": 1}
         kept = (await alice.call("retrieve_memory", memory_id=filled.ids["changed"]))["memory"]
         assert kept["content"] == "Changed here."
+
+
+async def test_unsigned_export_brings_new_agents_but_no_grants(
+    shell: Shell, filled: Filled, namespace: str, server: Server, tmp_path: Path
+) -> None:
+    file = tmp_path / "all.jsonl"
+    await shell.done("export", file, "--namespace", filled.namespace)
+    *others, end = lines_of(file)
+    unsigned = rewrite(file, [*others, {name: value for name, value in end.items() if name not in ("key", "mac")}])
+    for memories, agents in (({"new": 7}, "imported"), ({"kept": 7}, "kept")):
+        done = await shell.run("import", unsigned, "--namespace", namespace, "--json")
+        assert (done.code, done.json["memories"]) == (1, memories)
+        assert done.json["others"] == {f"agent {agents}": 3, "grant unsigned": 3}
+        assert "no key of this server signed this file" in done.json["notes"][0]
+    async with server.agent("alice", namespace) as alice, server.agent("bob", namespace) as bob:
+        order = list(filled.ids.values())
+        assert await readable(alice, order) == order
+        assert await readable(bob, order) == [filled.ids["public"]]
+    done = await shell.done("import", unsigned, "--namespace", namespace, "--trust")
+    assert done["others"] == {"agent kept": 3, "grant imported": 3}
 
 
 async def test_sensitive_memories_need_the_same_master_key(

@@ -11,6 +11,7 @@ import os
 from collections.abc import MutableMapping
 from pathlib import Path
 
+from memory_core.crypto.secret_files import make_folder, open_private
 from memory_core.errors import InvalidArgument, NotSupported
 from memory_embedder.devices.nvml import nvidia_gpus
 from memory_embedder.devices.rocm import amd_gpus
@@ -47,8 +48,8 @@ def take_turn(folder: Path, gpus: int, environ: MutableMapping[str, str] = os.en
 def _lock(path: Path) -> bool:
     """Lock a file until this process ends. False if another process holds the lock."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        make_folder(path.parent)
+        descriptor = open_private(path)
     except OSError as error:
         raise InvalidArgument(f"cannot use the folder of --gpu-turns: {error.strerror}") from error
     try:

@@ -20,7 +20,7 @@ def load_encoder(backend: Backend, options: EncoderOptions) -> Encoder:
 
     Raises:
         NotSupported: packages or the device are missing.
-        InvalidArgument, WeightsAltered: see `weights.find_weights`.
+        InvalidArgument, FileAltered: see `weights.find_weights`.
     """
     return _best(options) if backend == "auto" else open_engine(backend, options)
 

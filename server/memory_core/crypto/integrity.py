@@ -13,11 +13,11 @@ from __future__ import annotations
 import hmac
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from enum import StrEnum
 from typing import Any
 
-from memory_core.crypto.keyring import HOW_TO_SET, Keyring, framed
+from memory_core.crypto.keyring import Keyring, framed
 from memory_core.errors import KeyMissing
+from memory_core.records.authority_codes import Authority, IntegrityFailure
 from memory_core.records.memory import SIGNED_FIELDS
 
 log = logging.getLogger(__name__)
@@ -26,27 +26,6 @@ _BLOCK = 64
 _INNER, _OUTER = bytes(byte ^ 0x36 for byte in range(256)), bytes(byte ^ 0x5C for byte in range(256))
 _MOST_LOGGED = 10_000
 Row = Mapping[str, bytes | None]  # fields of a Redis hash
-
-
-class IntegrityFailure(StrEnum):
-    """Why a record fails its integrity check."""
-
-    ALTERED = "altered"
-    UNSIGNED = "unsigned"
-    UNKNOWN_KEY = "signed under an unknown key"
-
-
-class Authority(StrEnum):
-    """The kinds of authorisation records. A code is bound to the kind, the namespace and the name of its record."""
-
-    CREDENTIAL = "token"
-    OWNER = "owner-id"
-    GRANT = "grant"
-    OFFER = "offer"
-    QUARANTINE = "quarantine"
-    TOMBSTONE = "tombstone"
-    OPERATOR_KEY = "operator-key"
-    LIBRARY = "library"
 
 
 class Integrity:
@@ -61,7 +40,6 @@ class Integrity:
         """Records that failed their check, each counted once."""
         self.on_authority_failure: Callable[[Authority, str, str], object] = lambda kind, namespace, name: None
         """Receives the kind, the namespace and the name of each authorisation record that failed, once."""
-        self._warned = False
 
     @property
     def signs(self) -> bool:
@@ -161,9 +139,6 @@ class Integrity:
     def _compare(self, row: Row, expected: Callable[[bytes], str]) -> IntegrityFailure | None:
         code, key_id = row["mac"], row["mac_key"]
         if not self.signs:
-            if code is not None and not self._warned:
-                self._warned = True
-                log.warning("records are signed, but this server has no key to check them; %s", HOW_TO_SET)
             return None
         if code is None and key_id is None:
             return IntegrityFailure.UNSIGNED

@@ -15,6 +15,7 @@ from datetime import UTC, datetime
 from types import TracebackType
 from typing import Literal, TextIO
 
+from memory_core.errors import plain_line
 from memory_core.observe import tracing
 
 Format = Literal["text", "json"]
@@ -40,8 +41,11 @@ class _Text(logging.Formatter):
         request = request_id.get()
         return super().format(record) + (f" [{request}]" if request and not record.exc_info else "")
 
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        return plain_line(super().formatMessage(record))
+
     def formatException(self, ei: _ExcInfo) -> str:
-        return "\n".join(f"  {line}" for line in _describe(ei[1], self._messages))
+        return "\n".join(f"  {plain_line(line)}" for line in _describe(ei[1], self._messages))
 
 
 class _Json(_Text):

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Literal, get_args
 
 from memory_core.errors import Forbidden, InvalidArgument, echo
-
-Scope = Literal["read", "write", "tasks", "admin"]
-SCOPES: tuple[Scope, ...] = get_args(Scope)
+from memory_core.records.authority import ALLOWED_BY, SCOPES, Effect, Power, Scope, scope_for
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,19 +15,22 @@ class Access:
 
     agent: str
     namespace: str
-    scopes: frozenset[Scope]
+    scopes: frozenset[Power]
     expires_at: float
     token: str = ""  # id of the credential, for the audit only
 
-    @property
-    def admin(self) -> bool:
-        """Whether it may act for all agents of the namespace."""
-        return "admin" in self.scopes
+    def may(self, effect: Effect) -> bool:
+        return not self.scopes.isdisjoint(ALLOWED_BY[effect])
 
-    def check(self, scope: Scope | None) -> None:
-        """Raise Forbidden unless a scope is granted. None needs no scope."""
-        if scope is not None and scope not in self.scopes and not self.admin:
-            raise Forbidden(f"this needs a token with scope {scope}", hint=f"yours has {' '.join(sorted(self.scopes))}")
+    def check(self, effects: Iterable[Effect]) -> None:
+        """Raise Forbidden unless all effects are allowed."""
+        for effect in effects:
+            if not self.may(effect):
+                held = " ".join(sorted(self.scopes))
+                hint = f"it would {effect}; yours has {held}"
+                if "operator" in self.scopes:
+                    hint = f"it would {effect}; the operator's view shows and changes nothing else"
+                raise Forbidden(f"this needs a token with scope {scope_for(effect)}", hint=hint)
 
 
 def known_scopes(names: Iterable[str]) -> frozenset[Scope]:

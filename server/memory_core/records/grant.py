@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from memory_core.crypto.integrity import Integrity
 from memory_core.records import grant_proof, owners, quarantine
+from memory_core.records.authority_codes import AuthorityCodes
 from memory_core.records.codec import DecodeError, unpack
 from memory_core.records.keys import Keys
 from memory_core.records.scope import Grant, Part, Principal, owner_token
@@ -27,7 +27,7 @@ def ask(pipe: Any, keys: Keys, agent: str) -> None:
     pipe.time()
 
 
-def principal_of(namespace: str, agent: str, admin: bool, rows: list[Any], integrity: Integrity) -> Principal:
+def principal_of(namespace: str, agent: str, admin: bool, rows: list[Any], integrity: AuthorityCodes) -> Principal:
     """Build a principal from the answers to `ask`. Grants to an earlier agent of the same name are ignored.
 
     Raises:
@@ -47,6 +47,7 @@ def principal_of(namespace: str, agent: str, admin: bool, rows: list[Any], integ
         agent=agent,
         owner=owned.current,
         owners=owned.all,
+        kept=owned.kept,
         grants=tuple(sorted(filter(None, grants), key=lambda grant: grant.id)),
         hidden=frozenset(owner_token(owner.decode()) for owner in tombstones),
         quarantined=tuple(sorted(quarantine.read(integrity, namespace, marks).items())),
@@ -74,5 +75,6 @@ def _grant(grant_id: str, entry: dict[str, Any], now: float) -> Grant | None:
     )
     if not living:
         return None
-    is_own = own["ends"] / _MICROSECONDS > now
-    return Grant(grant_id, entry["by"], entry["permission"] == "write", living, tuple(own["tokens"]) if is_own else ())
+    ends = own["ends"] / _MICROSECONDS
+    mine = tuple(own["tokens"]) if ends > now else ()
+    return Grant(grant_id, entry["by"], entry["permission"] == "write", living, mine, ends)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-from memory_core.crypto.integrity import Authority, Integrity, IntegrityFailure
+from memory_core.records.authority_codes import Authority, AuthorityCodes, IntegrityFailure
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +28,7 @@ class GrantProof:
     ends: float
     tokens: frozenset[str]
 
-    def sign(self, integrity: Integrity, namespace: str, grantee: str) -> dict[str, str] | None:
+    def sign(self, integrity: AuthorityCodes, namespace: str, grantee: str) -> dict[str, str] | None:
         """Return the text and its code for the Functions; None without a key."""
         body = self.text()
         code = integrity.sign_authority(Authority.GRANT, namespace, grantee, body)
@@ -67,7 +67,13 @@ def of_entry(grant_id: str, entry: Mapping[str, Any]) -> GrantProof:
 
 
 def check(
-    integrity: Integrity, namespace: str, grantee: str, grant_id: str, entry: Mapping[str, Any], *, log: bool = True
+    integrity: AuthorityCodes,
+    namespace: str,
+    grantee: str,
+    grant_id: str,
+    entry: Mapping[str, Any],
+    *,
+    log: bool = True,
 ) -> IntegrityFailure | None:
     """Check that the server signed what an entry gives to an agent. None if it did."""
     body, code = entry.get("proof"), entry.get("code")

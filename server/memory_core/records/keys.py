@@ -121,7 +121,7 @@ class Keys:
 
     # Agents and their owner ids.
     agents = _Key("agents")  # sorted set: registered agents by the deadline (epoch seconds) of their next heartbeat
-    agent = _KeyOf("agent:")  # hash: an agent and the owner ids of its name
+    agent = _KeyOf("agent:")  # hash: an agent, its owner ids, and those that earlier holders of its name left (`kept`)
     owner = _KeyOf("owner:")  # hash: the agent of an owner id; the reverse of `agent`
     tombstones = _Key("tombstones")  # set: owner ids whose memories are hidden until they are purged
     data_key = _KeyOf("key:")  # hash: version → wrapped data key of an owner's sensitive memories; `current` is one
@@ -140,7 +140,7 @@ class Keys:
     children = _KeyOf("children:")  # set: grants that reshare under this one
     reshared = _KeyOf("reshared:")  # set: grants that reshare this memory by its id
     grants_due = _Key("grants:due")  # sorted set: grants and offers by their end
-    offers = _KeyOf("offers:")  # hash: offer id → msgpack of the selection that an agent is asked to share in return
+    offers = _KeyOf("offers:")  # hash: offer id → msgpack of what an agent is asked to share in return, or to take over
 
     # Tasks.
     task = _KeyOf("task:")  # hash: one task

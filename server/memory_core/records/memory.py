@@ -54,7 +54,7 @@ class Visibility(StrEnum):
 HEAD, MORE = "head", "more"  # values of the field `part`: a memory's own hash, and the hashes of its further chunks
 BODY_CODEC = "msgpack+zstd"
 ZSTD_LEVEL = 6
-MAX_BODY = 64 << 20
+MAX_BODY = (64 << 20) + 1024  # of the longest content that settings allow, packed
 SEALED_CODEC = "aes-256-gcm"
 """Value of `codec` for sensitive memories. Content, metadata and vector are in the fields below, unindexed."""
 SEALED, SEALED_BODY = "sealed", "sealed_body"
@@ -226,7 +226,10 @@ def compress(content: str) -> bytes:
 
 def decompress(body: bytes) -> str:
     """Reverse `compress`. Raises zstandard.ZstdError if the body is damaged."""
-    return unpack(zstandard.ZstdDecompressor().decompress(body, max_output_size=MAX_BODY))["content"]
+    if zstandard.frame_content_size(body) > MAX_BODY:  # the library allocates what a frame declares
+        raise zstandard.ZstdError(f"the body has more than {MAX_BODY} bytes")
+    plain = zstandard.ZstdDecompressor(max_window_size=MAX_BODY).decompress(body, max_output_size=MAX_BODY)
+    return unpack(plain)["content"]
 
 
 def content_hash(content: str) -> str:

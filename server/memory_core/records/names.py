@@ -9,7 +9,12 @@ from memory_core.errors import InvalidArgument, echo
 
 NAME_PATTERN = r"[a-z0-9][a-z0-9_.-]{0,63}"
 LABEL_MAX_BYTES = 256
+_RAW_MAX_BYTES = 4 * LABEL_MAX_BYTES
+"""Limit before normalisation, which takes quadratic time and shortens text to a third at most."""
 SEPARATOR = "\x1f"  # Separates labels in a TAG field. No label contains it, because control characters are refused.
+
+RESERVED_AGENTS = frozenset({"operator", "console", "server"})
+"""The audit names this product's own actors so: no token may claim them."""
 
 _NAME = re.compile(NAME_PATTERN)
 _NOT_IN_NAME = re.compile(r"[^a-z0-9_.-]+")
@@ -26,9 +31,16 @@ def check_name(value: str, what: str = "name") -> str:
     )
 
 
+def check_agent_name(value: str) -> str:
+    """Return the name of an agent that a credential may name. Raises InvalidArgument for reserved and bad names."""
+    if value in RESERVED_AGENTS:
+        raise InvalidArgument(f"the name {value} is reserved", hint="choose another name for the agent")
+    return check_name(value, "agent")
+
+
 def to_name(value: str, default: str = "anonymous") -> str:
     """Turn any text, such as a client's title, into a name."""
-    folded = unicodedata.normalize("NFKD", value).encode("ascii", "ignore").decode().lower()
+    folded = unicodedata.normalize("NFKD", value[:LABEL_MAX_BYTES]).encode("ascii", "ignore").decode().lower()
     candidate = _NOT_IN_NAME.sub("-", folded).strip("-_.")[:64]
     return candidate if _NAME.fullmatch(candidate) else default
 
@@ -40,6 +52,8 @@ def split_labels(text: str | None) -> tuple[str, ...]:
 
 def check_label(value: str, what: str = "label") -> str:
     """Return a label (tag, context, source) as NFC, trimmed. Raises InvalidArgument unless it has 1 to 256 bytes."""
+    if len(value.encode(errors="surrogatepass")) > _RAW_MAX_BYTES:
+        raise _wrong_size(value, what, f"more than {_RAW_MAX_BYTES}")
     if any(unicodedata.category(char) in _FORBIDDEN_CATEGORIES for char in value):
         raise InvalidArgument(
             f"{what} {echo(value)} holds a control character, a lone surrogate or an unassigned character",
@@ -48,8 +62,12 @@ def check_label(value: str, what: str = "label") -> str:
     label = unicodedata.normalize("NFC", value).strip()
     size = len(label.encode())
     if not 1 <= size <= LABEL_MAX_BYTES:
-        raise InvalidArgument(
-            f"{what} {echo(value)} has {size} bytes; 1 to {LABEL_MAX_BYTES} are allowed",
-            hint="shorten it; long text belongs in content or metadata",
-        )
+        raise _wrong_size(value, what, size)
     return label
+
+
+def _wrong_size(value: str, what: str, size: int | str) -> InvalidArgument:
+    return InvalidArgument(
+        f"{what} {echo(value)} has {size} bytes; 1 to {LABEL_MAX_BYTES} are allowed",
+        hint="shorten it; long text belongs in content or metadata",
+    )

@@ -5,8 +5,9 @@ The same tokens make the permission clause of queries and the check on loaded re
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 from memory_core.records.keys import digest
@@ -72,7 +73,7 @@ class Part:
 class Grant:
     """What a grant in force adds: memories of the grantor, and others' memories that it reshares.
 
-    `own` are the tokens of the grantor's own memories.
+    `own` are the tokens of the grantor's own memories, `ends` when they end (epoch seconds).
     """
 
     id: str
@@ -80,6 +81,7 @@ class Grant:
     may_write: bool
     parts: tuple[Part, ...]
     own: tuple[str, ...] = field(default=(), compare=False)
+    ends: float = field(default=math.inf, compare=False)
 
     @cached_property
     def tokens(self) -> frozenset[str]:
@@ -90,19 +92,25 @@ class Grant:
 class Principal:
     """The agent that a request acts as, resolved from the connection, never from an argument.
 
-    `owner` is the owner id of new memories, None until the agent first writes; `owners` are all its owner ids;
-    `grants` are those in force; `hidden` are the tokens of deleted owner ids; `quarantined` are agents, and since when
-    (epoch seconds) only they see what they write.
+    `owner` is the owner id of new memories, None until the agent first writes; `owners` are all its owner ids; `kept`
+    are those that earlier holders of its name left, which it does not own; `grants` are those in force; `hidden` are
+    the tokens of deleted owner ids; `quarantined` are agents, and since when (epoch seconds) only they see what they
+    write.
     """
 
     namespace: str
     agent: str
     owner: str | None = None
     owners: tuple[str, ...] = ()
+    kept: tuple[str, ...] = ()
     grants: tuple[Grant, ...] = ()
     hidden: frozenset[str] = frozenset()
     quarantined: tuple[tuple[str, float], ...] = ()
     admin: bool = False
+
+    def of_public(self) -> Principal:
+        """Return the principal that reads public memories only."""
+        return replace(self, owner=None, owners=(), grants=())
 
     @cached_property
     def granted(self) -> tuple[str, ...]:

@@ -63,6 +63,7 @@ class Task:
     lease_seconds: float
     created_at: float
     depends_on: tuple[str, ...] = ()
+    leased_at: float = 0.0
     lease_until: float | None = None
     next_at: float | None = None
     deadline: float | None = None
@@ -76,19 +77,26 @@ class Task:
     def has_ended(self) -> bool:
         return self.state in ENDED
 
-    def is_party(self, agent: str) -> bool:
-        """Whether an agent submitted, holds or held it, and so may see all of it."""
-        return agent in {self.submitter, self.assigned, self.kind.only, *self.holders}
+    def is_party(self, agent: str, since: float = 0.0) -> bool:
+        """Whether an agent submitted, holds or held it, and so may see all of it.
 
-    def may_see(self, agent: str, is_able: bool) -> bool:
+        `since` is when the agent took over its name: what an earlier holder of the name submitted or held is not its.
+        """
+        if agent == self.assigned or (agent == self.kind.only and not self.has_ended):
+            return True
+        if self.created_at >= since:
+            return agent in {self.submitter, self.kind.only, *self.holders}
+        return self.leased_at >= since and agent in self.holders[-1:]
+
+    def may_see(self, agent: str, is_able: bool, since: float) -> bool:
         """Whether an agent may see it: as a party, or because it is able to do a task that is open to all."""
-        return self.is_party(agent) or (is_able and not self.kind.only)
+        return self.is_party(agent, since) or (is_able and not self.kind.only)
 
 
 FIELDS = (
     "state", "description", "type", "priority", "kind_spec", "submitter", "assigned", "holders", "avoid", "attempt",
-    "max_retries", "lease_seconds", "created_at", "depends_on", "lease_until", "next_at", "deadline", "finished_at",
-    "payload", "result", "metrics", "error",
+    "max_retries", "lease_seconds", "created_at", "depends_on", "leased_at", "lease_until", "next_at", "deadline",
+    "finished_at", "payload", "result", "metrics", "error",
 )  # fmt: skip
 
 
@@ -98,7 +106,7 @@ def parse(task_id: str, values: list[bytes | None]) -> Task | None:
     if row["state"] is None:
         return None
     text = {name: value.decode() for name, value in row.items() if value is not None and name != "kind_spec"}
-    times = ("lease_until", "next_at", "deadline", "finished_at")
+    times = ("leased_at", "lease_until", "next_at", "deadline", "finished_at")
     documents = ("payload", "result", "metrics")
     return Task(
         id=task_id,

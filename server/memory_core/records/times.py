@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from memory_core.errors import InvalidArgument, echo
 
 NEVER = math.inf
+_LONGEST = 100
 _YEAR = re.compile(r"[12]\d{3}")
 _LATEST = datetime(9999, 12, 31, tzinfo=UTC).timestamp()
 _EARLIEST = datetime(1, 1, 2, tzinfo=UTC).timestamp()
@@ -34,6 +35,8 @@ def parse_time(value: str | float, what: str = "time") -> float:
 
 def _parse_text(text: str, what: str) -> float:
     """Read ISO 8601 before numbers: `2026` and `20260504` are dates, ten digits are epoch seconds."""
+    if len(text) > _LONGEST:
+        raise InvalidArgument(f"{what} {echo(text)} is not a time", hint=_HINT)
     with suppress(ValueError):
         moment = datetime.fromisoformat(f"{text}-01-01" if _YEAR.fullmatch(text) else text)
         return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
@@ -44,7 +47,7 @@ def _parse_text(text: str, what: str) -> float:
 
 def _parse_phrase(text: str, what: str) -> float:
     moment = None
-    if 0 < len(text) <= 100:
+    if text:
         import dateparser  # slow to import, and most calls do not need it
 
         moment = dateparser.parse(

@@ -13,9 +13,9 @@ import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from memory_core.crypto.integrity import Authority, Integrity, IntegrityFailure
 from memory_core.records import redis_time
 from memory_core.records.access import Access, Scope, known_scopes
+from memory_core.records.authority_codes import Authority, AuthorityCodes, IntegrityFailure
 from memory_core.records.ids import new_id
 from memory_core.records.keys import token_key
 from memory_core.records.times import to_redis
@@ -42,7 +42,7 @@ class Token:
     def access(self) -> Access:
         return Access(self.agent, self.namespace, self.scopes, self.expires_at, self.id)
 
-    def fields(self, secret: str, integrity: Integrity) -> dict[str, str]:
+    def fields(self, secret: str, integrity: AuthorityCodes) -> dict[str, str]:
         fields = {
             "hash": hash_of(secret),
             "agent": self.agent,
@@ -78,13 +78,13 @@ def hash_of(secret: str) -> str:
     return hashlib.sha256(secret.encode()).hexdigest()
 
 
-def sign(token_id: str, fields: Mapping[str, str], integrity: Integrity) -> str:
+def sign(token_id: str, fields: Mapping[str, str], integrity: AuthorityCodes) -> str:
     """Return the integrity code of a token's fields; empty without a key."""
     signed = (fields[name] for name in _SIGNED)
     return integrity.sign_authority(Authority.CREDENTIAL, fields["namespace"], token_id, *signed)
 
 
-def check(token_id: str, fields: Mapping[str, str], integrity: Integrity) -> IntegrityFailure | None:
+def check(token_id: str, fields: Mapping[str, str], integrity: AuthorityCodes) -> IntegrityFailure | None:
     """Check the integrity code of a token's fields, and log a failure."""
     failure = inspect(token_id, fields, integrity)
     if failure:
@@ -92,7 +92,7 @@ def check(token_id: str, fields: Mapping[str, str], integrity: Integrity) -> Int
     return failure
 
 
-def inspect(token_id: str, fields: Mapping[str, str], integrity: Integrity) -> IntegrityFailure | None:
+def inspect(token_id: str, fields: Mapping[str, str], integrity: AuthorityCodes) -> IntegrityFailure | None:
     """Like `check`, without a log entry. A token without a field, such as the hash of a revoked one, is altered."""
     if integrity.signs and not fields.keys() >= _SIGNED_SET:
         return IntegrityFailure.ALTERED
@@ -107,7 +107,7 @@ async def load_fields(client: Client, token_id: str) -> dict[str, str]:
     return {name.decode(): value.decode() for name, value in raw.items()}
 
 
-async def load(client: Client, token_id: str, integrity: Integrity) -> tuple[Token, str] | None:
+async def load(client: Client, token_id: str, integrity: AuthorityCodes) -> tuple[Token, str] | None:
     """Load a token and the hash of its secret. One that fails its integrity check does not exist."""
     fields = await load_fields(client, token_id)
     revoked = fields.get("revoked") != "0"
@@ -125,7 +125,7 @@ async def load(client: Client, token_id: str, integrity: Integrity) -> tuple[Tok
     return token, fields.get("hash", _NO_HASH)
 
 
-async def verify(client: Client, text: str, integrity: Integrity) -> Access | None:
+async def verify(client: Client, text: str, integrity: AuthorityCodes) -> Access | None:
     """Return what a token grants; None if it is unknown, altered, expired or revoked, or its secret is wrong."""
     parsed = parse(text)
     if parsed is None:

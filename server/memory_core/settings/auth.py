@@ -34,6 +34,17 @@ class AuthSettings(SettingsGroup):
     namespace_claim: str = Field(
         default="namespace", min_length=1, description="claim that names the namespace; default: the server's namespace"
     )
+    token_types: Names = Field(
+        default=("at+jwt",),
+        min_length=1,
+        description="accepted `typ` of OAuth tokens; `at+jwt,JWT` for servers that do not follow RFC 9068",
+    )
+    clients: Names = Field(
+        default=(), description="OAuth clients (`azp` or `client_id`) whose tokens are accepted; default: all"
+    )
+    max_token_seconds: float = Field(
+        default=86_400.0, ge=60, description="OAuth tokens that are valid for longer are refused"
+    )
     leeway_seconds: float = Field(default=30.0, ge=0, le=300, description="how many seconds the clocks may differ")
 
     @model_validator(mode="after")

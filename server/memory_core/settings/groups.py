@@ -129,6 +129,9 @@ class TaskSettings(SettingsGroup):
     open_tasks: int = Field(default=20_000, ge=1, le=10_000_000, description="tasks open at a time in a namespace")
     payload_bytes: int = Field(default=65_536, ge=2, le=1 << 24, description="bytes of a payload or result, as JSON")
     similar_from: float = Field(default=0.85, ge=0, le=1, description="cosine from which open tasks count as similar")
+    memories_from: float = Field(
+        default=0.35, ge=0, le=1, description="cosine from which a memory is attached to a task that is handed out"
+    )
 
 
 class LimitSettings(SettingsGroup):
@@ -140,7 +143,11 @@ class LimitSettings(SettingsGroup):
     tags: int = Field(default=32, ge=0, le=1000, description="tags of one memory or filter")
     results: int = Field(default=100, ge=1, le=100, description="most hits of one search, and memories of one page")
     ids: int = Field(default=100, ge=1, le=10_000, description="memory ids in one call")
+    offer_days: int = Field(default=30, ge=1, le=3650, description="days that an offer waits for its receiver")
     operations: int = Field(default=1000, ge=1, le=10_000, description="operations of one batch")
+    batch_wait_seconds: float = Field(
+        default=300.0, ge=0, le=DAY, description="seconds after which the operations of a batch no longer wait"
+    )
     clear: int = Field(default=100_000, ge=1, description="memories after which one clear_memory call ends")
     body_bytes: int = Field(default=4 << 20, ge=1024, le=1 << 30, description="bytes of one HTTP request or stdio line")
     calls_per_second: float = Field(
@@ -155,6 +162,15 @@ class LimitSettings(SettingsGroup):
         default=15.0, ge=0, le=600, description="seconds after which a burst is an overload"
     )
     requests: int = Field(default=10_000, ge=1, le=1_000_000, description="HTTP requests at a time, with event waits")
+    questions: int = Field(
+        default=4, ge=1, le=1000, description="questions to the person that one agent may have unanswered"
+    )
+    question_seconds: float = Field(
+        default=120.0, gt=0, le=DAY, description="seconds after which such a question is given up"
+    )
+    send_seconds: float = Field(
+        default=60.0, gt=0, le=DAY, description="seconds after which a stream that its client does not read ends"
+    )
     request_bytes: int = Field(default=256 << 20, ge=1024, le=1 << 40, description="bytes of all HTTP bodies together")
 
 
@@ -163,6 +179,9 @@ class QuotaSettings(SettingsGroup):
 
     memories: int = Field(default=1_000_000, ge=0, description="unexpired memories of one agent; 0 is any number")
     pieces: int = Field(default=5_000_000, ge=0, description="chunks of them, each with a vector; 0 is any number")
+    pieces_per_grant: int = Field(
+        default=1000, ge=0, description="chunks that one write grant may add to its owner's memories; 0 is any number"
+    )
     open_tasks: int = Field(default=10_000, ge=0, description="open tasks that one agent submitted; 0 is any number")
 
 

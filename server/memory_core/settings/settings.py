@@ -40,6 +40,7 @@ from memory_core.settings.groups import (
 SettingPath = tuple[str, ...]
 ENV_PREFIX = "MEMORY_"
 NESTED = "__"
+_MAX_CONFIG_BYTES = 1 << 20
 _MISSPELT = 0.85  # similarity to a setting from which an unknown variable counts as misspelt
 
 
@@ -100,6 +101,13 @@ class Settings(BaseSettings):
         default=None, description="key of a sidecar, from `redis-memory keys transport`; not for servers"
     )
     transport_key_file: Path | None = Field(default=None, description="file that holds the transport key instead")
+    secrets: Literal["warn", "redact", "seal", "refuse"] = Field(
+        default="warn",
+        description="what happens to memories that look like a credential; `seal` encrypts and needs a master key",
+    )
+    similar_from: float = Field(
+        default=0.6, ge=0, le=1, description="cosine from which a new memory's answer shows another as similar"
+    )
     embed_wait_seconds: float = Field(default=2.0, gt=0, le=30, description="seconds that a call waits for a vector")
     search_timeout_ms: int = Field(default=2000, ge=10, le=60_000, description="deadline of a search in Redis")
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(default="INFO", description="lowest level logged")
@@ -120,8 +128,8 @@ class Settings(BaseSettings):
     @classmethod
     def load(cls, config: Path | None = None, **flags: Any) -> Settings:
         """Read `config` and the environment; flags that are not None win. Raises InvalidArgument for a bad one."""
-        if config is not None and not config.is_file():
-            raise InvalidArgument(f"there is no config file {config}")
+        if config is not None:
+            _check_is_file(config)
         _refuse_misspelt_variables()
         loader = type("Settings", (cls,), {"model_config": SettingsConfigDict(json_file=config)})
         try:
@@ -144,6 +152,12 @@ class Settings(BaseSettings):
         return self.redis_url is None and redis.url is None and stock
 
 
+def _check_is_file(path: Path) -> None:
+    """Refuse a pipe or a device, which might never end."""
+    if not path.is_file():
+        raise InvalidArgument(f"there is no config file {path}")
+
+
 class _ConfigFile(JsonConfigSettingsSource):
     def _read_file(self, file_path: Any) -> dict[str, Any]:
         return read_config(file_path)
@@ -151,8 +165,13 @@ class _ConfigFile(JsonConfigSettingsSource):
 
 def read_config(path: Path) -> dict[str, Any]:
     """Read a config file without validation. Raises InvalidArgument unless it is one JSON object."""
+    _check_is_file(path)
     try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"))
+        with path.open("rb") as file:
+            data = file.read(_MAX_CONFIG_BYTES + 1)
+        if len(data) > _MAX_CONFIG_BYTES:
+            raise InvalidArgument(f"the config file {path} is longer than {_MAX_CONFIG_BYTES} bytes")
+        content = json.loads(data.decode("utf-8-sig"))
     except json.JSONDecodeError as error:
         where = f"line {error.lineno}, column {error.colno}"
         raise InvalidArgument(f"the config file {path} is not JSON: {error.msg} in {where}") from None

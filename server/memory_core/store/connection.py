@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
+import os
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
@@ -22,6 +24,7 @@ from memory_core.errors import (
     InvalidArgument,
     MemoryServiceError,
     OutcomeUnknown,
+    StoreFull,
     StoreRefused,
     StoreUnavailable,
     UnsafeStart,
@@ -40,6 +43,7 @@ MOST_CONNECTIONS = 64  # Per client. Further commands wait for a connection with
 MEMORY = "memory"  # durability level of a Redis without an append-only file
 _RETRY_AFTER = 1.0
 _REFUSALS = ("MISCONF", "NOREPLICAS", "CLUSTERDOWN", "MASTERDOWN", "OOM", "NOPERM", "BUSY ")
+_NO_SPACE = os.strerror(errno.ENOSPC)
 _URLS = (
     "redis://[user:password@]host:port/0, rediss://…, unix://…, redis+cluster://host:port,… "
     "or redis+sentinel://host:port,…/service"
@@ -134,6 +138,9 @@ async def store_errors(*, writing: bool = False, deadline: float = COMMAND_SECON
             "this namespace is moving to another node of the cluster", hint="try again", retry_after=_RETRY_AFTER
         ) from error
     except redis_errors.ResponseError as error:
+        if str(error).startswith("MISCONF") and _NO_SPACE in str(error):
+            message = "the disk of Redis is full: reads work, writes do not"
+            raise StoreFull(message, hint="free space on it, then retry") from error
         if isinstance(error, _REFUSING) or str(error).startswith(_REFUSALS):
             raise StoreRefused(f"Redis refuses: {str(error)[:120]}", hint="fix Redis, then retry") from error
         raise

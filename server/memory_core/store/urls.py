@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from typing import Any, Literal
-from urllib.parse import urlsplit
+from urllib.parse import parse_qs, urlsplit
 
 from redis.asyncio.connection import parse_url
 
+from memory_core.errors import InvalidArgument, echo
+
 Address = tuple[str, int]
 UrlKind = Literal["server", "cluster", "sentinel"]
+_PARAMETERS = (
+    *("db", "username", "password", "client_name", "socket_keepalive", "socket_read_size", "sentinel_username"),
+    *("sentinel_password", "ssl_keyfile", "ssl_certfile", "ssl_password", "ssl_ca_certs", "ssl_ca_path", "ssl_ca_data"),
+    *("ssl_cert_reqs", "ssl_check_hostname", "ssl_min_version", "ssl_ciphers", "socket_timeout"),
+    *("socket_connect_timeout", "health_check_interval", "max_connections", "timeout", "protocol"),
+)
+"""Those of redis-py that make sense in a URL."""
 _DEFAULT_PORT = {"cluster": 6379, "sentinel": 26379}
 
 
@@ -31,8 +41,9 @@ def read_url(url: str) -> RedisUrl:
     `redis[s]+sentinel://host:port,host:port/service`.
 
     Raises:
-        ValueError: it is not such a URL.
+        ValueError: it is not such a URL. InvalidArgument: it has an unknown parameter.
     """
+    _check_parameters(url)
     scheme, _, rest = url.partition("://")
     plain, _, kind = scheme.partition("+")
     if not kind:
@@ -50,6 +61,15 @@ def read_url(url: str) -> RedisUrl:
     options = dict(parse_url(f"{plain}://{login}{at}host/{database}{query}"))
     options.pop("host", None)
     return RedisUrl(kind, options, seeds, "" if kind == "cluster" else path)
+
+
+def _check_parameters(url: str) -> None:
+    """Refuse what redis-py would pass on to its connections, which fail at the first command."""
+    for name in parse_qs(urlsplit(url).query, keep_blank_values=True):
+        if name not in _PARAMETERS:
+            near = get_close_matches(name, _PARAMETERS, 1)
+            hint = f"did you mean {near[0]}?" if near else f"known ones: {', '.join(sorted(_PARAMETERS))}"
+            raise InvalidArgument(f"REDIS_URL has the unknown parameter {echo(name)}", hint=hint)
 
 
 def _address(host: str, default: int) -> Address:

@@ -1,7 +1,7 @@
-"""Admits requests: checks token, scope and rate, and creates the request context.
+"""Admits requests: checks token, effects and rate, and creates the request context.
 
 Over HTTP the SDK's middleware checks the token before it reads the body; on stdio the gate checks it. Both check each
-request, so a revoked token stops working immediately.
+request. A call that waits, runs a batch or takes long checks it again, so a revoked token stops working immediately.
 """
 
 from __future__ import annotations
@@ -9,8 +9,8 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Iterable
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, contextmanager, nullcontext
 from itertools import count
 from typing import TYPE_CHECKING, Any
 
@@ -18,19 +18,22 @@ from mcp.server.auth.provider import AccessToken
 from mcp.server.auth.settings import AuthSettings as SdkSettings
 from mcp.server.context import ServerRequestContext
 
-from memory_core.errors import MemoryServiceError, Overloaded, Unauthenticated
+from memory_core.errors import MemoryServiceError, Overloaded, Unauthenticated, after_write
 from memory_core.observe import tracing
 from memory_core.observe.logs import request_id
-from memory_core.records.access import Access, Scope
+from memory_core.records.access import Access
 from memory_core.records.audit_entry import new_entry
+from memory_core.records.authority import Effect
 from memory_core.settings.settings import Settings
 from memory_server.access import identity
 from memory_server.access.oauth import OAuthVerifier
+from memory_server.access.questions import Questions
 from memory_server.access.rate_limits import Rates
 from memory_server.engine.admission import ON_ITS_WAY, Admission, Slot
 from memory_server.engine.audited_calls import AuditedCall
 from memory_server.engine.batch_cache import BatchCache
 from memory_server.engine.counters import Counters
+from memory_server.engine.credential import Credential
 from memory_server.engine.request_context import Caller, RequestContext
 from memory_server.security.audit.recorder import Recorder
 
@@ -52,8 +55,12 @@ class Gate:
         auth, limits = settings.auth, settings.limits
         self._oauth = OAuthVerifier(auth, settings.namespace) if auth.mode == "oauth" else None
         self._backend = backend
-        self._rates = Rates(limits.calls_per_second, limits.burst)
-        self.admission = Admission(limits.calls_at_once, limits.calls_waiting, limits.patience_seconds)
+        self._rates, self._message_rates = (Rates(limits.calls_per_second, limits.burst) for _ in range(2))
+        # Messages have their own limits, so that clients can connect and list tools while calls are refused.
+        self.admission, self.message_admission = (
+            Admission(limits.calls_at_once, limits.calls_waiting, limits.patience_seconds) for _ in range(2)
+        )
+        self.questions = Questions(limits.questions, limits.question_seconds)
         self._recorder, self._counters = recorder, counters
 
     async def verify(self, token: str) -> Access | None:
@@ -67,18 +74,22 @@ class Gate:
 
     @asynccontextmanager
     async def call(
-        self, context: ServerRequestContext[Any, Any], op: str, named: list[str], scope: Scope | None
+        self, context: ServerRequestContext[Any, Any], op: str, named: list[str], effects: Iterable[Effect]
     ) -> AsyncGenerator[RequestContext]:
         """Admit a call and hold an admission slot; raises as `admitted`, and Overloaded without an audit entry."""
-        if context.request is not None and (coming := context.request.scope.get(ON_ITS_WAY)):
-            coming.arrive()
+        _arrive(context)
         async with AsyncExitStack() as held:
             try:
                 slot = await held.enter_async_context(self.admission.slot())
             except Overloaded as error:
                 self._counters.called(op, error.code, 0.0)
                 raise
-            yield await held.enter_async_context(self.admitted(context, op, named, scope, slot))
+            yield await held.enter_async_context(self.admitted(context, op, named, effects, slot))
+
+    def message_slot(self, context: ServerRequestContext[Any, Any]) -> AbstractAsyncContextManager[Slot]:
+        """Hold a slot for a message other than a call while inside; raises Overloaded."""
+        _arrive(context)
+        return self.message_admission.slot()
 
     @asynccontextmanager
     async def admitted(
@@ -86,35 +97,47 @@ class Gate:
         context: ServerRequestContext[Any, Any],
         op: str,
         named: list[str],
-        scope: Scope | None,
+        effects: Iterable[Effect],
         slot: Slot | None = None,
     ) -> AsyncGenerator[RequestContext]:
         """Admit an operation, and write its audit entry at the end. Raises Unauthenticated, Forbidden, RateLimited."""
         async with self._identified(context, op, named, slot) as request:
             self.take(request.caller)
-            request.check(scope)
+            request.check(effects)
             yield request
 
     @asynccontextmanager
     async def audited(self, context: ServerRequestContext[Any, Any], op: str) -> AsyncGenerator[RequestContext]:
-        """Write the audit entry of an operation that has no scope and no rate limit."""
+        """Write the audit entry of an operation that has no effects and no rate limit."""
         async with self._identified(context, op, [], None) as request:
             yield request
 
     @contextmanager
     def operation(
-        self, batch: RequestContext, op: str, named: list[str], scope: Scope | None, cache: BatchCache | None
+        self, batch: RequestContext, op: str, named: list[str], effects: Iterable[Effect], cache: BatchCache | None
     ) -> Generator[RequestContext]:
-        """Admit one operation of an admitted batch; raises Forbidden if the token lacks the scope."""
+        """Admit one operation of an admitted batch; raises Forbidden if the token lacks a scope."""
         call = AuditedCall(op, named)
         with self._followed(call, lambda: batch.caller):
             request = batch.operation(call, cache)
-            request.check(scope)
+            request.check(effects)
             yield request
 
     def take(self, caller: Caller, calls: int = 1) -> None:
         """Count calls against an agent's rate limit; raises RateLimited if there are too many."""
         self._rates.take(caller.namespace, caller.agent, calls)
+
+    def take_message(self, context: ServerRequestContext[Any, Any]) -> None:
+        """Count a message other than a call against its sender's rate limit; raises RateLimited.
+
+        A sender with names that would be refused counts as its token's agent, or as the unnamed one.
+        """
+        access = identity.http_access(context.request, self._settings) if context.request is not None else None
+        try:
+            caller = identity.caller_of(context, self._settings, access)
+        except MemoryServiceError:
+            caller = identity.refused_caller(context, self._settings, access)
+        self._message_rates.take(caller.namespace, caller.agent)
 
     @asynccontextmanager
     async def _identified(
@@ -125,7 +148,12 @@ class Gate:
             access = await self._access(context)
             caller = identity.refused_caller(context, self._settings, access)
             caller = identity.caller_of(context, self._settings, access)
-            yield RequestContext(caller, call=call, access=access, slot=slot)
+            await (await self._backend()).check_signer(caller.namespace)
+            credential = await self._credential(context, access) if access is not None else None
+            request = RequestContext(caller, call=call, access=access, credential=credential, slot=slot)
+            yield request
+            with after_write() if call.written else nullcontext():
+                await request.check_stale_credential()
 
     @contextmanager
     def _followed(self, call: AuditedCall, caller: Callable[[], Caller]) -> Generator[None]:
@@ -163,21 +191,23 @@ class Gate:
             return identity.http_access(context.request, self._settings)
         return await self.stdio_access() if self._settings.token is not None else None
 
-    async def still_in(self, context: ServerRequestContext[Any, Any]) -> bool:
-        """Whether the token of a long request is still valid."""
-        try:
-            access = await self._access(context)
-            if access is None or context.request is None or identity.OPERATOR in context.request.scope:
-                return True  # the dashboard checks an operator's session itself
-            token: AccessToken = context.request.user.access_token
-            return await self.verify(token.token) is not None
-        except MemoryServiceError:
-            return False
+    async def _credential(self, context: ServerRequestContext[Any, Any], access: Access) -> Credential:
+        """Return the credential of a request; raises Unauthenticated if it has ended since its first check."""
+        checked_at = time.monotonic() if context.request is None else identity.checked_at(context.request)
+        credential = Credential(access, lambda: self._renewed(context), checked_at)
+        await credential.check_if_stale()
+        return credential
 
-    async def check_still_in(self, context: ServerRequestContext[Any, Any]) -> None:
-        """Raise Unauthenticated if the token of a long call is no longer valid."""
-        if not await self.still_in(context):
-            raise Unauthenticated("the token is no longer valid", hint=_HINT)
+    async def _renewed(self, context: ServerRequestContext[Any, Any]) -> Access | None:
+        """Read what a caller's credential grants now; None if it has ended."""
+        request = context.request
+        if request is None:
+            return await self.stdio_access()
+        is_open: Callable[[], bool] | None = request.scope.get(identity.SESSION_IS_OPEN)
+        if is_open is not None and not is_open():
+            return None
+        operator: Access | None = request.scope.get(identity.OPERATOR)
+        return operator or await self.verify(request.user.access_token.token)
 
     def note_bad_token(self) -> None:
         """Write the audit entry of a request with an invalid token. Its caller is unknown."""
@@ -201,6 +231,12 @@ class Gate:
             log.error("all calls will be refused because of MEMORY_TOKEN: %s", error.message)
 
 
+def _arrive(context: ServerRequestContext[Any, Any]) -> None:
+    """Free the place that the HTTP request reserved when it came."""
+    if context.request is not None and (coming := context.request.scope.get(ON_ITS_WAY)):
+        coming.arrive()
+
+
 class SdkVerifier:
     """Adapts a verifier to the SDK, which calls it for each HTTP request."""
 
@@ -218,6 +254,7 @@ class SdkVerifier:
             identity.AGENT_CLAIM: access.agent,
             identity.NAMESPACE_CLAIM: access.namespace,
             identity.TOKEN_CLAIM: access.token,
+            identity.CHECKED_CLAIM: time.monotonic(),
         }
         return AccessToken(
             token=token,

@@ -15,7 +15,8 @@ from mcp.server.context import ServerRequestContext
 
 from memory_core.errors import Forbidden, InvalidArgument, Unauthenticated, echo
 from memory_core.records.access import Access, known_scopes
-from memory_core.records.names import check_name, to_name
+from memory_core.records.authority import Effect
+from memory_core.records.names import RESERVED_AGENTS, check_agent_name, check_name, to_name
 from memory_core.settings.settings import Settings
 from memory_server.engine.request_context import Caller
 
@@ -24,27 +25,30 @@ if TYPE_CHECKING:
 
 AGENT_HEADER, AGENT_PARAMETER = "x-agent-id", "agent"
 NAMESPACE_HEADER, NAMESPACE_PARAMETER = "x-namespace", "namespace"
-AGENT_CLAIM, NAMESPACE_CLAIM, TOKEN_CLAIM = "agent", "namespace", "token"
+AGENT_CLAIM, NAMESPACE_CLAIM, TOKEN_CLAIM, CHECKED_CLAIM = "agent", "namespace", "token", "checked_at"
 ANONYMOUS = "anonymous"
 _ADDRESS = re.compile(r"[0-9A-Fa-f.:%a-z]{1,64}")
 
 OPERATOR = "memory.operator"
 """Key in an ASGI scope for the access of an operator's dashboard session. Clients cannot set it."""
+SESSION_IS_OPEN = "memory.session_is_open"
+"""Key in an ASGI scope for a function that says whether the dashboard session of a request is still open."""
 
 
 def caller_of(context: ServerRequestContext[Any, Any], settings: Settings, access: Access | None) -> Caller:
     """Return the caller of a request; `access` is what its token grants. Raises InvalidArgument, Forbidden."""
     agent, namespace = _declared_names(context, settings)
     if access is None:
-        name = agent or settings.agent or _client_name(context)
+        name = check_agent_name(agent or settings.agent or _client_name(context))
         return Caller(namespace or settings.namespace, name, origin=_origin(context, None))
     check_names(access, agent, namespace)
     return Caller(
         access.namespace,
         access.agent,
-        admin=access.admin,
-        may_read=access.admin or "read" in access.scopes,
-        sees_server=access.admin,
+        admin=access.may(Effect.ACT_FOR_OTHERS),
+        oversees=access.may(Effect.OVERSEE),
+        public_only=access.may(Effect.READ_MEMORIES) and not access.may(Effect.READ_PRIVATE),
+        sees_server=access.may(Effect.OVERSEE),
         origin=_origin(context, access),
     )
 
@@ -81,6 +85,13 @@ def http_access(request: Request, settings: Settings) -> Access | None:
     return Access(claims[AGENT_CLAIM], claims[NAMESPACE_CLAIM], scopes, float("inf"), token)
 
 
+def checked_at(request: Request) -> float:
+    """Return the monotonic time at which the SDK's middleware checked the token of an HTTP request."""
+    user = request.scope.get("user")
+    claims = user.access_token.claims if isinstance(user, AuthenticatedUser) else None
+    return (claims or {}).get(CHECKED_CLAIM, float("-inf"))
+
+
 def _origin(context: ServerRequestContext[Any, Any], access: Access | None) -> str:
     if context.request is None:
         origin = f"stdio {os.getpid()}"
@@ -108,4 +119,5 @@ def _declared(request: Request, header: str, parameter: str, what: str) -> str |
 
 def _client_name(context: ServerRequestContext[Any, Any]) -> str:
     params = context.session.client_params
-    return to_name(params.client_info.name, ANONYMOUS) if params else ANONYMOUS
+    name = to_name(params.client_info.name, ANONYMOUS) if params else ANONYMOUS
+    return ANONYMOUS if name in RESERVED_AGENTS else name

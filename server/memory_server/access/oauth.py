@@ -5,29 +5,20 @@ The first token loads PyJWT and the keys, to keep the start fast.
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import re
 import time
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from memory_core.errors import IssuerUnavailable
 from memory_core.records.access import Access, Scope, known_scopes
-from memory_core.records.names import check_name
+from memory_core.records.names import check_agent_name, check_name
 from memory_core.settings.auth import AuthSettings
-
-if TYPE_CHECKING:
-    from jwt import PyJWK
+from memory_server.access.issuer_keys import IssuerKeys
 
 log = logging.getLogger(__name__)
-ALGORITHMS = ("RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA")
-"""No symmetric ones: a public key must not be usable as a shared secret."""
 LONGEST_TOKEN = 16_384
-_FRESH_SECONDS = 300.0
-_COOL_SECONDS = 5.0
 _ID = re.compile(r"[A-Za-z0-9_.:-]{1,64}")
-_FETCH_SECONDS = 5
 
 
 class OAuthVerifier:
@@ -36,8 +27,9 @@ class OAuthVerifier:
     def __init__(self, settings: AuthSettings, namespace: str) -> None:
         assert settings.jwks
         self._settings = settings
+        self._types = {_type_of({"typ": each}) for each in settings.token_types}
         self._namespace = namespace
-        self._keys = _Keys(settings.jwks)
+        self._keys = IssuerKeys(settings.jwks)
 
     async def verify(self, token: str) -> Access | None:
         """Return what a token grants, None if it is invalid; raises IssuerUnavailable without the issuer's keys."""
@@ -47,14 +39,14 @@ class OAuthVerifier:
             return None
         try:
             header = jwt.get_unverified_header(token)
-            if header.get("alg") not in ALGORITHMS:
+            if _type_of(header) not in self._types:
                 return None
             if (key := await self._keys.find(header.get("kid"))) is None:
                 return None
             claims = jwt.decode(
                 token,
-                key.key,
-                algorithms=ALGORITHMS,
+                key.public,
+                algorithms=key.algorithms,
                 issuer=self._settings.issuer,
                 audience=self._settings.audience,
                 leeway=self._settings.leeway_seconds,
@@ -72,10 +64,28 @@ class OAuthVerifier:
         scopes = _scopes(claims)
         if not isinstance(agent, str) or not isinstance(namespace, str | None) or not scopes:
             return None
+        if not self._is_known_client(claims) or claims["exp"] - time.time() > self._longest_seconds:
+            return None
         namespace = self._namespace if namespace is None else check_name(namespace, "namespace")
         jti = claims.get("jti")
         token_id = jti if isinstance(jti, str) and _ID.fullmatch(jti) else ""
-        return Access(check_name(agent, "agent"), namespace, scopes, float(claims["exp"]), token_id)
+        return Access(check_agent_name(agent), namespace, scopes, float(claims["exp"]), token_id)
+
+    @property
+    def _longest_seconds(self) -> float:
+        return self._settings.max_token_seconds + self._settings.leeway_seconds
+
+    def _is_known_client(self, claims: dict[str, Any]) -> bool:
+        """Check the client that the token was issued to: `azp` and `client_id` agree and are among the known ones."""
+        named = {claims[name] for name in ("azp", "client_id") if name in claims}
+        if len(named) > 1:
+            return False
+        return not self._settings.clients or (len(named) == 1 and named <= set(self._settings.clients))
+
+
+def _type_of(header: dict[str, Any]) -> str:
+    """The media type of a token, without the prefix that RFC 7515 allows to leave out."""
+    return str(header.get("typ", "")).lower().removeprefix("application/")
 
 
 def _scopes(claims: dict[str, Any]) -> frozenset[Scope]:
@@ -83,49 +93,3 @@ def _scopes(claims: dict[str, Any]) -> frozenset[Scope]:
     given: Any = claims.get("scope", claims.get("scp", ""))
     names = given.split() if isinstance(given, str) else given if isinstance(given, list) else []
     return known_scopes(name for name in names if isinstance(name, str))
-
-
-class _Keys:
-    """The issuer's keys. Fetched again when they are old or when a token names an unknown one."""
-
-    def __init__(self, source: str) -> None:
-        self._source = source
-        self._keys: list[PyJWK] = []
-        self._loaded_at = self._tried_at = float("-inf")
-        self._loading = asyncio.Lock()
-
-    async def find(self, kid: Any) -> PyJWK | None:
-        """Return the key with this id; without an id, the only key."""
-        found = self._among(kid)
-        if found is None or time.monotonic() - self._loaded_at > _FRESH_SECONDS:
-            await self._renew()
-            found = self._among(kid)
-        if not self._keys:
-            raise IssuerUnavailable("the token issuer's keys cannot be read", retry_after=_COOL_SECONDS)
-        return found
-
-    def _among(self, kid: Any) -> PyJWK | None:
-        if kid is None:
-            return self._keys[0] if len(self._keys) == 1 else None
-        return next((key for key in self._keys if key.key_id == kid), None)
-
-    async def _renew(self) -> None:
-        """Load the keys once for all waiting callers, at most every few seconds."""
-        async with self._loading:
-            if time.monotonic() - self._tried_at < _COOL_SECONDS:
-                return
-            try:
-                self._keys = await asyncio.to_thread(_load_keys, self._source)
-                self._loaded_at = time.monotonic()
-            except Exception as error:
-                log.warning("the token issuer's keys cannot be read: %s", type(error).__name__)
-            self._tried_at = time.monotonic()
-
-
-def _load_keys(source: str) -> list[PyJWK]:
-    from jwt import PyJWKClient, PyJWKSet
-
-    if source.startswith(("https://", "http://")):
-        return PyJWKClient(source, cache_jwk_set=False, timeout=_FETCH_SECONDS).get_signing_keys(refresh=True)
-    keys = PyJWKSet.from_json(Path(source).read_text(encoding="utf-8")).keys
-    return [key for key in keys if key.public_key_use in ("sig", None)]

@@ -9,8 +9,8 @@ import hmac
 import re
 import secrets
 
-from memory_core.crypto.integrity import Authority
 from memory_core.records import redis_time
+from memory_core.records.authority_codes import Authority
 from memory_core.records.ids import new_id
 from memory_core.records.keys import operator_key
 from memory_core.records.names import check_name

@@ -10,7 +10,7 @@ from memory_core.records.access import Scope
 from memory_core.records.audit_entry import system_entry
 from memory_core.records.ids import is_id
 from memory_core.records.keys import Keys, token_key
-from memory_core.records.names import check_name
+from memory_core.records.names import check_agent_name, check_name
 from memory_core.records.token import Token
 from memory_core.redis_client import Client
 from memory_server.engine.redis_backend import Backend
@@ -22,7 +22,7 @@ async def issue_token(
     backend: Backend, *, agent: str, namespace: str, scopes: frozenset[Scope], seconds: float
 ) -> tuple[Token, str]:
     """Issue a token and return its text, which cannot be read again; raises InvalidArgument."""
-    check_name(agent, "agent")
+    check_agent_name(agent)
     check_name(namespace, "namespace")
     if not 0 < seconds <= LONGEST_SECONDS:
         raise InvalidArgument("a token's lifetime must be over 0 seconds and at most ten years", hint="such as 90d")

@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 
-from memory_core.errors import Conflict, InvalidArgument, MemoryServiceError, NotFound, echo
-from memory_core.records import owners, redis_time
+from memory_core.errors import Conflict, Forbidden, InvalidArgument, MemoryServiceError, NotFound, after_write, echo
+from memory_core.records import offer_proof, owners, redis_time
 from memory_core.records.agent import Agent, AgentStatus, load_agent, load_agents, profile_vector
+from memory_core.records.authority import Effect
 from memory_core.records.ids import new_id
 from memory_core.records.keys import Keys
 from memory_core.records.names import NAME_PATTERN, SEPARATOR, check_name
@@ -17,6 +18,8 @@ from memory_core.records.task_kind import TaskKind
 from memory_core.records.times import to_iso
 from memory_core.records.vectors import to_bytes
 from memory_core.redis_client import Client
+from memory_core.settings.groups import DAY
+from memory_core.settings.settings import Settings
 from memory_server.contract import validation
 from memory_server.contract.agents import (
     AgentAnswer,
@@ -32,8 +35,8 @@ from memory_server.contract.task_arguments import (
     RegisterArguments,
     UnregisterArguments,
 )
-from memory_server.engine.principals import resolve
-from memory_server.engine.redis_backend import Backend, after_write
+from memory_server.engine.principals import SIGNING_ATTEMPTS, prove_owner, read_owners, resolve
+from memory_server.engine.redis_backend import Backend
 from memory_server.engine.request_context import Caller, RequestContext
 from memory_server.events.waiting import unread
 from memory_server.index import queries
@@ -47,8 +50,6 @@ from memory_server.tasks.services import TaskServices
 _EMBED_SECONDS = 2.0
 _METRICS_BYTES = 16_384
 _MAX_LEASE_TOKENS = 1000
-_ATTEMPTS = 4
-"""Tries to sign the owner ids of an agent that leaves, and to write it before they have changed."""
 
 
 async def register_agent(service: TaskServices, request: RequestContext, args: RegisterArguments) -> RegisterAnswer:
@@ -70,16 +71,21 @@ async def register_agent(service: TaskServices, request: RequestContext, args: R
         "profile": await _embed(service, caller, self_description(text, capabilities)),
     }
     changed, candidate = [part for pair in fields.items() for part in pair], new_id()
-    answer = await _write(
-        service,
-        request,
-        "rm1_agent_register",
-        "register_agent",
-        repeatable=True,
-        candidate=candidate,
-        proof=owners.proof(service.backend.integrity, caller.namespace, caller.agent, candidate),
-        fields=changed,
-    )
+    for _ in range(SIGNING_ATTEMPTS):
+        answer = await _write(
+            service,
+            request,
+            "rm1_agent_register",
+            "register_agent",
+            repeatable=True,
+            candidate=candidate,
+            proof=await prove_owner(service.backend, caller.namespace, caller.agent, candidate),
+            fields=changed,
+        )
+        if answer["status"] != "changed":
+            break
+    else:
+        raise Conflict("somebody keeps leaving your name", hint="try again")
     service.rosters.pop(caller.namespace, None)
     with after_write():
         await dispatch(service, caller.namespace)
@@ -103,10 +109,17 @@ async def unregister_agent(
 ) -> UnregisterAnswer:
     """Remove the caller from the registry. Its tasks go to other agents and its grants end.
 
+    Its memories are kept without a reader or deleted. A transfer keeps them, and offers them to another agent.
+
     Raises:
         InvalidArgument: `transfer_to` is missing, unexpected or the caller. NotFound: an agent is not registered.
+        Forbidden: an admin who acts for the agent would hand its memories to another.
+        Conflict: no further offer can wait for the receiver.
     """
     caller = request.caller
+    if args.memories == "transfer" and request.as_reader() is not request:
+        message = f"only {caller.agent} itself may hand its memories to another agent"
+        raise Forbidden(message, hint="use memories=keep or memories=delete")
     if (args.memories == "transfer") != (args.transfer_to is not None):
         raise InvalidArgument("memories=transfer and transfer_to need each other", hint="give both or neither")
     if args.transfer_to == caller.agent:
@@ -114,8 +127,9 @@ async def unregister_agent(
     target = check_name(args.transfer_to, "transfer_to") if args.transfer_to else ""
     keys = (await service.namespaces.get(caller.namespace)).keys
     count = await _count_memories(service, request)
-    for _ in range(_ATTEMPTS):
-        proofs = await _prove_leaving(service.backend, caller, args.memories, target)
+    offer = offer_of(service.settings, count)
+    for _ in range(SIGNING_ATTEMPTS):
+        proofs = await _prove_leaving(service.backend, caller, args.memories, target, offer)
         answer = await _write(
             service,
             request,
@@ -123,14 +137,14 @@ async def unregister_agent(
             "unregister_agent",
             memories=args.memories,
             target=target,
+            **offer,
             **proofs,
         )
         if answer["status"] != "changed":
             break
     else:
         raise Conflict("your memories keep being transferred by others", hint="try again")
-    if answer["status"] == "unknown_target":
-        raise _unknown_agent(target)
+    raise_for_offer(answer["status"], caller.agent, target)
     service.rosters.pop(caller.namespace, None)
     for owner in answer["owners"] if args.memories == "delete" else ():
         service.vault.forget(caller.namespace, owner)
@@ -140,23 +154,80 @@ async def unregister_agent(
             service, caller.namespace, "rm1_agent_release", keys.agent(caller.agent), agent=caller.agent, reason=reason
         )
     dispatch_soon(service, caller.namespace)
-    return UnregisterAnswer(tasks_reassigned=moved, memories_affected=count, grants_revoked=answer["grants"])
+    return UnregisterAnswer(
+        tasks_reassigned=moved,
+        memories_affected=count,
+        grants_revoked=answer["grants"],
+        offer_id=offer["id"] if args.memories == "transfer" else None,
+    )
 
 
-async def _prove_leaving(backend: Backend, caller: Caller, memories: str, target: str) -> dict[str, Any]:
-    """Sign the owner ids of an agent for the one that receives them, or their tombstones. None without a key."""
-    key, namespace = Keys(caller.namespace).agent(caller.agent), caller.namespace
+def offer_of(settings: Settings, count: int) -> dict[str, Any]:
+    """Return what a Function needs to offer memories: `count` is shown to the receiver."""
+    return {"id": new_id(), "offer_seconds": settings.limits.offer_days * DAY, "count": count}
+
+
+def raise_for_offer(status: str, name: str, target: str) -> None:
+    """Raise NotFound or Conflict if a Function refused to offer memories."""
+    match status:
+        case "unknown_agent":
+            raise _unknown_agent(target)
+        case "offer_waits":
+            message = f"a transfer from {echo(name)} waits for {echo(target)} already"
+            raise Conflict(message, hint="keep the memories, or choose another receiver")
+        case "too_many_offers":
+            message = f"256 offers wait for {echo(target)}, the limit for one agent"
+            raise Conflict(message, hint="keep the memories, or choose another receiver")
+        case _:
+            return
+
+
+async def _prove_leaving(
+    backend: Backend, caller: Caller, memories: str, target: str, offer: dict[str, Any]
+) -> dict[str, Any]:
+    """Sign the owner ids of an agent as kept ones, or as tombstones, and the offer of a transfer."""
+    key, namespace, name = Keys(caller.namespace).agent(caller.agent), caller.namespace, caller.agent
     row = await backend.read(lambda client: client.hmget(key, owners.FIELDS))
-    genuine, (_, known, _) = owners.read(backend.integrity, namespace, caller.agent, row).all, owners.parse(row)
+    genuine, known = owners.read(backend.integrity, namespace, name, row).all, owners.parse(row).owners
+    if memories == "delete":
+        return {"known": known, "proofs": owners.tombstones(backend.integrity, namespace, genuine)}
+    proofs = {"known": known, "proofs": owners.kept_proofs(backend.integrity, namespace, name, genuine)}
     if memories == "transfer":
-        return {"known": known, "proofs": owners.proofs(backend.integrity, namespace, target, genuine)}
-    return {"known": known, "proofs": owners.tombstones(backend.integrity, namespace, genuine)}
+        proofs |= await prove_transfer(backend, namespace, name, target, genuine, offer)
+    return proofs
+
+
+async def prove_transfer(
+    backend: Backend, namespace: str, name: str, target: str, genuine: Sequence[str], offer: dict[str, Any]
+) -> dict[str, Any]:
+    """Sign the offer of owner ids that passed their check, and each of them for the receiver. Empty without a key."""
+    integrity, receiver = backend.integrity, await read_owners(backend, namespace, target)
+    if not integrity.signs or not genuine:
+        return {}
+    fields = {
+        "from": name,
+        "to": target,
+        "from_owner": genuine[-1],
+        "to_owner": receiver.current or "",
+        "kind": "o",
+        "permission": "write",
+        "note": "",
+        "shown": str(offer["count"]),
+    }
+    ends = redis_time.now() + offer["offer_seconds"] + offer_proof.CLOCK_SECONDS
+    return {
+        "given": owners.proofs(integrity, namespace, target, genuine, receiver.since),
+        "by_owner": genuine[-1],
+        "to_owner": receiver.current,
+        "mac": offer_proof.sign(integrity, namespace, offer["id"], fields, ends),
+    }
 
 
 async def _write(
     service: TaskServices, request: RequestContext, function: str, op: str, *, target: str = "", **fields: Any
 ) -> dict[str, Any]:
     caller, keys = request.caller, Keys(request.caller.namespace)
+    await request.check_stale_credential()
     answer = await service.backend.write(
         function,
         [keys.agent(caller.agent)],
@@ -201,12 +272,16 @@ async def heartbeat(service: TaskServices, request: RequestContext, args: Heartb
     with after_write():
         agent = await service.backend.read(lambda client: load_agent(client, keys, caller.agent))
         pending = await _pending(service.backend, keys, agent) if agent else 0
-        events = await unread(service, request)
+        is_own = request.as_reader() is request
+        missing = request.missing("unread events are", Effect.SEE_OWN) if is_own else None
+        events = await unread(service, request) if is_own and not missing else None
     return HeartbeatAnswer(
         leases_renewed={_task_of(token): to_iso(float(until)) or "" for token, until in answer["renewed"]},
         leases_lost=[_task_of(token) for token in answer["lost"]],
         pending_tasks=pending,
         unread_events=events,
+        partial=bool(missing),
+        reason=missing,
     )
 
 

@@ -103,7 +103,7 @@ class Console:
 
     def as_operator(self, op: str, run: Callable[[Service, RequestContext], Awaitable[A]], *ids: str) -> A:
         """Run a use case with the operator's permission: the console holds the password of Redis."""
-        return self._audited(_caller(self.namespace, lazy.quarantine.CONSOLE, admin=True), op, run, ids)
+        return self._audited(_caller(self.namespace, lazy.quarantine.CONSOLE, admin=True, oversees=True), op, run, ids)
 
     def as_agent(self, agent: str, op: str, run: Callable[[Service, RequestContext], Awaitable[A]], *ids: str) -> A:
         """Run a use case with an agent's permission. Raises InvalidArgument unless `agent` is a valid name."""
@@ -178,7 +178,7 @@ class Console:
         elif callable(text):
             text()
         else:
-            typer.echo(text)
+            lazy.printing.line(str(text))
 
     def show_answer(self, answer: Answer, text: str | Callable[[], object]) -> None:
         """Print a use case's answer as JSON without nulls, or else as text."""

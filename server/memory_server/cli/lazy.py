@@ -32,7 +32,16 @@ if TYPE_CHECKING:
     from memory_server.local import stop as stop
     from memory_server.mcp import stdio, tools_reference
     from memory_server.memories import get as read
-    from memory_server.operations import admin_view, bench, doctor, key_rotation, quarantine, reindex, status
+    from memory_server.operations import (
+        admin_view,
+        bench,
+        doctor,
+        kept_memories,
+        key_rotation,
+        quarantine,
+        reindex,
+        status,
+    )
     from memory_server.operations import verify_integrity as integrity
     from memory_server.operations.health import machine
     from memory_server.search import reports, search
@@ -53,6 +62,7 @@ _NAMES = """
     memory_server.operations.quarantine memory_server.operations.reindex memory_server.search.reports
     memory_server.operations.key_rotation memory_server.search.search memory_server.contract.arguments
     memory_server.contract.task_arguments memory_server.sharing.grants memory_server.access.tokens
+    memory_server.operations.kept_memories
 """
 _MODULES = {path.rpartition(".")[2]: path for path in _NAMES.split()} | {
     "audit_calls": "memory_server.engine.audited_calls",

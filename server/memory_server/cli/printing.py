@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import sys
-import unicodedata
 from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import contextmanager
 
@@ -17,29 +16,37 @@ from rich.progress import Progress
 from rich.table import Table
 from rich.text import Text
 
+from memory_core.errors import plain, plain_line
+from memory_server.contract.untrusted_text import framed
+
 _WIDTH = 160  # columns if stdout is not a terminal
-_CONTROLS = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})  # Unicode categories of characters that can control a terminal
-_ALLOWED = frozenset("\n\t\u200c\u200d")
 
 
 def emit(value: object) -> None:
+    """Print JSON, in ASCII."""
     typer.echo(json.dumps(value, indent=2))
 
 
-def plain(text: object) -> str:
-    """Return a text with its control characters escaped."""
-    return "".join(
-        character.encode("unicode_escape").decode()
-        if character not in _ALLOWED and unicodedata.category(character) in _CONTROLS
-        else character
-        for character in str(text)
-    )
+def line(text: str, *, err: bool = False, color: str | None = None) -> None:
+    """Print one line."""
+    typer.secho(plain_line(text), err=err, fg=color)
+
+
+def page(text: str) -> None:
+    """Print lines that only the server wrote, such as a reference."""
+    typer.echo(plain(text).removesuffix("\n"))
+
+
+def untrusted(text: str) -> None:
+    """Print a text that an agent wrote, each of its lines marked."""
+    for one in framed(text):
+        line(one)
 
 
 def one_line(text: object, most: int = 200) -> str:
     """Return at most `most` characters of a text as one plain line."""
-    line = " ".join(str(text).split())
-    return plain(line if len(line) <= most else line[: most - 1] + "…")
+    words = " ".join(str(text).split())
+    return plain_line(words if len(words) <= most else words[: most - 1] + "…")
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from memory_core.crypto.secret_files import restrict_umask
 from memory_core.errors import MemoryServiceError
 from memory_server.cli import lazy
 from memory_server.cli.commands.agents import agents
@@ -75,7 +76,7 @@ def doctor(
     """Check Redis, the index, the sidecars and this machine, and print fixes. Exits with 1 if there is a problem."""
     with console.progress() as progress:
         report = _run(lazy.doctor.examine(console.settings, deep=deep, progress=progress))
-    console.show(report.model_dump(mode="json"), lambda: typer.echo(lazy.printing.plain(report.text())))
+    console.show(report.model_dump(mode="json"), lambda: lazy.printing.page(report.text()))
     if not report.healthy:
         raise typer.Exit(CHECK_FAILED)
 
@@ -89,10 +90,12 @@ def settings(
     """Show every setting with its value, the source of the value, its default and its environment variable."""
     reference = lazy.settings_reference
     if as_markdown:
-        typer.echo(reference.markdown(), nl=False)
+        lazy.printing.page(reference.markdown())
         return
     described = reference.describe(console.settings, console.config)
-    console.show([one.model_dump(mode="json") for one in described], lambda: typer.echo(reference.table(described)))
+    console.show(
+        [one.model_dump(mode="json") for one in described], lambda: lazy.printing.page(reference.table(described))
+    )
 
 
 @app.command(hidden=True)
@@ -101,15 +104,16 @@ def reference(
 ) -> None:
     """Print the reference of all commands, docs/cli.md."""
     page = lazy.tools_reference.markdown() if tools else markdown(typer.main.get_command(app))
-    typer.echo(page, nl=False)
+    lazy.printing.page(page)
 
 
 def main() -> None:
     """Run the command line. A refusal is one line on stderr and an exit code, never a traceback."""
+    restrict_umask()
     try:
         app()
     except MemoryServiceError as error:
-        typer.echo(error.text(), err=True)
+        lazy.printing.line(error.text(), err=True)
         sys.exit(exit_code(error))
 
 

@@ -7,6 +7,7 @@ from pydantic import BaseModel, Field
 from memory_core.records.agent import Agent, AgentStatus, AgentType
 from memory_core.records.times import to_iso
 from memory_server.contract.answer import Answer
+from memory_server.contract.untrusted_text import word
 
 
 class AgentView(BaseModel):
@@ -48,7 +49,7 @@ class AgentView(BaseModel):
         )
 
     def line(self) -> str:
-        skills = f", can {', '.join(self.capabilities)}" if self.capabilities else ""
+        skills = f", can {', '.join(map(word, self.capabilities))}" if self.capabilities else ""
         return f"{self.agent_id} ({self.agent_type}) {self.status}, {self.open_tasks} of {self.max_tasks} tasks{skills}"
 
 
@@ -61,8 +62,8 @@ class RegisterAnswer(Answer):
     heartbeat_seconds: float
     keep_alive: str
 
-    def summary(self) -> str:
-        return f"Registered: {self.agent.line()}. {self.pending_tasks} tasks wait for you. {self.keep_alive}"
+    def lines(self) -> list[str]:
+        return [f"Registered: {self.agent.line()}. {self.pending_tasks} tasks wait for you. {self.keep_alive}"]
 
 
 class UnregisterAnswer(Answer):
@@ -71,12 +72,14 @@ class UnregisterAnswer(Answer):
     tasks_reassigned: int
     memories_affected: int
     grants_revoked: int
+    offer_id: str | None = Field(default=None, description="of a transfer; the memories are kept until it is accepted")
 
-    def summary(self) -> str:
-        return (
+    def lines(self) -> list[str]:
+        offer = f" Offer {self.offer_id} waits for its receiver." if self.offer_id else ""
+        return [
             f"Unregistered: {self.tasks_reassigned} tasks go to others, {self.memories_affected} memories affected, "
-            f"{self.grants_revoked} grants revoked."
-        )
+            f"{self.grants_revoked} grants revoked.{offer}"
+        ]
 
 
 class HeartbeatAnswer(Answer):
@@ -85,14 +88,12 @@ class HeartbeatAnswer(Answer):
     leases_renewed: dict[str, str] = Field(description="task id: until when")
     leases_lost: list[str] = Field(description="ids of tasks that are yours no more; stop working on them")
     pending_tasks: int
-    unread_events: int = 0
+    unread_events: int | None = Field(default=None, description="none: your token may not see them")
 
-    def summary(self) -> str:
-        lost = f"LOST: {', '.join(self.leases_lost)}. " if self.leases_lost else ""
-        return (
-            f"{lost}{len(self.leases_renewed)} leases renewed, {self.pending_tasks} tasks wait, "
-            f"{self.unread_events} unread events."
-        )
+    def lines(self) -> list[str]:
+        lost = f"LOST: {', '.join(map(word, self.leases_lost))}. " if self.leases_lost else ""
+        events = "" if self.unread_events is None else f", {self.unread_events} unread events"
+        return [f"{lost}{len(self.leases_renewed)} leases renewed, {self.pending_tasks} tasks wait{events}."]
 
 
 class AgentAnswer(Answer):
@@ -100,8 +101,8 @@ class AgentAnswer(Answer):
 
     agent: AgentView
 
-    def summary(self) -> str:
-        return self.agent.line()
+    def lines(self) -> list[str]:
+        return [self.agent.line()]
 
 
 class AgentListAnswer(Answer):
@@ -109,5 +110,5 @@ class AgentListAnswer(Answer):
 
     agents: list[AgentView]
 
-    def summary(self) -> str:
-        return "\n".join([f"{len(self.agents)} agents.", *(agent.line() for agent in self.agents)])
+    def lines(self) -> list[str]:
+        return [f"{len(self.agents)} agents.", *(agent.line() for agent in self.agents)]

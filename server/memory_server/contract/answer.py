@@ -7,6 +7,8 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from memory_core.errors import plain_line
+
 
 class Answer(BaseModel):
     """Base of all answers. `partial`: something is missing; `reason` says what."""
@@ -15,8 +17,9 @@ class Answer(BaseModel):
     reason: str | None = None
 
     def text(self) -> str:
-        """Return the short text form."""
-        return self.summary() + (f"\nPARTIAL: {self.reason}" if self.partial else "")
+        """Return the short text form. The one place where lines become text: no line can begin another."""
+        partial = [f"PARTIAL: {self.reason}"] if self.partial else []
+        return "\n".join(map(plain_line, [*self.lines(), *partial]))
 
     def shown(self) -> Iterable[str]:
         """Return the ids of the memories and tasks whose contents it shows, for the audit."""
@@ -26,9 +29,9 @@ class Answer(BaseModel):
         """Return the shown ids that are unknown when the change writes its audit entry."""
         return ()
 
-    def summary(self) -> str:
-        """Return the text form without the note on completeness."""
-        return self.model_dump_json(exclude_defaults=True)
+    def lines(self) -> Iterable[str]:
+        """Return the lines of the text form. `untrusted_text` quotes or frames what agents wrote."""
+        return [self.model_dump_json(exclude_defaults=True)]
 
 
 def partial_reason(
@@ -60,6 +63,7 @@ class BatchAnswer(Answer):
     succeeded: int
     failed: int
 
-    def summary(self) -> str:
-        failures = [f"{n}: {o.error}" for n, o in enumerate(self.results) if not o.ok][:5]
-        return "\n".join([f"{self.succeeded} succeeded, {self.failed} failed.", *failures])
+    def lines(self) -> list[str]:
+        errors = [(number, one.error) for number, one in enumerate(self.results) if one.error is not None]
+        failures = [f"{number}: {error['code']}: {error.get('message', '')}" for number, error in errors[:5]]
+        return [f"{self.succeeded} succeeded, {self.failed} failed.", *failures]

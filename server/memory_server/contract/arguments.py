@@ -2,26 +2,30 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, cast
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
-from pydantic_core import from_json
 
+from memory_core.records.bounded_json import parse_json
 from memory_core.records.memory import MemoryType, Priority, Visibility
 from memory_server.contract.events import EventKind
 
 T = TypeVar("T")
+_MAX_ITEMS = 10_000
+"""Of any list: each wrong item makes an error of its own."""
 MATCH_MIN_SCORE = 0.45
 """Cosine at which a memory matches a standing query; benchmarks/README.md has its recall and precision."""
 
 
 def _as_list(value: Any) -> Any:
     """Accept a list, its JSON, or comma-separated text."""
-    if not isinstance(value, str):
-        return value
-    if value.lstrip().startswith("["):
-        return as_json(value)
-    return [part.strip() for part in value.split(",") if part.strip()]
+    if isinstance(value, str) and value.lstrip().startswith("["):
+        value = as_json(value)
+    elif isinstance(value, str) and value.count(",") <= _MAX_ITEMS:
+        value = [part.strip() for part in value.split(",") if part.strip()]
+    if isinstance(value, list) and len(cast(list[Any], value)) > _MAX_ITEMS:
+        raise ValueError(f"a list has at most {_MAX_ITEMS} items")
+    return value
 
 
 def as_json(value: Any) -> Any:
@@ -29,7 +33,7 @@ def as_json(value: Any) -> Any:
     if not isinstance(value, str):
         return value
     try:
-        return from_json(value)
+        return parse_json(value)
     except (ValueError, TypeError):
         return value
 

@@ -39,6 +39,6 @@ class EventsAnswer(Answer):
     def shown(self) -> list[str]:
         return [event.id for event in self.events if event.snippet is not None]
 
-    def summary(self) -> str:
+    def lines(self) -> list[str]:
         lines = [event.line() for event in self.events] or ["Nothing happened."]
-        return "\n".join([*lines, f"cursor={self.cursor}"])
+        return [*lines, f"cursor={self.cursor}"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import chain
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, Field
@@ -76,11 +77,17 @@ class Memory(BaseModel):
             pieces=record.chunks,
         )
 
-    def line(self) -> str:
+    def without_texts(self) -> Memory:
+        """Return the view for a caller that may change it but not read it."""
+        texts = {"content": "", "tags": [], "context": None, "source": None, "metadata": None}
+        return self.model_copy(update=texts)
+
+    def lines(self, head: str = "") -> list[str]:
+        """Return a heading, after `head`, and the framed content."""
         labels = [quoted(label) for label in (self.source, self.context) if label]
         times = [self.occurred_at] if self.occurred_at else []
         origin = ", ".join([self.memory_type, *labels, *times, f"by {self.writer}", self.trust])
-        return f"[{self.memory_id}] ({origin})\n{framed(self.content)}"
+        return [f"{head}[{self.memory_id}] ({origin})", *framed(self.content)]
 
 
 def _trust(record: Record, principal: Principal, granted: bool) -> Trust:
@@ -95,6 +102,21 @@ class Similar(BaseModel):
     memory_id: str
     score: Score
     content: str = Field(description="beginning of its content")
+
+
+class Secrets(BaseModel):
+    """What looks like a credential in a memory, and what the setting `secrets` did about it."""
+
+    kinds: list[str]
+    action: Literal["stored", "redacted", "encrypted"]
+
+    def line(self) -> str:
+        done = {
+            "stored": "it is stored as written. If it is a secret, delete it or store it with sensitive=true",
+            "redacted": "it is left out",
+            "encrypted": "the memory is stored as sensitive",
+        }
+        return f"Looks like a credential ({', '.join(self.kinds)}): {done[self.action]}."
 
 
 LEVELS = "how durable the write is: memory, aof, aof-everysec, aof-always, synced, synced+1 replica"
@@ -115,13 +137,14 @@ class StoreAnswer(Answer):
     unconfirmed: str | None = Field(default=None, description=UNCONFIRMED)
     duplicate_of: str | None = Field(default=None, description="your earlier memory with exactly this content")
     similar: list[Similar] = Field(default_factory=list[Similar])
+    secrets: Secrets | None = None
     replayed: bool = Field(default=False, description="true: this idempotency_key had stored it before")
     quarantined: bool = Field(default=False, description="true: an administrator hides your memories from others")
 
     def shown(self) -> list[str]:
         return [self.memory_id, *(near.memory_id for near in self.similar)]
 
-    def summary(self) -> str:
+    def lines(self) -> list[str]:
         lines = [f"Stored {self.memory_id} (vector {self.vector}, expires {self.expires_at or 'never'})."]
         if self.unconfirmed:
             lines.append(_not_known(self.unconfirmed))
@@ -129,8 +152,10 @@ class StoreAnswer(Answer):
             lines.append("You are in quarantine: other agents cannot see it until an administrator lifts that.")
         if self.duplicate_of:
             lines.append(f"It repeats {self.duplicate_of} exactly.")
+        if self.secrets:
+            lines.append(self.secrets.line())
         lines += [f"Similar: [{near.memory_id}] {near.score:.2f} {quoted(near.content)}" for near in self.similar]
-        return "\n".join(lines)
+        return lines
 
 
 class MemoryAnswer(Answer):
@@ -143,8 +168,8 @@ class MemoryAnswer(Answer):
     def shown(self) -> list[str]:
         return [self.memory.memory_id]
 
-    def summary(self) -> str:
-        return f"{NOTE}\n{self.memory.line()}"
+    def lines(self) -> list[str]:
+        return [NOTE, *self.memory.lines()]
 
 
 class UpdateAnswer(MemoryAnswer):
@@ -152,9 +177,11 @@ class UpdateAnswer(MemoryAnswer):
 
     durability: str = Field(description=LEVELS)
     unconfirmed: str | None = Field(default=None, description=UNCONFIRMED)
+    secrets: Secrets | None = None
 
-    def summary(self) -> str:
-        return super().summary() + (f"\n{_not_known(self.unconfirmed)}" if self.unconfirmed else "")
+    def lines(self) -> list[str]:
+        notes = [_not_known(self.unconfirmed)] if self.unconfirmed else []
+        return [*super().lines(), *notes, *([self.secrets.line()] if self.secrets else [])]
 
 
 class MemoryListAnswer(Answer):
@@ -167,10 +194,10 @@ class MemoryListAnswer(Answer):
     def shown(self) -> list[str]:
         return [memory.memory_id for memory in self.memories]
 
-    def summary(self) -> str:
-        more = f"\nMore: cursor={self.next_cursor}" if self.next_cursor else ""
+    def lines(self) -> list[str]:
         head = [f"{len(self.memories)} of {self.total} memories.", *([NOTE] if self.memories else [])]
-        return "\n".join([*head, *(memory.line() for memory in self.memories)]) + more
+        more = [f"More: cursor={self.next_cursor}"] if self.next_cursor else []
+        return [*head, *chain.from_iterable(memory.lines() for memory in self.memories), *more]
 
 
 class ClearAnswer(Answer):
@@ -180,8 +207,8 @@ class ClearAnswer(Answer):
     deleted: int
     dry_run: bool = False
 
-    def summary(self) -> str:
-        return f"{self.matched} matched, {self.deleted} deleted{' (dry run)' if self.dry_run else ''}."
+    def lines(self) -> list[str]:
+        return [f"{self.matched} matched, {self.deleted} deleted{' (dry run)' if self.dry_run else ''}."]
 
 
 class Hit(BaseModel):
@@ -212,8 +239,8 @@ class SearchAnswer(Answer):
     def shown(self) -> list[str]:
         return [hit.memory.memory_id for hit in self.hits]
 
-    def summary(self) -> str:
+    def lines(self) -> list[str]:
         if not self.hits:
-            return "No memories found."
-        lines = [f"{hit.score:.2f} {hit.memory.line()}" for hit in self.hits]
-        return "\n".join([f"{len(self.hits)} memories.", NOTE, *lines])
+            return ["No memories found."]
+        found = chain.from_iterable(hit.memory.lines(f"{hit.score:.2f} ") for hit in self.hits)
+        return [f"{len(self.hits)} memories.", NOTE, *found]

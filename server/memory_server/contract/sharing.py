@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import chain
 from typing import Literal
 
 from pydantic import BaseModel, Field
@@ -35,6 +36,13 @@ class RevokeArguments(Arguments):
     grant_id: str = Field(description="a grant_id or offer_id")
 
 
+class OfferArguments(Arguments):
+    """answer_offer"""
+
+    offer_id: str = Field(description="from get_shared_context or a grant event")
+    accept: bool = Field(default=True, description="false: decline")
+
+
 class SharedContextArguments(Arguments):
     """get_shared_context"""
 
@@ -52,16 +60,18 @@ class ShareAnswer(Answer):
     target_agent: str
     permission: Literal["read", "write"]
     expires_at: str | None = None
-    offer_id: str | None = Field(default=None, description="in force once the other shares the same with you")
+    offer_id: str | None = Field(default=None, description="in force once the other accepts it")
     accepted_offer: str | None = Field(default=None, description="the other agent's offer that this accepted")
 
-    def summary(self) -> str:
+    def lines(self) -> list[str]:
         lines = [f"Shared with {self.target_agent} ({self.permission}) by grant {self.grant_id}."]
         if self.offer_id:
-            lines.append(f"Offer {self.offer_id} waits for {self.target_agent} to share the same with you.")
+            lines.append(
+                f"Offer {self.offer_id} waits for {self.target_agent} to share the same with you: answer_offer."
+            )
         if self.accepted_offer:
             lines.append(f"This accepts offer {self.accepted_offer}.")
-        return "\n".join(lines)
+        return lines
 
 
 class RevokeAnswer(Answer):
@@ -70,8 +80,38 @@ class RevokeAnswer(Answer):
     grant_id: str
     grants_ended: int = Field(description="the grant and those passed on under it; 0 for an offer")
 
-    def summary(self) -> str:
-        return f"Revoked {self.grant_id}; {self.grants_ended} grants ended."
+    def lines(self) -> list[str]:
+        return [f"Revoked {self.grant_id}; {self.grants_ended} grants ended."]
+
+
+class OfferedAnswer(Answer):
+    """An offer of what an agent kept when it left."""
+
+    offer_id: str
+    from_agent: str
+    to_agent: str
+    memories: int
+
+    def lines(self) -> list[str]:
+        return [f"Offer {self.offer_id} of {self.memories} memories of {self.from_agent} waits for {self.to_agent}."]
+
+
+class OfferAnswer(Answer):
+    """What is in force after an offer was answered."""
+
+    offer_id: str
+    from_agent: str | None = None
+    accepted: bool
+    grant_id: str | None = Field(default=None, description="your grant to from_agent, of a two-way offer")
+    expires_at: str | None = None
+    memories_received: int | None = Field(default=None, description="memories that are yours now, of a transfer")
+
+    def lines(self) -> list[str]:
+        if not self.accepted:
+            return [f"Declined {self.offer_id}; nothing of it is in force."]
+        if self.grant_id:
+            return [f"Accepted {self.offer_id}: you share the same with {self.from_agent} by grant {self.grant_id}."]
+        return [f"Accepted {self.offer_id}: {self.memories_received} memories of {self.from_agent} are yours now."]
 
 
 class SharedMemory(BaseModel):
@@ -93,6 +133,8 @@ class GrantInfo(BaseModel):
     tags: list[str] = []
     memory_types: list[str] = []
     memories: int | None = Field(default=None, description="number of single memories")
+    transfer: bool = Field(default=False, description="an offer of all memories of an agent that left")
+    grown: int = Field(default=0, description="chunks that a holder of write added to the grantor's memories")
     granted_at: str
     expires_at: str | None = None
     note: str | None = None
@@ -100,15 +142,17 @@ class GrantInfo(BaseModel):
     def line(self) -> str:
         labels = [self.context] if self.context else self.tags
         covers = ", ".join([*map(quoted, labels), *self.memory_types]) or f"{self.memories} memories"
+        what = f"transfer of {covers}" if self.transfer else f"{self.permission} {covers}"
+        grown = f", {self.grown} chunks added" if self.grown else ""
         ends = f", until {self.expires_at}" if self.expires_at else ""
         note = f": {quoted(self.note)}" if self.note else ""
-        return f"[{self.id}] {self.from_agent} to {self.to_agent}, {self.permission} {covers}{ends}{note}"
+        return f"[{self.id}] {self.from_agent} to {self.to_agent}, {what}{grown}{ends}{note}"
 
 
 class GrantState(GrantInfo):
     """A grant or an offer with its state."""
 
-    state: Literal["active", "offered", "expired", "revoked", "accepted"]
+    state: Literal["active", "offered", "expired", "revoked", "declined", "accepted"]
 
 
 class GrantListAnswer(Answer):
@@ -126,17 +170,18 @@ class SharedContextAnswer(Answer):
     granted_to_me: list[GrantInfo] = Field(default_factory=list[GrantInfo])
     granted_by_me: list[GrantInfo] = Field(default_factory=list[GrantInfo])
     offers: list[GrantInfo] = Field(
-        default_factory=list[GrantInfo], description="one to you is accepted by sharing the same selector back"
+        default_factory=list[GrantInfo], description="answer_offer accepts or declines one to you"
     )
 
     def shown(self) -> list[str]:
         return [shared.memory.memory_id for shared in self.memories]
 
-    def summary(self) -> str:
+    def lines(self) -> list[str]:
         lines = [f"{len(self.memories)} shared memories.", *([NOTE] if self.memories else [])]
-        lines += [shared.memory.line() for shared in self.memories]
-        for name, grants in (("To you", self.granted_to_me), ("By you", self.granted_by_me), ("Offers", self.offers)):
+        lines += chain.from_iterable(shared.memory.lines() for shared in self.memories)
+        listed = {"To you": self.granted_to_me, "By you": self.granted_by_me, "Offers, for answer_offer": self.offers}
+        for name, grants in listed.items():
             lines += [f"{name}:", *(grant.line() for grant in grants)] if grants else []
         if self.next_cursor:
             lines.append(f"{'More' if self.more else 'Changes from now on'}: since={self.next_cursor}")
-        return "\n".join(lines)
+        return lines

@@ -89,12 +89,12 @@ class StatsAnswer(Answer):
     tasks: TaskFigures = TaskFigures()
     agents: list[AgentFigures] = Field(default_factory=list[AgentFigures])
 
-    def summary(self) -> str:
-        return (
+    def lines(self) -> list[str]:
+        return [
             f"{self.total} memories readable by {self.agent} in {self.namespace} ({self.own} own), "
             f"{self.vector_backlog} waiting for vectors, index {self.index.progress:.0%}; "
             f"search p50 {self.search_latency_ms.p50} ms. By type: {self.by_type}"
-        )
+        ]
 
 
 class Sidecar(BaseModel):
@@ -145,10 +145,10 @@ class GpuAnswer(Answer):
     bulk: str = Field(description="the sidecars that compare many vectors at once, and of what")
     fallbacks: list[str] = Field(description="what runs on the CPU although acceleration is configured, and why")
 
-    def summary(self) -> str:
+    def lines(self) -> list[str]:
         lines = [
             f"{s.id}: {s.state} on {s.device} ({s.backend}, {s.provider}), {s.model}"
             + (f", {s.texts_per_second:.0f} texts/s, queue {s.queue_depth}" if s.texts_per_second is not None else "")
             for s in self.sidecars
         ]
-        return "\n".join([*lines, f"Bulk engine: {self.bulk}", *self.fallbacks] if lines else ["No sidecar."])
+        return [*lines, f"Bulk engine: {self.bulk}", *self.fallbacks] if lines else ["No sidecar."]

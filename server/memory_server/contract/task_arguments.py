@@ -54,7 +54,7 @@ class CompleteArguments(TaskArguments):
     lease_token: str
     result: Json = None
     metrics: JsonObject | None = Field(default=None, description="duration_ms, tokens, ...")
-    store_result: bool = Field(default=False, description="keep the result as a memory too")
+    store_result: bool = Field(default=False, description="keep the result as a memory too; needs scope write")
 
 
 class FailArguments(TaskArguments):
@@ -95,8 +95,10 @@ class UnregisterArguments(Arguments):
     """unregister_agent"""
 
     agent_id: AgentId = None
-    memories: Literal["keep", "transfer", "delete"] = "keep"
-    transfer_to: str | None = None
+    memories: Literal["keep", "transfer", "delete"] = Field(
+        default="keep", description="keep: no agent has them, not even the next one of your name"
+    )
+    transfer_to: str | None = Field(default=None, description="a registered agent, which must accept the offer")
 
 
 class HeartbeatArguments(Arguments):

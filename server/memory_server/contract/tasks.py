@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+from itertools import chain
 from typing import Any
 
 from pydantic import BaseModel, Field
@@ -11,7 +11,7 @@ from memory_core.records.task import Task, TaskPriority, TaskState
 from memory_core.records.times import to_iso
 from memory_server.contract.answer import Answer
 from memory_server.contract.memories import Hit
-from memory_server.contract.untrusted_text import NOTE
+from memory_server.contract.untrusted_text import NOTE, quoted, word
 
 
 class TaskEvent(BaseModel):
@@ -24,6 +24,10 @@ class TaskEvent(BaseModel):
     fence: int | None = Field(default=None, description="number of the lease's fencing token")
     error: str | None = None
     handoff: str | None = None
+
+    def line(self) -> str:
+        texts = [quoted(text) for text in (self.error, self.handoff) if text]
+        return " ".join(filter(None, [self.at, self.op, self.agent, *texts]))
 
 
 class TaskView(BaseModel):
@@ -84,8 +88,8 @@ class TaskView(BaseModel):
 
     def line(self) -> str:
         who = f", with {self.assigned_to}" if self.assigned_to else ""
-        about = f"{self.task_type}, {self.priority}, by {self.submitted_by}{who}"
-        return f"[{self.task_id}] {self.state} ({about}) {self.description}"
+        about = f"{word(self.task_type)}, {self.priority}, by {self.submitted_by}{who}"
+        return f"[{self.task_id}] {self.state} ({about}) {quoted(self.description)}"
 
 
 class Suited(BaseModel):
@@ -129,14 +133,15 @@ class DistributeAnswer(Answer):
     def shown(self) -> list[str]:
         return [self.task_id, *(task.task_id for task in self.similar_tasks)]
 
-    def summary(self) -> str:
+    def lines(self) -> list[str]:
         lines = [f"Task {self.task_id} is {self.state}: {self.why.reason}."]
         lines += [
             f"{s.agent}: {s.score:.2f} (free {s.free}, success {s.success}, speed {s.speed}, closeness {s.closeness})"
             for s in self.why.considered
         ]
-        lines += [f"Similar and {s.state}: [{s.task_id}] {s.score:.2f} {s.description}" for s in self.similar_tasks]
-        return "\n".join(lines)
+        similar = self.similar_tasks
+        lines += [f"Similar and {s.state}: [{s.task_id}] {s.score:.2f} {quoted(s.description)}" for s in similar]
+        return lines
 
 
 class ClaimedTask(TaskView):
@@ -161,24 +166,24 @@ class PendingAnswer(Answer):
     def shown_besides(self) -> list[str]:
         return [hit.memory.memory_id for task in self.tasks for hit in task.memories]
 
-    def summary(self) -> str:
+    def lines(self) -> list[str]:
         if not self.tasks:
-            return f"No task for you now ({self.open_tasks} of {self.max_tasks} in hand)."
-        return "\n\n".join(map(_brief, self.tasks))
+            return [f"No task for you now ({self.open_tasks} of {self.max_tasks} in hand)."]
+        first, *others = map(_brief, self.tasks)
+        return [*first, *chain.from_iterable(["", *other] for other in others)]
 
 
-def _brief(task: ClaimedTask) -> str:
+def _brief(task: ClaimedTask) -> list[str]:
     lines = [task.line()]
     if task.payload is not None:
-        lines.append(f"Payload: {json.dumps(task.payload, ensure_ascii=False)}")
+        lines.append(f"Payload: {quoted(task.payload)}")
     if task.lease_token:
         lines.append(f"Attempt {task.attempt}, yours until {task.lease_until}: lease_token={task.lease_token}")
-    lines += [f"Earlier: {event.agent}: {event.error}" for event in task.earlier_failures]
+    lines += [f"Earlier: {event.agent}: {quoted(event.error or '')}" for event in task.earlier_failures]
     if task.handoff:
-        lines.append(f"Handoff: {task.handoff}")
+        lines.append(f"Handoff: {quoted(task.handoff)}")
     lines += [NOTE] if task.memories else []
-    lines += [f"Memory {hit.score:.2f} {hit.memory.line()}" for hit in task.memories]
-    return "\n".join(lines)
+    return [*lines, *chain.from_iterable(hit.memory.lines(f"Memory {hit.score:.2f} ") for hit in task.memories)]
 
 
 class TaskStateAnswer(Answer):
@@ -189,10 +194,10 @@ class TaskStateAnswer(Answer):
     next_attempt_at: str | None = None
     memory_id: str | None = Field(default=None, description="where the result was stored")
 
-    def summary(self) -> str:
+    def lines(self) -> list[str]:
         when = f"; next attempt at {self.next_attempt_at}" if self.next_attempt_at else ""
         stored = f"; its result is memory {self.memory_id}" if self.memory_id else ""
-        return f"Task {self.task_id} is {self.state}{when}{stored}."
+        return [f"Task {self.task_id} is {self.state}{when}{stored}."]
 
 
 class TaskAnswer(Answer):
@@ -204,12 +209,11 @@ class TaskAnswer(Answer):
     def shown(self) -> list[str]:
         return [self.task.task_id]
 
-    def summary(self) -> str:
+    def lines(self) -> list[str]:
         lines = [self.task.line()]
         if self.task.result is not None:
-            lines.append(f"Result: {json.dumps(self.task.result, ensure_ascii=False)}")
-        lines += [f"{event.at} {event.op} {event.agent or ''} {event.error or ''}".rstrip() for event in self.history]
-        return "\n".join(lines)
+            lines.append(f"Result: {quoted(self.task.result)}")
+        return [*lines, *(event.line() for event in self.history)]
 
 
 class TaskListAnswer(Answer):
@@ -220,5 +224,5 @@ class TaskListAnswer(Answer):
     def shown(self) -> list[str]:
         return [task.task_id for task in self.tasks]
 
-    def summary(self) -> str:
-        return "\n".join([f"{len(self.tasks)} tasks.", *(task.line() for task in self.tasks)])
+    def lines(self) -> list[str]:
+        return [f"{len(self.tasks)} tasks.", *(task.line() for task in self.tasks)]

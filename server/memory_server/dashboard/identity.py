@@ -15,17 +15,19 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from memory_core.errors import Forbidden, Unauthenticated
-from memory_core.records.access import SCOPES, Access
-from memory_core.records.names import check_name
+from memory_core.records.access import Access
+from memory_core.records.authority import Effect, Power
 from memory_server.access import identity
 from memory_server.access.gate import SdkVerifier
-from memory_server.dashboard.sessions import LONGEST_SECONDS, Session, Sessions
+from memory_server.dashboard.sessions import LONGEST_SECONDS, Proof, Session, Sessions
 from memory_server.engine.request_context import Caller
 from memory_server.mcp import lazy
 from memory_server.runtime import Runtime
 
 OPERATOR_NAME = "operator"
-_BY_SESSION = "memory.session"
+PAGE_KEY_HEADER, PAGE_KEY_PARAMETER = "x-memory-session", "session"
+"""Where a page sends its key; the stream of events cannot have headers."""
+_ROLE = frozenset[Power]({"operator"})
 _AGAIN = "log in again"
 
 
@@ -56,13 +58,14 @@ class Identifier:
             Unauthenticated: the token of the session is no longer valid.
         """
         session = self._session_for_page(request)
-        request.scope[_BY_SESSION] = session
+        if session:
+            request.scope[identity.SESSION_IS_OPEN] = lambda: self.session_of(request) is not None
         if session and session.is_operator:
-            request.scope[identity.OPERATOR] = self._operator(request, session)
+            request.scope[identity.OPERATOR] = _operator(session.namespace)
         elif session and not isinstance(request.scope.get("user"), AuthenticatedUser):
             access = await self._verifier.verify_token(session.token or "")
             if access is None:
-                self.sessions.close(request.cookies.get(self.cookie_name(request)))
+                self.drop_session(request)
                 raise Unauthenticated("the token is no longer valid", hint=_AGAIN)
             request.scope["user"] = AuthenticatedUser(access)
         page: Any = _Page()
@@ -75,32 +78,37 @@ class Identifier:
         context = await self.identify(request)
         return identity.caller_of(context, self._settings, identity.http_access(request, self._settings))
 
+    def effects(self, request: Request) -> list[Effect]:
+        """Return what an identified sender may do, for the page to show the controls of that only."""
+        access = identity.http_access(request, self._settings)
+        return [effect for effect in Effect if access is None or access.may(effect)]
+
     def tool_context(self, context: ServerRequestContext[Any, Any]) -> Context[Any, Any]:
         """Return the context that a tool is called with."""
         return Context(request_context=context, mcp_server=self._server)
 
     def session_of(self, request: Request) -> Session | None:
-        """Return the session of the request's cookie; a bearer token takes precedence."""
+        """Return the session of the request's cookie and page key; a bearer token takes precedence."""
         if "authorization" in request.headers and self._settings.auth.mode != "off":
             return None
-        return self.sessions.find(request.cookies.get(self.cookie_name(request)))
-
-    def is_open(self, request: Request) -> bool:
-        """Whether a long-running request has no session, or one that is still open."""
-        return request.scope.get(_BY_SESSION) is None or self.session_of(request) is not None
+        return self.sessions.find(self._proof(request))
 
     def _session_for_page(self, request: Request) -> Session | None:
-        """Return the session of a request. An operator's session is valid only for pages of its namespace."""
-        session = self.session_of(request)
-        declared = request.headers.get(identity.NAMESPACE_HEADER) or request.query_params.get(
-            identity.NAMESPACE_PARAMETER
-        )
-        if session and session.is_operator and declared not in (None, "", session.namespace):
-            return None
-        return session
+        """Return the session of a request.
 
-    async def log_in(self, request: Request, token: str) -> str:
-        """Open a session by a bearer token and return its cookie; raises Unauthenticated if it is not valid."""
+        An operator's session is valid only for pages of its namespace. With authentication off, a page that names an
+        agent acts as that agent, as any page may, and not as the operator.
+        """
+        session = self.session_of(request)
+        if session is None or not session.is_operator:
+            return session
+        namespace = _declared(request, identity.NAMESPACE_HEADER, identity.NAMESPACE_PARAMETER)
+        agent = _declared(request, identity.AGENT_HEADER, identity.AGENT_PARAMETER)
+        is_agent = agent is not None and self._settings.auth.mode == "off"
+        return None if is_agent or namespace not in (None, session.namespace) else session
+
+    async def log_in(self, request: Request, token: str) -> Proof:
+        """Open a session by a bearer token and return its proof; raises Unauthenticated if it is not valid."""
         if self._settings.auth.mode == "off":
             raise Forbidden("this server uses no tokens", hint="name the agent with ?agent= in the URL")
         access = await self._verifier.verify_token(token)
@@ -109,8 +117,8 @@ class Identifier:
         request.scope["user"] = AuthenticatedUser(access)
         return self.sessions.open("", token)
 
-    async def open_for_operator(self, request: Request, key: str) -> str:
-        """Open an operator's session by a one-time key and return its cookie.
+    async def open_for_operator(self, request: Request, key: str) -> Proof:
+        """Open an operator's session by a one-time key and return its proof.
 
         Raises:
             Unauthenticated: the key is unknown, expired or used.
@@ -121,9 +129,8 @@ class Identifier:
             raise Unauthenticated(
                 "this one-time URL was used already or has expired", hint="`redis-memory dashboard` prints another"
             )
-        cookie = self.sessions.open(namespace)
-        request.scope[identity.OPERATOR] = self._operator(request, Session(namespace))
-        return cookie
+        request.scope[identity.OPERATOR] = _operator(namespace)
+        return self.sessions.open(namespace)
 
     def set_cookie(self, request: Request, response: Response, cookie: str) -> None:
         """Set the cookie of a session, which scripts and other sites' requests cannot use."""
@@ -140,7 +147,7 @@ class Identifier:
 
     def drop_session(self, request: Request) -> None:
         """Close the session of a request."""
-        self.sessions.close(request.cookies.get(self.cookie_name(request)))
+        self.sessions.close(self._proof(request))
 
     def cookie_name(self, request: Request) -> str:
         """Return the name of the cookie. It has the port, because a browser shares cookies between ports."""
@@ -151,9 +158,15 @@ class Identifier:
     def _is_secure(self) -> bool:
         return self._settings.tls_cert is not None or self._settings.behind_proxy
 
-    def _operator(self, request: Request, session: Session) -> Access:
-        """Return access with all scopes. If authentication is off, an operator may act as any agent."""
-        declared = request.headers.get(identity.AGENT_HEADER) or request.query_params.get(identity.AGENT_PARAMETER)
-        may_choose = self._settings.auth.mode == "off"
-        agent = check_name(declared, "agent") if declared and may_choose else OPERATOR_NAME
-        return Access(agent, session.namespace, frozenset(SCOPES), float("inf"), "operator-session")
+    def _proof(self, request: Request) -> Proof:
+        key = request.headers.get(PAGE_KEY_HEADER) or request.query_params.get(PAGE_KEY_PARAMETER)
+        return Proof(request.cookies.get(self.cookie_name(request)) or "", key or "")
+
+
+def _declared(request: Request, header: str, parameter: str) -> str | None:
+    return request.headers.get(header) or request.query_params.get(parameter) or None
+
+
+def _operator(namespace: str) -> Access:
+    """Return access with the role of an operator, which only looks."""
+    return Access(OPERATOR_NAME, namespace, _ROLE, float("inf"), "operator-session")

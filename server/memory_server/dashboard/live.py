@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator
 from typing import TYPE_CHECKING
 
 from memory_core.errors import MemoryServiceError
@@ -19,14 +19,12 @@ _GATHER_SECONDS = 0.25
 RETRY_MS = 3000
 
 
-async def live_events(
-    service: Service, request: RequestContext, is_admitted: Callable[[], Awaitable[bool]]
-) -> AsyncGenerator[str]:
+async def live_events(service: Service, request: RequestContext) -> AsyncGenerator[str]:
     """Yield the stream's text until the server stops or the caller is no longer admitted."""
     yield f"retry: {RETRY_MS}\nevent: open\ndata: {{}}\n\n"
     try:
         async for page in lazy.live_feed.watching(service, request, PAUSE_SECONDS, _GATHER_SECONDS):
-            if not await is_admitted():
+            if not await request.is_still_admitted():
                 yield "event: closed\ndata: {}\n\n"
                 return
             if page.events or page.more:

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Awaitable, Callable
 from importlib.metadata import version
@@ -22,6 +21,8 @@ from starlette.routing import BaseRoute, Mount, Route
 from starlette.staticfiles import StaticFiles
 
 from memory_core.errors import InvalidArgument, MemoryServiceError, NotFound, echo
+from memory_core.records.authority import Effect
+from memory_core.records.bounded_json import parse_json
 from memory_server.dashboard.identity import Identifier
 from memory_server.dashboard.live import live_events
 from memory_server.dashboard.security import OwnPages
@@ -95,8 +96,10 @@ class _Pages:
             if error.code != "unauthenticated":
                 raise
             return JSONResponse({**answer, "login": True})
-        answer |= {"login": False, "agent": caller.agent, "namespace": caller.namespace, "operator": caller.admin}
+        answer |= {"login": False, "agent": caller.agent, "namespace": caller.namespace}
         answer |= {
+            "operator": caller.oversees,
+            "may": sorted(self._identifier.effects(request)),
             "session": self._identifier.session_of(request) is not None,
             "may_choose": settings.auth.mode == "off",
         }
@@ -107,16 +110,16 @@ class _Pages:
         body = await self._body(request, _LONGEST_LOGIN)
         token, key = body.get("token"), body.get("key")
         if isinstance(token, str):
-            cookie, op = await self._identifier.log_in(request, token.strip()), "dashboard_login"
+            proof, op = await self._identifier.log_in(request, token.strip()), "dashboard_login"
         elif isinstance(key, str):
-            cookie, op = await self._identifier.open_for_operator(request, key), "dashboard_operator_login"
+            proof, op = await self._identifier.open_for_operator(request, key), "dashboard_operator_login"
         else:
             raise InvalidArgument("a token or a key is missing", hint="send one of them")
         context = await self._identifier.identify(request)
         async with self._runtime.gate.audited(context, op) as login:
             login.call.succeeded()
-        response = JSONResponse({"ok": True})
-        self._identifier.set_cookie(request, response, cookie)
+        response = JSONResponse({"ok": True, "page_key": proof.page_key})
+        self._identifier.set_cookie(request, response, proof.cookie)
         return response
 
     async def log_out(self, request: Request) -> Response:
@@ -144,14 +147,10 @@ class _Pages:
         """Stream events until the page closes or the caller is no longer admitted."""
         context = await self._identifier.identify(request)
         gate = self._runtime.gate
-        async with gate.admitted(context, "dashboard_events", [], "read") as request_context:
+        async with gate.admitted(context, "dashboard_events", [], [Effect.SEE_EVENTS]) as request_context:
             request_context.call.succeeded()
         service = await self._runtime.service()
-
-        async def is_admitted() -> bool:
-            return self._identifier.is_open(request) and await gate.still_in(context)
-
-        stream = live_events(service, request_context, is_admitted)
+        stream = live_events(service, request_context)
         return StreamingResponse(stream, media_type="text/event-stream", headers={"X-Accel-Buffering": "no"})
 
     async def _body(self, request: Request, max_bytes: int) -> dict[str, Any]:
@@ -161,8 +160,8 @@ class _Pages:
             if len(body) > max_bytes:
                 raise InvalidArgument(f"the request is longer than {max_bytes} bytes")
         try:
-            arguments = json.loads(body)
-        except (ValueError, RecursionError):
+            arguments = parse_json(bytes(body))
+        except ValueError:
             arguments = None
         if not isinstance(arguments, dict):
             raise InvalidArgument("the request is not a JSON object", hint="send the arguments as one")

@@ -1,7 +1,9 @@
 """Dashboard sessions, in the memory of this process.
 
-The browser has 256 random bits in a cookie, and the server their hash. A session has either a bearer token, which is
-checked for each request as on /mcp, or was opened by an operator's one-time URL.
+The browser has 256 random bits in a cookie and 256 in the storage of the page, and the server their common hash. The
+cookie is hidden from scripts but sent to every port of the host; the page key belongs to one port but is not hidden.
+Neither opens the session alone. A session has either a bearer token, which is checked for each request as on /mcp, or
+was opened by an operator's one-time URL.
 """
 
 from __future__ import annotations
@@ -10,10 +12,22 @@ import hashlib
 import secrets
 import time
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 LONGEST_SECONDS = 12 * 3600.0
 IDLE_SECONDS = 3600.0
 _MAX_SESSIONS = 1000
+
+
+class Proof(NamedTuple):
+    """The two secrets that open a session."""
+
+    cookie: str
+    page_key: str
+
+    @property
+    def hash(self) -> str:
+        return hashlib.sha256(f"{self.cookie} {self.page_key}".encode(errors="replace")).hexdigest()
 
 
 @dataclass(slots=True)
@@ -43,30 +57,25 @@ class Sessions:
     def __init__(self) -> None:
         self._open: dict[str, Session] = {}
 
-    def open(self, namespace: str, token: str | None = None) -> str:
-        """Open a session and return its cookie. If there are too many, the least recently used one is closed."""
+    def open(self, namespace: str, token: str | None = None) -> Proof:
+        """Open a session and return its proof. If there are too many, the least recently used one is closed."""
         for key in [key for key, session in self._open.items() if session.has_ended]:
             del self._open[key]
         if len(self._open) >= _MAX_SESSIONS:
             del self._open[min(self._open, key=lambda key: self._open[key].used)]
-        cookie = secrets.token_urlsafe(32)
-        self._open[_hash(cookie)] = Session(namespace, token)
-        return cookie
+        proof = Proof(secrets.token_urlsafe(32), secrets.token_urlsafe(32))
+        self._open[proof.hash] = Session(namespace, token)
+        return proof
 
-    def find(self, cookie: str | None) -> Session | None:
-        """Return the session of a cookie, and mark it as used."""
-        session = self._open.get(_hash(cookie)) if cookie else None
+    def find(self, proof: Proof) -> Session | None:
+        """Return the session that a proof opens, and mark it as used."""
+        session = self._open.get(proof.hash)
         if session is None or session.has_ended:
-            self.close(cookie)
+            self.close(proof)
             return None
         session.used = time.monotonic()
         return session
 
-    def close(self, cookie: str | None) -> None:
-        """Close the session of a cookie, if any."""
-        if cookie:
-            self._open.pop(_hash(cookie), None)
-
-
-def _hash(cookie: str) -> str:
-    return hashlib.sha256(cookie.encode(errors="replace")).hexdigest()
+    def close(self, proof: Proof) -> None:
+        """Close the session that a proof opens, if any."""
+        self._open.pop(proof.hash, None)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import cache
 
+from memory_core.records.authority import Effect
 from memory_server.contract import dashboard as answers
 from memory_server.contract.arguments import NoArguments
 from memory_server.contract.dashboard import AuditArguments, MapArguments, SnippetArguments
@@ -49,12 +50,12 @@ def dashboard_tools(runtime: Runtime) -> dict[str, StrictTool]:
         return await checks().check(await runtime.service(), request.caller)
 
     tools = [
-        make_tool(dashboard_census, NoArguments, read_only=True),
-        make_tool(dashboard_tasks, NoArguments, read_only=True),
-        make_tool(dashboard_grants, NoArguments, read_only=True),
-        make_tool(dashboard_map, MapArguments, read_only=True),
-        make_tool(dashboard_snippets, SnippetArguments, read_only=True),
-        make_tool(dashboard_audit, AuditArguments, read_only=True, scope="admin"),
-        make_tool(dashboard_audit_check, NoArguments, read_only=True, scope="admin"),
+        make_tool(dashboard_census, NoArguments, effects=[Effect.SEE_TEAM], read_only=True),
+        make_tool(dashboard_tasks, NoArguments, effects=[Effect.SEE_TASKS], read_only=True),
+        make_tool(dashboard_grants, NoArguments, effects=[Effect.SEE_GRANTS], read_only=True),
+        make_tool(dashboard_map, MapArguments, effects=[Effect.READ_MEMORIES], read_only=True),
+        make_tool(dashboard_snippets, SnippetArguments, effects=[Effect.READ_MEMORIES], read_only=True),
+        make_tool(dashboard_audit, AuditArguments, effects=[Effect.SEE_AUDIT], read_only=True),
+        make_tool(dashboard_audit_check, NoArguments, effects=[Effect.SEE_AUDIT], read_only=True),
     ]
     return {tool.name: tool.guarded(runtime.gate) for tool in tools}

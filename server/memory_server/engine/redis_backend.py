@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
-from contextlib import asynccontextmanager, contextmanager, suppress
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 
 from redis.exceptions import ResponseError
@@ -20,13 +20,21 @@ from tenacity import (
 )
 
 from memory_core.cancellation import cancel
-from memory_core.crypto.integrity import Authority, Integrity
+from memory_core.crypto.integrity import Integrity
 from memory_core.crypto.keyring import Keyring, load_keyring
 from memory_core.crypto.sealing import Transports
 from memory_core.crypto.signed_entry import sign
-from memory_core.errors import MemoryServiceError, OutcomeUnknown, StoreRefused, StoreUnavailable, UnsafeStart
+from memory_core.errors import (
+    MemoryServiceError,
+    OutcomeUnknown,
+    SignedElsewhere,
+    StoreRefused,
+    StoreUnavailable,
+    UnsafeStart,
+)
 from memory_core.observe import tracing
 from memory_core.records import redis_time
+from memory_core.records.authority_codes import Authority
 from memory_core.records.keys import AUDITED, LIBRARY_PROOF, namespace_of
 from memory_core.redis_client import Client
 from memory_core.settings.settings import Settings
@@ -43,6 +51,7 @@ from memory_core.store.connection import (
     store_errors,
 )
 from memory_core.store.functions import Library, NewerLibrary
+from memory_core.store.signer import check_signer
 from memory_server.engine.audited_calls import AuditedCall
 
 log = logging.getLogger(__name__)
@@ -54,16 +63,6 @@ RESTART_WAIT_SECONDS = 8.0
 _WATCH_SECONDS = 2.0
 LIBRARY_SECONDS = 5.0
 """How often the Functions in Redis are compared with this release's."""
-
-
-@contextmanager
-def after_write() -> Generator[None]:
-    """Turn StoreUnavailable into OutcomeUnknown for reads after a write, so that none claims that nothing changed."""
-    try:
-        yield
-    except StoreUnavailable as error:
-        message = "it was done, but Redis did not return the result"
-        raise OutcomeUnknown(message, hint=error.hint, retry_after=error.retry_after) from error
 
 
 class Backend:
@@ -91,6 +90,7 @@ class Backend:
         self._looking = asyncio.Lock()
         self._local: Any = None
         self._audited: set[str] = set()
+        self._may_sign: set[str] = set()
 
     @asynccontextmanager
     async def running(self) -> AsyncGenerator[Backend]:
@@ -170,6 +170,12 @@ class Backend:
             async with store_errors():
                 await client.sadd(AUDITED, namespace)
             self._audited.add(namespace)
+
+    async def check_signer(self, namespace: str) -> None:
+        """Check once in a while that this process has the key of a namespace. Raises SignedElsewhere."""
+        if namespace not in self._may_sign:
+            await self.read(lambda client: check_signer(client, self.keyring, namespace))
+            self._may_sign.add(namespace)
 
     async def _write(
         self, client: Client, function: str, keys: list[str], repeatable: bool, request: dict[str, Any]
@@ -261,11 +267,22 @@ class Backend:
         checked = time.monotonic()
         while True:
             await asyncio.sleep(_WATCH_SECONDS)
-            with suppress(MemoryServiceError):
+            try:
                 await self.read(redis_time.ask)
+                self._may_sign.clear()
+                await self.check_signer(self.settings.namespace)
                 if time.monotonic() - checked >= LIBRARY_SECONDS:
                     checked = time.monotonic()
                     await self.check_library()
+            except SignedElsewhere as error:
+                self._fail(error)
+            except MemoryServiceError:
+                continue
+
+    def _fail(self, error: UnsafeStart) -> None:
+        self._failure = error
+        if not self.fatal.done():
+            self.fatal.set_result(error)
 
     async def _connect(self) -> None:
         try:
@@ -277,8 +294,7 @@ class Backend:
                 with attempt:
                     await self._connect_once()
         except UnsafeStart as error:
-            self._failure = error
-            self.fatal.set_result(error)
+            self._fail(error)
         except MemoryServiceError as error:
             self._failure = error
         except Exception as error:
@@ -310,7 +326,10 @@ class Backend:
             async with store_errors():
                 await self._load_library(client)
                 await redis_time.ask(client)
+                await check_signer(client, self.keyring, self.settings.namespace)
             self.durability = await durability(client, info)
+            if self._local is not None:
+                await self._local.share_keys()
         except BaseException:
             await client.aclose()
             raise
@@ -329,8 +348,8 @@ class Backend:
             if self._local is None:
                 gpu, model = self.settings.gpu, self.settings.vector_store.embedding_model
                 device = gpu.preferred_device if gpu.enable_acceleration else "cpu"
-                transport = keyring.transports[0].encoded if keyring.transports else None
-                self._local = await attach(self.settings.data_dir, model=model, device=device, transport_key=transport)
+                keys = ",".join(secret.encoded for secret in keyring.transports)
+                self._local = await attach(self.settings.data_dir, model=model, device=device, transport_keys=keys)
             url = str(self._local.url)
         return url, connect(url)
 

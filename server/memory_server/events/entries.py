@@ -105,10 +105,8 @@ class EventEntry:
         return agent in self.to or (self.kind == AGENT and not self.to)
 
     def may_change(self, agent: str) -> bool:
-        """Whether it may change what an agent may read; an unregistered agent's memories may go to any agent."""
-        if self.kind not in (GRANT, AGENT):
-            return False
-        return agent in self.to or agent == self.subject or self.op == "unregistered"
+        """Whether it may change what an agent may read."""
+        return self.kind in (GRANT, AGENT) and (agent in self.to or agent == self.subject)
 
 
 def parse_entries(rows: Iterable[tuple[bytes, Fields]]) -> list[EventEntry]:

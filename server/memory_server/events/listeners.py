@@ -57,9 +57,12 @@ class Waiter(Listener):
         query: Matrix | None = None,
         min_score: float = 0.0,
         model: Model | None = None,
+        since: float = 0.0,
     ) -> None:
         super().__init__()
         self.agent = agent
+        self.since = since
+        """When the agent took over its name (epoch seconds); earlier events were for another holder."""
         self.kinds = kinds
         self.query = query
         self.model = model
@@ -98,7 +101,11 @@ class Waiter(Listener):
         if entry.kind == MEMORY:
             is_match = entry.has_vector and self.query is not None
             return (is_match or (entry.is_news and MEMORY in self.kinds)) and self.may_read(entry)
-        return entry.kind in self.kinds and entry.is_for(self.agent)
+        return entry.kind in self.kinds and self.is_for(entry)
+
+    def is_for(self, entry: EventEntry) -> bool:
+        """Whether it may see an entry that is not about a memory."""
+        return entry.is_for(self.agent) and entry.position.milliseconds >= self.since * 1000
 
     def offer(self, entry: EventEntry) -> None:
         """Queue an entry. If the queue is full, it is dropped and the stream is read instead."""
@@ -118,13 +125,13 @@ class Waiter(Listener):
 class Watcher(Waiter):
     """The live feed of a dashboard: an agent also sees its own actions, an operator sees all events."""
 
-    def __init__(self, agent: str, *, sees_all: bool) -> None:
-        super().__init__(agent, KINDS)
+    def __init__(self, agent: str, *, sees_all: bool, since: float) -> None:
+        super().__init__(agent, KINDS, since=since)
         self.sees_all = sees_all
 
     def concerns(self, entry: EventEntry) -> bool:
         if self.sees_all or entry.kind != MEMORY:
-            return entry.is_news and (self.sees_all or entry.is_for(self.agent))
+            return entry.is_news and (self.sees_all or self.is_for(entry))
         return entry.is_news and self.may_read(entry)
 
 
@@ -255,11 +262,7 @@ class Audience:
                 follower.offer(entry)
 
     def _doubt(self, entry: EventEntry) -> None:
-        if entry.op == "unregistered":
-            named = self._waiters
-        else:
-            named = {waiter for name in (*entry.to, entry.subject) for waiter in self._by_agent.get(name, ())}
-        for waiter in named:
+        for waiter in {waiter for name in (*entry.to, entry.subject) for waiter in self._by_agent.get(name, ())}:
             waiter.doubt(entry)
             self._index_tokens(waiter)
 

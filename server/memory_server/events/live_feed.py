@@ -12,6 +12,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 from memory_core.errors import MemoryServiceError
+from memory_core.records.agent import held_since
 from memory_core.records.keys import Keys
 from memory_server.contract.events import Event
 from memory_server.engine.principals import resolve
@@ -49,7 +50,11 @@ async def watching(
     Raises:
         StoreUnavailable: Redis does not answer at the beginning.
     """
-    watcher = Watcher(request.caller.agent, sees_all=request.caller.admin)
+    keys = Keys(request.caller.namespace)
+    since = await service.backend.read(
+        lambda client: held_since(client, keys, request.caller.agent, service.backend.integrity)
+    )
+    watcher = Watcher(request.caller.agent, sees_all=request.caller.oversees, since=since)
     end = await last_position(service.backend, request.caller.namespace)
     with service.events.listening(request.caller.namespace, watcher, end) as audience:
         feed = _Feed(service, request, watcher, audience)
@@ -94,7 +99,7 @@ class _Feed:
         return FeedPage(list(map(event_of, newest)), more)
 
     async def _allowed(self, entries: list[EventEntry]) -> list[EventEntry]:
-        if self.request.caller.admin or (not entries and not self.watcher.is_stale):
+        if self.request.caller.oversees or (not entries and not self.watcher.is_stale):
             return entries
         doubts = self.watcher.doubts
         principal = await resolve(self.service.backend, self.request)

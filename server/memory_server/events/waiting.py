@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 from memory_core.errors import EmbeddingUnavailable, InvalidArgument
+from memory_core.records import owners
+from memory_core.records.agent import held_since
 from memory_core.records.keys import Keys
 from memory_core.records.memory import Record
 from memory_core.records.model import Model
@@ -59,8 +61,8 @@ async def wait_for_events(service: EventServices, request: RequestContext, args:
     vector, reason = await _query_vector(service, caller, args.query, model, kinds)
     if begin:
         service.positions.note(caller.namespace, caller.agent, begin)
-    end, quiet = await _end(service.backend, caller.namespace)
-    waiter = Waiter(caller.agent, kinds, vector, args.min_score, model)
+    end, quiet, since = await _end(service.backend, caller)
+    waiter = Waiter(caller.agent, kinds, vector, args.min_score, model, since)
     listening = service.events.listening(caller.namespace, waiter, end)
     with listening if args.timeout_seconds else nullcontext(Audience(end)) as audience:
         wait = _Wait(service, request, waiter, audience, begin or end, text=args.query or "")
@@ -85,8 +87,9 @@ async def unread(service: EventServices, request: RequestContext) -> int:
         end = await last_position(service.backend, caller.namespace)
         service.positions.note(caller.namespace, caller.agent, end)
         return 0
-    position = read_cursor(cursor)
-    wait = _Wait(service, request, Waiter(caller.agent, KINDS), Audience(position), position)
+    position, keys = read_cursor(cursor), Keys(caller.namespace)
+    since = await service.backend.read(lambda client: held_since(client, keys, caller.agent, service.backend.integrity))
+    wait = _Wait(service, request, Waiter(caller.agent, KINDS, since=since), Audience(position), position)
     found = 0
     while found < _MAX_EVENTS and (events := await wait.catch_up()):
         found += len(events)
@@ -95,7 +98,7 @@ async def unread(service: EventServices, request: RequestContext) -> int:
 
 async def _woken(request: RequestContext, waiter: Waiter, deadline: float) -> bool:
     """Wait for an event without the admission slot; False if the time ran out."""
-    with request.without_slot():
+    async with request.waiting():
         return await waiter.wait(deadline - time.monotonic())
 
 
@@ -105,23 +108,25 @@ async def last_position(backend: Backend, namespace: str) -> Position:
     return Position.of(newest[0][0]) if newest else START
 
 
-async def _end(backend: Backend, namespace: str) -> tuple[Position, Position]:
-    """Return the end of a namespace's stream, and a position up to which no entry will be added.
+async def _end(backend: Backend, caller: Caller) -> tuple[Position, Position, float]:
+    """Return the end of the stream, a position up to which no entry will be added, and since when the name is held.
 
-    The second comes from the clock: a cursor at the last entry would reveal when other agents are active.
+    The position comes from the clock: a cursor at the last entry would reveal when other agents are active.
     """
-    key = Keys(namespace).events
+    keys = Keys(caller.namespace)
 
     async def fetch(client: Client) -> list[Any]:
         pipe = client.pipeline(transaction=False)
         pipe.time()
-        pipe.xrevrange(key, count=1)
+        pipe.xrevrange(keys.events, count=1)
+        pipe.hmget(keys.agent(caller.agent), owners.FIELDS)
         return await pipe.execute()
 
-    (seconds, microseconds), newest = await backend.read(fetch)
+    (seconds, microseconds), newest, row = await backend.read(fetch)
+    since = owners.read(backend.integrity, caller.namespace, caller.agent, row).since
     end = Position.of(newest[0][0]) if newest else START
     past = Position(seconds * 1000 + microseconds // 1000 - 1, 0)
-    return end, max(end, past)
+    return end, max(end, past), float(since or 0)
 
 
 async def readable(

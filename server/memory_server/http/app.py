@@ -6,6 +6,7 @@ import asyncio
 import logging
 import math
 import socket
+import sys
 from typing import Any
 
 import uvicorn
@@ -20,9 +21,12 @@ from memory_core.settings.settings import Settings
 from memory_server.dashboard.routes import dashboard
 from memory_server.dashboard.security import SecurityHeaders
 from memory_server.http.binding import check_bind, transport_security
+from memory_server.http.bodies import BodyLimits
+from memory_server.http.connection import BoundedConnection
 from memory_server.http.greeting import greeting, operators_greeting
 from memory_server.http.limits import RequestLimits
 from memory_server.http.metrics import metrics_route
+from memory_server.http.open_responses import OpenResponses
 from memory_server.mcp import lazy
 from memory_server.mcp.server import build_server
 from memory_server.runtime import Runtime
@@ -62,19 +66,7 @@ async def serve_http(settings: Settings) -> None:
     listener = bind(settings)
     runtime = Runtime(settings)
     application = http_application(build_server(runtime), runtime)
-    config = uvicorn.Config(
-        application,
-        log_level="warning",
-        access_log=False,
-        log_config=None,
-        timeout_graceful_shutdown=5,
-        timeout_keep_alive=_KEEP_ALIVE_SECONDS,
-        loop="none",
-        ssl_certfile=settings.tls_cert,
-        ssl_keyfile=settings.tls_key,
-        proxy_headers=settings.behind_proxy,
-    )
-    server = HttpServer(config, runtime)
+    server = HttpServer(server_config(application, settings, loop="none", log_config=None), runtime)
     async with runtime.running():
         host = f"[{settings.host}]" if ":" in settings.host else settings.host
         scheme = "https" if settings.tls_cert else "http"
@@ -91,6 +83,23 @@ async def serve_http(settings: Settings) -> None:
     for result in results:
         if isinstance(result, MemoryServiceError):
             raise result
+
+
+def server_config(application: Starlette, settings: Settings, **options: Any) -> uvicorn.Config:
+    """Make uvicorn's settings, with bounded connections."""
+    return uvicorn.Config(
+        application,
+        http=BoundedConnection,
+        ws="none",
+        log_level="warning",
+        access_log=False,
+        timeout_graceful_shutdown=5,
+        timeout_keep_alive=_KEEP_ALIVE_SECONDS,
+        ssl_certfile=settings.tls_cert,
+        ssl_keyfile=settings.tls_key,
+        proxy_headers=settings.behind_proxy,
+        **options,
+    )
 
 
 class HttpServer(uvicorn.Server):
@@ -124,10 +133,13 @@ def http_application(server: MCPServer[Any], runtime: Runtime) -> Starlette:
         transport_security=transport, max_request_body_size=settings.limits.body_bytes
     )
     application.router.routes.extend(dashboard(server, runtime, transport))
+    verify = None if settings.auth.mode == "off" else runtime.gate.verify
+    application.add_middleware(OpenResponses, verify=verify, send_seconds=settings.limits.send_seconds)
     application.add_middleware(Refusals)
     application.add_middleware(SecurityHeaders)
     application.add_middleware(TrimmedHeaders)
     application.add_middleware(RequestLimits, gate=runtime.gate, limits=settings.limits)
+    application.add_middleware(BodyLimits, limits=settings.limits)
     return application
 
 
@@ -181,7 +193,9 @@ async def _greet(runtime: Runtime, server: uvicorn.Server, url: str) -> None:
         await asyncio.sleep(0.25)
     print("Ready: memories can be stored and searched.", flush=True)
     service = await runtime.service()
-    key = await lazy.operator_login.admit_once(service.backend, runtime.settings.namespace)
+    key = None
+    if sys.stdout.isatty():  # a log may be read by others
+        key = await lazy.operator_login.admit_once(service.backend, runtime.settings.namespace)
     print(operators_greeting(url.removesuffix("mcp"), key), flush=True)
 
 

@@ -7,6 +7,7 @@ import ssl
 
 from mcp.server.transport_security import TransportSecuritySettings
 
+from memory_core.crypto.secret_files import is_open_to_others
 from memory_core.errors import UnsafeStart
 from memory_core.settings.settings import Settings
 
@@ -49,6 +50,9 @@ def _check_tls(settings: Settings) -> None:
     except OSError:  # includes ssl.SSLError
         hint = "both must be paths of PEM files, and the key must not have a password"
         raise UnsafeStart("tls_cert and tls_key cannot be used", hint=hint) from None
+    if is_open_to_others(settings.tls_key, 0o007):
+        message = f"other users of this machine can read tls_key {settings.tls_key}"
+        raise UnsafeStart(message, hint="chmod 600 it, or 640 for a group")
 
 
 def transport_security(settings: Settings) -> TransportSecuritySettings:

@@ -19,8 +19,13 @@ Ctrl-C stops the server; the embedded Redis stops ten seconds after its last use
 """
 
 
-def operators_greeting(page: str, key: str) -> str:
-    """Name the one-time URL of the operator's view. Browsers do not send the part after `#`."""
+def operators_greeting(page: str, key: str | None) -> str:
+    """Name the one-time URL of the operator's view, or without a key say how to get it.
+
+    Browsers do not send the part after `#`.
+    """
+    if key is None:
+        return "`redis-memory dashboard` prints a one-time URL of the operator's dashboard.\n"
     return f"""
 The operator's dashboard of all agents (a one-time URL, valid for an hour; `redis-memory dashboard` prints another):
   {page}#operator={key}

@@ -9,8 +9,9 @@ from typing import Any, NamedTuple
 
 import zstandard
 
-from memory_core.crypto.integrity import Integrity, IntegrityFailure
+from memory_core.crypto.integrity import Integrity
 from memory_core.records import grant, redis_time
+from memory_core.records.authority_codes import IntegrityFailure
 from memory_core.records.keys import Keys
 from memory_core.records.memory import (
     CODE_FIELDS,

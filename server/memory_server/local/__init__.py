@@ -1,8 +1,6 @@
 """The embedded Redis and sidecar of a user, shared by all server processes."""
 
 DEFAULT_MODEL = "all-MiniLM-L6-v2"
-MASTER_KEYS = "MEMORY_MASTER_KEY"
-"""Prefix of the variables with master keys. Neither Redis nor a sidecar receives them."""
 TRANSPORT_VARIABLE = "MEMORY_TRANSPORT_KEY"
 
 ALTERNATIVES = (

@@ -17,12 +17,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from memory_core.errors import StoreUnavailable
-from memory_server.local import DEFAULT_MODEL, MASTER_KEYS, TRANSPORT_VARIABLE, client, locks
+from memory_core.errors import MemoryServiceError, StoreUnavailable
+from memory_core.settings.environment import for_sidecars
+from memory_server.local import DEFAULT_MODEL, TRANSPORT_VARIABLE, client, locks, transport
 from memory_server.local.binaries import find_redis
 from memory_server.local.paths import LocalPaths, State, log_tail, open_log, password_of, prepare, quoted, read_state
 
 START_SECONDS = 60.0
+KEYS_SECONDS = 10.0
 WATCH_SECONDS = 2.0
 LAUNCHES = 3
 
@@ -37,7 +39,7 @@ class Launch:
     grace: float = 10.0
     sidecar: Sequence[str] | None = None
     device: str = "auto"
-    transport_key: str | None = field(default=None, repr=False)
+    transport_keys: str = field(default="", repr=False)
 
     def argv(self, paths: LocalPaths, lock: int) -> list[str]:
         command = [sys.executable, "-P", "-m", "memory_server.local.supervisor"]
@@ -48,9 +50,9 @@ class Launch:
         return [*command, "--lock-fd", str(lock), "--detach"]
 
     def environment(self) -> dict[str, str]:
-        """Return the supervisor's environment: without master keys, with the transport key of its sidecar."""
-        kept = {name: value for name, value in os.environ.items() if not name.upper().startswith(MASTER_KEYS)}
-        return kept if self.transport_key is None else kept | {TRANSPORT_VARIABLE: self.transport_key}
+        """Return the supervisor's environment: without secrets but the transport keys of its sidecar."""
+        kept = for_sidecars()
+        return kept | {TRANSPORT_VARIABLE: self.transport_keys} if self.transport_keys else kept
 
 
 @dataclass
@@ -94,6 +96,21 @@ class LocalRedis:
         log.warning("the supervisor of the embedded Redis was not running; started another")
         return True
 
+    async def share_keys(self) -> None:
+        """Have the sidecar started again if it runs without the transport keys of this process."""
+        state, keys = self.state(), self.launch.transport_keys
+        if state is None or not transport.lacks(state, keys):
+            return
+        deadline = time.monotonic() + KEYS_SECONDS
+        try:
+            transport.hand_over(state, keys)
+            while transport.lacks(self.state() or state, keys):
+                if time.monotonic() > deadline:
+                    raise TimeoutError
+                await asyncio.sleep(0.02)
+        except (OSError, MemoryServiceError):
+            log.exception("the sidecar %s has other transport keys; run `redis-memory stop`", state.sidecar_pid)
+
     def close(self) -> None:
         """Release the reference. Redis stops about ten seconds after the last one is released."""
         if self._users is not None:
@@ -108,13 +125,14 @@ async def attach(
     grace: float = 10.0,
     sidecar: Sequence[str] | None = None,
     device: str = "auto",
-    transport_key: str | None = None,
+    transport_keys: str = "",
     within: float = START_SECONDS,
 ) -> LocalRedis:
     """Connect to the embedded Redis of `data_dir`, start it if it does not run, and wait until it is ready.
 
-    `model`, `device` and `transport_key` (of the sidecar), `grace` (seconds to run after the last user) and `sidecar`
-    (argv; empty for none) have an effect only if this call starts it: compare `LocalRedis.model`.
+    `grace` is how many seconds it runs after the last user. `model`, `device`, `transport_keys` (base64, with commas)
+    and `sidecar` (argv; empty for none) are of the sidecar. All have an effect only if this call starts it: compare
+    `LocalRedis.model`, and call `share_keys`.
 
     Raises:
         NotSupported: the platform is not supported, or no Redis 8.2 with the Query Engine is installed.
@@ -123,7 +141,7 @@ async def attach(
     """
     locks.require_posix()
     paths = prepare(data_dir)
-    launch = Launch(model, grace, sidecar, device, transport_key)
+    launch = Launch(model, grace, sidecar, device, transport_keys)
     deadline = time.monotonic() + within
     users = locks.open_lock(paths.users_lock)
     try:

@@ -23,9 +23,13 @@ class Children:
         asyncio.get_running_loop().add_signal_handler(signal.SIGCHLD, self._child_ended.set)
 
     def start(
-        self, argv: Sequence[str | Path], log: Path, *, env: Mapping[str, str] | None = None, inherit: int | None = None
+        self, argv: Sequence[str | Path], log: Path, *, env: Mapping[str, str], inherit: int | None = None
     ) -> subprocess.Popen[bytes]:
-        """Start a process that writes to `log` and inherits a descriptor. Raises OSError if it cannot be executed."""
+        """Start a process with the environment `env` that writes to `log` and inherits a descriptor.
+
+        Raises:
+            OSError: it cannot be executed.
+        """
         output = open_log(log)
         try:
             return subprocess.Popen(  # noqa: S603
@@ -33,7 +37,7 @@ class Children:
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
-                env=None if env is None else {**os.environ, **env},
+                env=env,
                 pass_fds=() if inherit is None else (inherit,),
             )
         finally:

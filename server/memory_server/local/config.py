@@ -5,9 +5,10 @@ from __future__ import annotations
 import socket
 from pathlib import Path
 
+from memory_core.crypto.secret_files import write_private
 from memory_core.package_data import resource
 from memory_server.local.binaries import RedisBinaries
-from memory_server.local.paths import Address, LocalPaths, write_private
+from memory_server.local.paths import Address, LocalPaths
 
 
 def render_config(paths: LocalPaths, address: Address, binaries: RedisBinaries, password: str) -> Path:

@@ -10,6 +10,7 @@ import os
 import sys
 from pathlib import Path
 
+from memory_core.crypto.secret_files import open_private
 from memory_core.errors import NotSupported
 from memory_server.local import ALTERNATIVES
 
@@ -25,7 +26,7 @@ def require_posix() -> None:
 
 def open_lock(path: Path) -> int:
     """Open a lock file, created with mode 0600. Children do not inherit the descriptor."""
-    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    return open_private(path)
 
 
 def try_exclusive(fd: int) -> bool:

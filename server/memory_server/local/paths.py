@@ -6,9 +6,8 @@ import hashlib
 import json
 import os
 import secrets
-import stat
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -16,10 +15,13 @@ from typing import Any, TypeVar, cast
 from platformdirs import user_data_path
 
 from memory_core.crypto.keyring import new_key
+from memory_core.crypto.secret_files import narrow, open_private, private_folder, write_private
 from memory_core.errors import UnsafeStart, echo
 
 SOCKET_LIMIT = 103  # bytes of sun_path: 107 on Linux, 103 on macOS
 LOG_LIMIT = 5 << 20
+APPEND_ONLY = "appendonlydir"
+"""The folder of Redis's append-only file."""
 
 _Record = TypeVar("_Record", "State", "Address")
 
@@ -69,7 +71,7 @@ class Address:
 
 @dataclass(frozen=True)
 class State:
-    """What the supervisor runs now. Contains no secret."""
+    """What the supervisor runs now. Contains no secret: `transport_keys` are ids of the sidecar's keys."""
 
     supervisor_pid: int
     socket: str
@@ -83,6 +85,7 @@ class State:
     sidecar_pid: int | None = None
     sidecar_restarts: int = 0
     sidecar_error: str | None = None
+    transport_keys: Sequence[str] = ()
 
 
 def locate(data_dir: Path | None) -> LocalPaths:
@@ -93,19 +96,32 @@ def locate(data_dir: Path | None) -> LocalPaths:
 
 
 def prepare(data_dir: Path | None) -> LocalPaths:
-    """Create the private data directory and return its files. Raises UnsafeStart if other users may write to it."""
+    """Create the private data directory and return its files. An existing one and its files lose wider permissions.
+
+    Raises:
+        UnsafeStart: it belongs to another user, other users may write to it, or it cannot be created.
+    """
     paths = locate(data_dir)
     folder = paths.data_dir
     try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        info = folder.stat()
+        if folder.exists() and folder.stat().st_mode & 0o022:
+            # Others may have put files there, which a narrower mode would not remove.
+            raise UnsafeStart(f"other users may write to the data directory {folder}", hint=f"chmod 700 {folder}")
+        private_folder(folder)
+        narrow(_written_files(folder))
     except OSError as error:
-        raise UnsafeStart(f"cannot create the data directory {folder}: {error.strerror}") from error
-    if info.st_uid != os.geteuid():
-        raise UnsafeStart(f"the data directory {folder} belongs to another user", hint="choose --data-dir")
-    if info.st_mode & 0o022:
-        raise UnsafeStart(f"other users may write to the data directory {folder}", hint=f"chmod 700 {folder}")
+        raise UnsafeStart(f"cannot use the data directory {folder}: {error.strerror}") from error
     return paths
+
+
+def _written_files(folder: Path) -> Iterator[Path]:
+    """Yield what this product and Redis write into a data directory, and nothing else that may be there."""
+    names = {file.name for file in vars(LocalPaths).values() if isinstance(file, _File)}
+    logs = {f"{name}.1" for name in names if name.endswith(".log")}
+    yield from (folder / name for name in (*names, *logs, "redis.pid", "dump.rdb", APPEND_ONLY))
+    append_only = folder / APPEND_ONLY
+    if append_only.is_dir():
+        yield from append_only.iterdir()
 
 
 def choose_socket(paths: LocalPaths, last: Address | None = None) -> Path:
@@ -146,14 +162,9 @@ def _is_own_dir(folder: Path) -> bool:
 def make_private_dir(folder: Path) -> None:
     """Create a private folder, or accept the user's. Raises UnsafeStart for a link or another user's folder."""
     try:
-        folder.mkdir(mode=0o700, exist_ok=True)
-        info = folder.lstat()
+        private_folder(folder)
     except OSError as error:
         raise UnsafeStart(f"cannot create {folder}: {error.strerror}") from error
-    if not stat.S_ISDIR(info.st_mode) or info.st_uid != os.geteuid():
-        raise UnsafeStart(f"{folder} is a link or belongs to another user", hint="remove it")
-    if info.st_mode & 0o077:
-        folder.chmod(0o700)
 
 
 def password_of(paths: LocalPaths) -> str:
@@ -167,16 +178,6 @@ def make_integrity_key(paths: LocalPaths) -> None:
     """Generate the key of integrity codes if it is missing."""
     if not paths.integrity_key.exists():
         write_private(paths.integrity_key, new_key() + "\n")
-
-
-def write_private(path: Path, text: str) -> None:
-    """Replace `path` atomically by a file with mode 0600."""
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    draft.unlink(missing_ok=True)
-    fd = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-    with open(fd, "w", encoding="utf-8", errors="surrogateescape") as file:
-        file.write(text)
-    draft.replace(path)
 
 
 def write_record(path: Path, record: State | Address) -> None:
@@ -208,7 +209,7 @@ def open_log(path: Path) -> int:
     """Open a log for appending. A log above 5 MB is moved to `<name>.1` first."""
     if path.exists() and path.stat().st_size > LOG_LIMIT:
         path.replace(path.with_name(path.name + ".1"))
-    return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+    return open_private(path, os.O_WRONLY | os.O_APPEND)
 
 
 def log_tail(path: Path, lines: int = 3, offset: int = 0) -> str:

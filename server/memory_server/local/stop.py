@@ -8,9 +8,10 @@ import signal
 import time
 from pathlib import Path
 
+from memory_core.crypto.secret_files import write_private
 from memory_core.errors import StoreUnavailable
 from memory_server.local import client, locks
-from memory_server.local.paths import LocalPaths, locate, password_of, read_address, read_state, write_private
+from memory_server.local.paths import LocalPaths, locate, password_of, read_address, read_state
 
 STOP_SECONDS = 40.0
 

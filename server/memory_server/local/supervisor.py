@@ -16,13 +16,16 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from memory_core.cancellation import cancel
+from memory_core.crypto.secret_files import restrict_umask, write_private
 from memory_core.errors import MemoryServiceError
-from memory_server.local import DEFAULT_MODEL, MASTER_KEYS, TRANSPORT_VARIABLE, client, locks
+from memory_core.settings.environment import for_programs, for_sidecars
+from memory_server.local import DEFAULT_MODEL, TRANSPORT_VARIABLE, client, locks, transport
 from memory_server.local.binaries import find_redis
 from memory_server.local.children import Backoff, Children
 from memory_server.local.config import choose_port, render_config
@@ -36,7 +39,6 @@ from memory_server.local.paths import (
     password_of,
     prepare,
     read_address,
-    write_private,
     write_record,
 )
 
@@ -46,6 +48,7 @@ CONFIG_RETRY_SECONDS = 30.0
 STEADY_SECONDS = 5.0
 REDIS_PATIENCE = 30.0
 SIDECAR_PATIENCE = 5.0
+RECORD_SECONDS = 1.0
 
 log = logging.getLogger("redis-memory.supervisor")
 
@@ -75,36 +78,56 @@ class Supervisor:
         self.paths = options.paths
         self.password = password_of(self.paths)
         make_integrity_key(self.paths)
-        self._transport = _take_keys()
+        self._transport_keys = _take_keys()
         self.children = Children()
         self.redis: subprocess.Popen[bytes] | None = None
         self.sidecar: subprocess.Popen[bytes] | None = None
         self.redis_ready = asyncio.Event()
+        self._is_recorded = True
         self.users_fd = locks.open_lock(self.paths.users_lock)
         address = self._choose_address()
         self.state = State(os.getpid(), address.socket, address.port, options.model, time.time())
+        self.state = replace(self.state, transport_keys=transport.identify(self._transport_keys))
 
     async def run(self) -> None:
         """Keep Redis and the sidecar running until the last user leaves or SIGTERM arrives, then stop them in order."""
         stop_requested = asyncio.Event()
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, stop_requested.set)
-        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, lambda: None)
+        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self._receive_keys)
         self._record()  # after the handlers: a reader of the pid may send SIGTERM
         jobs = [
             asyncio.create_task(job)
-            for job in (stop_requested.wait(), self._until_unused(), self._keep_redis(), self._keep_sidecar())
+            for job in (
+                stop_requested.wait(),
+                self._until_unused(),
+                self._keep_redis(),
+                self._keep_sidecar(),
+                self._keep_recorded(),
+            )
         ]
         try:
             done, _ = await asyncio.wait(jobs, return_when=asyncio.FIRST_COMPLETED)
             if stop_requested.is_set():
                 # Before the lock is released: watching servers must not start the next supervisor.
-                write_private(self.paths.stopped, "")
+                with suppress(OSError):  # a full disk
+                    write_private(self.paths.stopped, "")
             for job in done:
                 job.result()
         finally:
             await cancel(jobs)
             await self._stop()
+
+    def _receive_keys(self) -> None:
+        """Start the sidecar again with the transport keys that a server handed over."""
+        keys = transport.merge(transport.receive(self.state.socket), self._transport_keys)
+        if keys == self._transport_keys:
+            return
+        log.info("a server has other transport keys; starting the sidecar again")
+        self._transport_keys = keys
+        self._record(transport_keys=transport.identify(keys))
+        if self.sidecar is not None and self.sidecar.poll() is None:
+            self.sidecar.terminate()
 
     async def _until_unused(self) -> None:
         """Return after `grace` seconds without users, holding users.lock, on which new users wait."""
@@ -152,9 +175,11 @@ class Supervisor:
         try:
             binaries = find_redis()
             address = self._choose_address()
-            write_record(self.paths.address, address)
+            with suppress(OSError):  # a full disk
+                write_record(self.paths.address, address)
             config = render_config(self.paths, address, binaries, self.password)
-            self.redis = self.children.start([binaries.server, config], self.paths.redis_log, inherit=lock)
+            command = [binaries.server, config]
+            self.redis = self.children.start(command, self.paths.redis_log, env=for_programs(), inherit=lock)
             self._record(
                 redis_pid=self.redis.pid, redis_origin=binaries.origin, socket=address.socket, port=address.port
             )
@@ -191,7 +216,9 @@ class Supervisor:
         written = self.paths.sidecar_log.stat().st_size if self.paths.sidecar_log.exists() else 0
         # Not in argv, which `ps` shows to all users. The pid is passed because the supervisor may be killed before the
         # sidecar can look up its parent.
-        environment = {"REDIS_URL": self._url, PARENT_VARIABLE: str(os.getpid()), **self._transport}
+        environment = for_sidecars() | {"REDIS_URL": self._url, PARENT_VARIABLE: str(os.getpid())}
+        if self._transport_keys:
+            environment[TRANSPORT_VARIABLE] = self._transport_keys
         try:
             self.sidecar = self.children.start(argv, self.paths.sidecar_log, env=environment)
         except OSError as error:
@@ -233,7 +260,23 @@ class Supervisor:
 
     def _record(self, **changes: Any) -> None:
         self.state = replace(self.state, **changes)
-        write_record(self.paths.state, self.state)
+        self._write_state()
+
+    def _write_state(self) -> None:
+        """Write state.json. If the disk is full, Redis still answers reads, so it must keep running."""
+        try:
+            write_record(self.paths.state, self.state)
+            self._is_recorded = True
+        except OSError as error:
+            if self._is_recorded:
+                log.error("cannot write %s: %s; trying again", self.paths.state, error.strerror)
+            self._is_recorded = False
+
+    async def _keep_recorded(self) -> None:
+        while True:
+            await asyncio.sleep(RECORD_SECONDS)
+            if not self._is_recorded:
+                self._write_state()
 
     @property
     def _url(self) -> str:
@@ -242,6 +285,7 @@ class Supervisor:
 
 def main(argv: list[str] | None = None) -> int:
     """Supervise a data directory, unless another supervisor does. Returns the exit code."""
+    restrict_umask()
     arguments = _parser().parse_args(argv)
     paths = prepare(arguments.data_dir)
     lock: int | None = arguments.lock_fd
@@ -265,12 +309,9 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def _take_keys() -> dict[str, str]:
-    """Remove the keys from the environment, which Redis inherits; return those of the sidecar."""
-    for name in [name for name in os.environ if name.upper().startswith(MASTER_KEYS)]:
-        del os.environ[name]
-    transport = os.environ.pop(TRANSPORT_VARIABLE, None)
-    return {} if transport is None else {TRANSPORT_VARIABLE: transport}
+def _take_keys() -> str:
+    """Remove the transport keys of the sidecar from the environment, and return them."""
+    return os.environ.pop(TRANSPORT_VARIABLE, "")
 
 
 async def _run(options: Options) -> None:

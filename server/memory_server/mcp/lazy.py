@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from memory_server.operations import admin_view, audit_reader
     from memory_server.operations.stats import memory_stats, overview_stats, prometheus, redis_stats
     from memory_server.search import projection, query_parser, search
-    from memory_server.sharing import grants, shared_context
+    from memory_server.sharing import grants, offers, shared_context
     from memory_server.tasks import leases, lifecycle, submit
 
 _PATHS = """
@@ -27,7 +27,7 @@ _PATHS = """
     memories.clear memories.get memories.record_encoder memories.store memories.update operations.admin_view
     operations.audit_reader operations.stats.memory_stats operations.stats.overview_stats operations.stats.prometheus
     operations.stats.redis_stats search.projection search.query_parser search.search sharing.grants
-    sharing.shared_context tasks.leases tasks.lifecycle tasks.submit
+    sharing.offers sharing.shared_context tasks.leases tasks.lifecycle tasks.submit
 """
 _MODULES = {path.rpartition(".")[2]: f"memory_server.{path}" for path in _PATHS.split()}
 

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from mcp.server.mcpserver import Context, MCPServer
 from mcp.server.mcpserver.exceptions import ResourceError, ResourceNotFoundError
 
-from memory_core.errors import InvalidArgument, MemoryServiceError, NotFound
+from memory_core.errors import InvalidArgument, MemoryServiceError, NotFound, plain_line
+from memory_core.records.authority import Effect
 from memory_server.contract.answer import Answer
 from memory_server.engine.audited_calls import named_ids
 from memory_server.mcp import lazy
@@ -20,15 +21,17 @@ if TYPE_CHECKING:
 
 Ctx = Context[Any, Any]
 T = TypeVar("T", bound=Answer)
+EFFECTS: dict[str, Effect] = {"task": Effect.SEE_TASKS, "agent": Effect.SEE_TEAM, "memory": Effect.READ_MEMORIES}
+"""What reading a resource does, by the scheme of its URI."""
 
 
 def add_resources(server: MCPServer[Any], runtime: Runtime) -> None:
     """Register the resource templates."""
 
-    async def read(ctx: Ctx, some_id: str, get: Callable[[Service, RequestContext], Awaitable[T]]) -> T:
-        named = named_ids({"memory_id": some_id})
+    async def read(ctx: Ctx, scheme: str, some_id: str, get: Callable[[Service, RequestContext], Awaitable[T]]) -> T:
+        named, effects = named_ids({"memory_id": some_id}), [EFFECTS[scheme]]
         try:
-            async with runtime.gate.call(ctx.request_context, "read_resource", named, "read") as request:
+            async with runtime.gate.call(ctx.request_context, "read_resource", named, effects) as request:
                 answer = await get(await runtime.service(), request)
                 request.call.succeeded(answer.shown())
                 return answer
@@ -41,22 +44,25 @@ def add_resources(server: MCPServer[Any], runtime: Runtime) -> None:
     async def task(task_id: str, ctx: Ctx) -> str:
         """Give one task that the caller may see, with its history, as JSON."""
         answer = await read(
-            ctx, task_id, lambda service, request: lazy.lifecycle.get_task(service, request.caller, task_id)
+            ctx, "task", task_id, lambda service, request: lazy.lifecycle.get_task(service, request.caller, task_id)
         )
-        return answer.model_dump_json()
+        return plain_line(answer.model_dump_json())
 
     @server.resource("agent://{agent_id}", title="An agent", mime_type="application/json")
     async def agent(agent_id: str, ctx: Ctx) -> str:
         """Give one registered agent, as JSON."""
         answer = await read(
-            ctx, agent_id, lambda service, request: lazy.registry.get_agent(service.backend, request.caller, agent_id)
+            ctx,
+            "agent",
+            agent_id,
+            lambda service, request: lazy.registry.get_agent(service.backend, request.caller, agent_id),
         )
-        return answer.agent.model_dump_json()
+        return plain_line(answer.agent.model_dump_json())
 
     @server.resource("memory://{memory_id}", title="A memory", mime_type="application/json")
     async def memory(memory_id: str, ctx: Ctx) -> str:
         """Give one memory that the caller may read, as JSON."""
         answer = await read(
-            ctx, memory_id, lambda service, request: lazy.get.retrieve_memory(service, request, memory_id)
+            ctx, "memory", memory_id, lambda service, request: lazy.get.retrieve_memory(service, request, memory_id)
         )
-        return answer.memory.model_dump_json()
+        return plain_line(answer.memory.model_dump_json())

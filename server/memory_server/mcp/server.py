@@ -9,6 +9,8 @@ from mcp.server.mcpserver import MCPServer
 from mcp.server.subscriptions import InMemorySubscriptionBus
 
 from memory_server.access.gate import sdk_auth
+from memory_server.mcp.metering import Metering
+from memory_server.mcp.plain_errors import plain_errors
 from memory_server.mcp.prompts import add_prompts
 from memory_server.mcp.resources import add_resources
 from memory_server.mcp.subscriptions import add_subscriptions
@@ -48,6 +50,7 @@ def tool_groups(runtime: Runtime) -> dict[str, list[StrictTool]]:
 def build_server(runtime: Runtime) -> MCPServer[Any]:
     """Make the server over a runtime. It can list its tools before Redis or a model is ready."""
     everything = [tool for tools in tool_groups(runtime).values() for tool in tools]
+    names = {tool.name for tool in everything}
     bus = InMemorySubscriptionBus()
     server: MCPServer[Any] = MCPServer(
         NAME,
@@ -57,6 +60,7 @@ def build_server(runtime: Runtime) -> MCPServer[Any]:
         tools=[tool.guarded(runtime.gate) for tool in everything],
         log_level="WARNING",
         subscriptions=bus,
+        middleware=[Metering(runtime.gate, names), plain_errors(names)],
         **sdk_auth(runtime.gate, runtime.settings),
     )
     add_prompts(server)

@@ -17,6 +17,8 @@ from mcp_types import jsonrpc_message_adapter as message_adapter
 from pydantic import ValidationError
 from pydantic_core import from_json
 
+from memory_core.records.bounded_json import has_too_many_values
+
 _SKIPPED_AT_ONCE = 65_536
 _SHOWN_ID_BYTES = 128
 
@@ -81,6 +83,8 @@ def claim_stdin() -> BinaryIO:
 
 
 def _check(text: str) -> None:
+    if has_too_many_values(text):
+        raise _Bad(INVALID_REQUEST, "the line has too many JSON values")
     try:
         message = message_adapter.validate_json(text, by_name=False)
         if isinstance(message, JSONRPCNotification) and "id" in from_json(text):

@@ -17,9 +17,11 @@ from mcp.server.mcpserver import MCPServer
 from mcp.server.subscriptions import InMemorySubscriptionBus, ListenHandler, ResourceUpdated, ServerEvent
 from mcp.shared.exceptions import MCPError
 
-from memory_core.errors import InvalidArgument, MemoryServiceError
+from memory_core.errors import MemoryServiceError
 from memory_server.engine.audited_calls import named_ids
 from memory_server.mcp import lazy
+from memory_server.mcp.metering import protocol_error
+from memory_server.mcp.resources import EFFECTS
 from memory_server.runtime import Runtime
 
 if TYPE_CHECKING:
@@ -58,13 +60,13 @@ class Subscriptions:
         try:
             request = await self._admit(ctx, uris)
             async with lazy.live_feed.following(await self._runtime.service(), request, uris) as changes:
-                relay = asyncio.create_task(_relay(self._while_let_in(ctx, changes), bus, handler))
+                relay = asyncio.create_task(_relay(_while_admitted(request, changes), bus, handler))
                 try:
                     return await handler(ctx, params)
                 finally:
                     relay.cancel()
         except MemoryServiceError as error:
-            raise _refusal(error) from error
+            raise protocol_error(error) from error
 
     async def subscribe(self, ctx: Request, params: types.SubscribeRequestParams) -> types.EmptyResult:
         """Follow one resource while the connection lasts; an unknown one never changes."""
@@ -77,7 +79,7 @@ class Subscriptions:
                 await begun
             except MemoryServiceError as error:
                 del tasks[params.uri]
-                raise _refusal(error) from error
+                raise protocol_error(error) from error
         return types.EmptyResult()
 
     async def unsubscribe(self, ctx: Request, params: types.UnsubscribeRequestParams) -> types.EmptyResult:
@@ -93,7 +95,7 @@ class Subscriptions:
             service = await self._runtime.service()
             async with lazy.live_feed.following(service, request, frozenset({uri})) as changes:
                 begun.set_result(None)
-                async for changed in self._while_let_in(ctx, changes):
+                async for changed in _while_admitted(request, changes):
                     await ctx.session.send_resource_updated(changed)
         except MemoryServiceError as error:
             begun.set_exception(error)
@@ -102,16 +104,10 @@ class Subscriptions:
 
     async def _admit(self, ctx: Request, uris: Iterable[str]) -> RequestContext:
         ids = [uri.rpartition("/")[2] for uri in uris]
-        async with self._runtime.gate.admitted(ctx, "subscribe", named_ids({"memory_ids": ids}), "read") as request:
+        named, effects = named_ids({"memory_ids": ids}), EFFECTS.values()  # unknown URIs look like forbidden ones
+        async with self._runtime.gate.admitted(ctx, "subscribe", named, effects) as request:
             request.call.succeeded()
             return request
-
-    async def _while_let_in(self, ctx: Request, changes: AsyncIterator[str]) -> AsyncIterator[str]:
-        """Pass changes on until the caller's token is no longer valid."""
-        async for changed in changes:
-            if not await self._runtime.gate.still_in(ctx):
-                return
-            yield changed
 
 
 class _CallersBus(InMemorySubscriptionBus):
@@ -135,6 +131,14 @@ class _CallersBus(InMemorySubscriptionBus):
         return leave
 
 
+async def _while_admitted(request: RequestContext, changes: AsyncIterator[str]) -> AsyncIterator[str]:
+    """Pass changes on until the caller's token is no longer valid."""
+    async for changed in changes:
+        if not await request.is_still_admitted():
+            return
+        yield changed
+
+
 async def _relay(changes: AsyncIterator[str], bus: InMemorySubscriptionBus, handler: ListenHandler) -> None:
     async for uri in changes:
         await bus.publish(ResourceUpdated(uri))
@@ -154,8 +158,3 @@ def _tasks_of(ctx: Request) -> dict[str, asyncio.Task[None]]:
 def _check_number(number: int) -> None:
     if number > MAX_RESOURCES:
         raise MCPError(types.INVALID_PARAMS, f"{number} resources; at most {MAX_RESOURCES} can be subscribed to")
-
-
-def _refusal(error: MemoryServiceError) -> MCPError:
-    code = types.INVALID_PARAMS if isinstance(error, InvalidArgument) else types.INTERNAL_ERROR
-    return MCPError(code, f"{error.code}: {error.message}")

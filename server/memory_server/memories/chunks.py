@@ -27,7 +27,7 @@ from memory_server.index import loader
 from memory_server.index.loader import Ref
 from memory_server.memories.record_encoder import RecordEncoder, embedding_text, encoder_of, flat, signed_elsewhere
 from memory_server.memories.services import MemoryServices
-from memory_server.memories.splitter import split
+from memory_server.memories.splitter import split, split_stepwise
 
 AHEAD_SECONDS = 30.0
 EMBED_AT_ONCE = 8
@@ -53,10 +53,13 @@ class ChunkedContent:
 
 
 async def split_content(content: str) -> list[str]:
-    """Split a content; a long one in a thread, so that other calls do not wait."""
+    """Split a content; a long one in threads, step by step: other calls do not wait, and a cancelled one ends."""
     if len(content) < _IN_THREAD:
         return split(content)
-    return await asyncio.to_thread(split, content)
+    steps, chunks = split_stepwise(content), list[str]()
+    while (found := await asyncio.to_thread(next, steps, None)) is not None:
+        chunks += found
+    return chunks
 
 
 async def embed_or_none(

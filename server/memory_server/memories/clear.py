@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, replace
 
 from memory_core.errors import ConfirmationNeeded, InvalidArgument, MemoryServiceError
 from memory_core.records import redis_time
 from memory_core.records.audit_entry import AuditEntry
-from memory_core.records.keys import Keys
+from memory_core.records.keys import Keys, digest
+from memory_core.records.names import SEPARATOR
 from memory_core.records.scope import NOBODY, Principal
 from memory_core.redis_client import Client
+from memory_core.slices import slices
 from memory_server.contract.arguments import ClearArguments
 from memory_server.contract.memories import ClearAnswer
 from memory_server.contract.validation import check_ids
@@ -26,6 +28,9 @@ from memory_server.memories.chunks import settle_or_tell
 from memory_server.memories.services import MemoryServices
 
 _SLICE = 200  # memories removed per Function call, so that Redis never stalls
+_MOST_LISTED = 10_000
+"""The most memories that a person is asked about; more need `confirm`."""
+_CONFIRM = "call again with confirm: true, or dry_run: true to look first"
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +42,11 @@ class ClearPlan:
     matched: int
     ids: tuple[str, ...] = ()
     query: Query | None = None
+
+    @property
+    def subject(self) -> str:
+        """What a confirmation is about: the owner and the exact memories."""
+        return digest(SEPARATOR.join([self.principal.namespace, self.principal.agent, *sorted(self.ids)]))
 
 
 async def select(service: MemoryServices, request: RequestContext, args: ClearArguments) -> ClearPlan:
@@ -59,16 +69,53 @@ async def select(service: MemoryServices, request: RequestContext, args: ClearAr
     return ClearPlan(request, principal, len(owned), ids=owned)
 
 
+async def listed(service: MemoryServices, plan: ClearPlan) -> ClearPlan:
+    """Name the memories that a query selects, so that a person confirms exactly these. Raises ConfirmationNeeded."""
+    if plan.query is None:
+        return plan
+    if plan.matched > _MOST_LISTED:
+        message = f"this would delete {plan.matched} memories for good; a person is asked about {_MOST_LISTED} at most"
+        raise ConfirmationNeeded(message, hint=_CONFIRM)
+    ids = await _page(service, plan.principal.namespace, plan.query, _MOST_LISTED)
+    return replace(plan, matched=len(ids), ids=tuple(ids), query=None)
+
+
 async def clear_memory(service: MemoryServices, plan: ClearPlan, *, confirmed: bool, dry_run: bool) -> ClearAnswer:
     """Remove the selected memories and count them. Raises ConfirmationNeeded (more than one, not confirmed)."""
     if dry_run:
         return ClearAnswer(matched=plan.matched, deleted=0, dry_run=True)
     if plan.matched > 1 and not confirmed:
-        hint = "call again with confirm: true, or dry_run: true to look first"
-        raise ConfirmationNeeded(f"this would delete {plan.matched} memories for good", hint=hint)
-    if plan.query is not None:
-        return await _delete_selected(service, plan, plan.query)
-    return ClearAnswer(matched=plan.matched, deleted=await _delete(service, plan, plan.ids))
+        raise ConfirmationNeeded(f"this would delete {plan.matched} memories for good", hint=_CONFIRM)
+    total, parts = 0, _parts(service, plan)
+    try:
+        async for ids in parts:
+            await plan.request.check_stale_credential()
+            deleted = await _delete(service, plan, ids)
+            total += deleted
+            if total >= service.settings.limits.clear or (plan.query is not None and not deleted):
+                break
+    except MemoryServiceError as error:
+        if not total:
+            raise
+        reason = f"it stopped midway, and more may be deleted: {error.message}"
+        return ClearAnswer(matched=plan.matched, deleted=total, partial=True, reason=reason)
+    return ClearAnswer(matched=plan.matched, deleted=total)
+
+
+async def _parts(service: MemoryServices, plan: ClearPlan) -> AsyncGenerator[Sequence[str]]:
+    """Give the ids of a plan in slices. A query is asked again each time, because the slice before is gone."""
+    for part in slices(plan.ids, _SLICE):
+        yield part
+    while plan.query is not None and (ids := await _page(service, plan.principal.namespace, plan.query, _SLICE)):
+        yield ids
+
+
+async def _page(service: MemoryServices, namespace: str, query: Query, limit: int) -> list[str]:
+    keys, timeout = Keys(namespace), service.settings.search_timeout_ms
+    refs, _ = await service.namespaces.search(
+        namespace, lambda client: queries.page(client, keys, query, offset=0, limit=limit, timeout_ms=timeout)
+    )
+    return [ref.memory_id for ref in refs]
 
 
 async def _selected(
@@ -91,30 +138,6 @@ async def _latest(client: Client, keys: Keys) -> float:
     """Return a time after every stored memory: a namespace's own clock never goes back, Redis's may."""
     now, clock = await redis_time.ask(client), await client.hget(keys.counters, "clock")
     return max(now, (int(clock or 0) + 1) / 1_000_000)
-
-
-async def _delete_selected(service: MemoryServices, plan: ClearPlan, query: Query) -> ClearAnswer:
-    """Remove slices until the query finds none, none is deleted, or Redis fails."""
-    keys, total = Keys(plan.principal.namespace), 0
-
-    async def fetch(client: Client) -> list[str]:
-        timeout = service.settings.search_timeout_ms
-        refs, _ = await queries.page(client, keys, query, offset=0, limit=_SLICE, timeout_ms=timeout)
-        return [ref.memory_id for ref in refs]
-
-    while total < service.settings.limits.clear:
-        try:
-            ids = await service.namespaces.search(keys.namespace, fetch)
-            deleted = await _delete(service, plan, ids) if ids else 0
-        except MemoryServiceError as error:
-            if not total:
-                raise
-            reason = f"it stopped midway, and more may be deleted: {error.message}"
-            return ClearAnswer(matched=plan.matched, deleted=total, partial=True, reason=reason)
-        total += deleted
-        if not deleted:
-            break
-    return ClearAnswer(matched=plan.matched, deleted=total)
 
 
 async def _delete(service: MemoryServices, plan: ClearPlan, ids: Sequence[str]) -> int:

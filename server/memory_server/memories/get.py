@@ -34,7 +34,7 @@ async def retrieve_memory(service: MemoryServices, request: RequestContext, memo
     record = await load_readable(service, request, principal, memory_id, whole=True)
     keys = Keys(request.caller.namespace)
     count, last = await service.backend.read(lambda client: client.hmget(keys.use(memory_id), ["count", "last"]))
-    service.touch(request.caller.namespace, [memory_id])
+    service.touch(request.caller, [memory_id])
     return MemoryAnswer(
         memory=Memory.of(record, principal, await service.models.current(request.caller.namespace)),
         access_count=int(count or 0),
@@ -45,12 +45,15 @@ async def retrieve_memory(service: MemoryServices, request: RequestContext, memo
 @reads
 @reports_integrity
 async def list_memories(service: MemoryServices, request: RequestContext, args: ListArguments) -> MemoryListAnswer:
-    """List an agent's readable memories, newest first; the caller's own by default. Raises InvalidArgument."""
+    """List an agent's readable memories, newest first; by default the caller's own, or all public ones for a caller
+    that reads no others. Raises InvalidArgument."""
     principal = await resolve(service.backend, request)
     check_limit(args.limit, service.settings)
     if args.agent_id and args.agent_ids:
         raise InvalidArgument("agent_id and agent_ids were both given", hint="give one of them")
-    named = args.model_copy(update={"agent_ids": args.agent_ids or [args.agent_id or request.caller.agent]})
+    everyone = request.caller.public_only and not args.agent_id
+    agents = args.agent_ids or ([] if everyone else [args.agent_id or request.caller.agent])
+    named = args.model_copy(update={"agent_ids": agents})
     filters = await resolve_filters(service.backend, principal, named)
     selected = build.memories(build.readable(principal, filters, redis_time.now()))
     position = _read_cursor(args.cursor)

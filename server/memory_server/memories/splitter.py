@@ -11,6 +11,8 @@ PIECE_TOKENS = 200
 """Target size, below the models' usual window of 256, because tokens are only estimated here."""
 _OVERLAP = 0.12
 _BLOCK = 16_384  # characters split at once: the splitter takes quadratic time for texts without borders
+_MAX_CAPACITY = 8192
+"""Most characters of a chunk: the splitter takes quadratic time for blank lines that fit into one chunk."""
 _SAMPLE = 4096
 _DENSE = regex.compile(r"[\p{Han}\p{Hiragana}\p{Katakana}\p{Hangul}\p{Thai}]")
 _WORDS = regex.compile(r"\p{L}+|\p{N}|[^\s\p{L}\p{N}]")
@@ -19,12 +21,23 @@ _BORDERS = ("\n\n", "\n", ". ", " ")
 
 def split(content: str) -> list[str]:
     """Return the chunks in order; a content that fits the window is one chunk."""
-    capacity = max(64, int(PIECE_TOKENS / _tokens_per_character(content)))
+    return [chunk for chunks in split_stepwise(content) for chunk in chunks]
+
+
+def split_stepwise(content: str) -> Iterator[list[str]]:
+    """Yield the chunks in order, in lists that take at most a tenth of a second each."""
+    capacity = min(max(64, int(PIECE_TOKENS / _tokens_per_character(content))), _MAX_CAPACITY)
     if len(content) <= capacity:
-        return [content]
+        yield [content]
+        return
     splitter = MarkdownSplitter(capacity, overlap=int(capacity * _OVERLAP), trim=False)
-    chunks = [chunk for block in _blocks(content) for chunk in splitter.chunks(block) if chunk.strip()]
-    return chunks or [content[:capacity]]
+    found = False
+    for block in _blocks(content):
+        chunks = [chunk for chunk in splitter.chunks(block) if chunk.strip()]
+        found = found or bool(chunks)
+        yield chunks
+    if not found:
+        yield [content[:capacity]]
 
 
 def _blocks(content: str) -> Iterator[str]:

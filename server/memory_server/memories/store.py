@@ -13,6 +13,7 @@ import numpy as np
 
 from memory_core.errors import Conflict, InvalidArgument, MemoryServiceError, QuotaExceeded, StoreUnavailable
 from memory_core.records import redis_time
+from memory_core.records.authority import Effect
 from memory_core.records.ids import new_id
 from memory_core.records.keys import Keys, digest
 from memory_core.records.memory import SEALED_CODEC, MemoryType, Priority, Record
@@ -26,10 +27,11 @@ from memory_server.contract import validation
 from memory_server.contract.arguments import StoreArguments
 from memory_server.contract.memories import Similar, StoreAnswer
 from memory_server.engine.inflight_reads import reads
-from memory_server.engine.principals import resolve_writer
+from memory_server.engine.principals import resolve, resolve_writer
 from memory_server.engine.request_context import RequestContext, Written
 from memory_server.memories.chunks import ChunkedContent, embed_or_none, settle_or_tell, split_content
 from memory_server.memories.record_encoder import encoder_of, flat, lifetime, scope_of, signed_elsewhere
+from memory_server.memories.secrets_policy import has_credential, screen
 from memory_server.memories.services import MemoryServices
 from memory_server.search.search import nearest
 from memory_server.security.vault import Vault
@@ -58,7 +60,8 @@ async def store_memory(service: MemoryServices, request: RequestContext, args: S
     Raises InvalidArgument, Conflict (idempotency key used for something else), QuotaExceeded, StoreUnavailable,
     OutcomeUnknown or KeyMissing (sensitive, and this server has no master key).
     """
-    record = _check(service.settings, args)
+    record, secrets = await screen(_check(service.settings, args), service.settings.secrets)
+    validation.check_secrecy(record.is_sensitive, record.visibility)
     if record.is_sensitive:
         await service.vault.check()
     if args.vector is not None and args.memory_type is not MemoryType.EMBEDDING:
@@ -76,10 +79,13 @@ async def store_memory(service: MemoryServices, request: RequestContext, args: S
             raise
         full = error  # it may be stored already
     if vectors is None and full is None:
-        vectors = await embed_or_none(service, record, chunks, request.caller, model, wait=args.wait)
-    similar: list[Similar] = []
-    if args.wait and request.caller.may_read and vectors is not None:
-        similar = await _similar(service, request, principal, record, vectors[0], model)
+        wait = args.wait and request.may_wait(service.settings.embed_wait_seconds)
+        vectors = await embed_or_none(service, record, chunks, request.caller, model, wait=wait)
+    similar, reader, unread = list[Similar](), request.as_reader(), None
+    if args.wait and vectors is not None and not record.is_sensitive:
+        unread = reader.missing("similar memories are", Effect.READ_MEMORIES)
+        similar = [] if unread else await _similar(service, reader, vectors[0], model)
+    await request.check_stale_credential()
     draft = _Draft(args, record, ChunkedContent(record.content, chunks, model, vectors), full)
     record, answer = await _write(service, request, principal, draft, [near.memory_id for near in similar])
     replayed, ready, reason = answer["status"] == "replayed", vectors is not None, None
@@ -89,6 +95,8 @@ async def store_memory(service: MemoryServices, request: RequestContext, args: S
     elif len(chunks) > 1:
         chore = f"{record.id}:{len(chunks)}"
         reason = await settle_or_tell(service, keys.namespace, chore, replace(draft.content, record=record))
+    reason = "; ".join(filter(None, [reason, unread])) or None
+    own = reader is request and reader.may(Effect.READ_MEMORIES)
     written = Written(keys.namespace, answer["id"], record.rev)
     reached = await service.durability.reached(request, written, critical=args.priority is Priority.CRITICAL)
     return StoreAnswer(
@@ -97,8 +105,9 @@ async def store_memory(service: MemoryServices, request: RequestContext, args: S
         expires_at=to_iso(float(answer["expires_at"])),
         durability=reached.level,
         unconfirmed=reached.unconfirmed,
-        duplicate_of=answer.get("duplicate_of"),
+        duplicate_of=answer.get("duplicate_of") if own else None,
         similar=[] if replayed else similar,
+        secrets=secrets,
         replayed=replayed,
         quarantined=dict(principal.quarantined).get(principal.agent, math.inf) <= redis_time.now(),
         partial=bool(reason),
@@ -107,7 +116,6 @@ async def store_memory(service: MemoryServices, request: RequestContext, args: S
 
 
 def _check(settings: Settings, args: StoreArguments) -> Record:
-    validation.check_secrecy(args.sensitive, args.visibility)
     if args.idempotency_key is not None:
         validation.check_text(args.idempotency_key, "idempotency_key", _MAX_KEY)
     lifetime(settings, args.priority, args.ttl_seconds)
@@ -145,16 +153,21 @@ def _given_vectors(model: Model, args: StoreArguments, chunks: int) -> Matrix | 
     return np.repeat(given, chunks, axis=0)
 
 
-async def _similar(
-    service: MemoryServices, request: RequestContext, principal: Principal, record: Record, vector: Matrix, model: Model
-) -> list[Similar]:
-    """Find similar memories; only sensitive ones if it is sensitive. A failure never fails the store."""
+@reads
+async def _similar(service: MemoryServices, request: RequestContext, vector: Matrix, model: Model) -> list[Similar]:
+    """Find memories that may state the same fact. A failure never fails the store."""
     try:
-        found = await nearest(service, request, principal, vector, model, _SIMILAR, secret=record.is_sensitive)
+        principal = await resolve(service.backend, request)
+        found = await nearest(service, request, principal, vector, model, _SIMILAR)
     except MemoryServiceError:
         return []
-    records = [(near.record, near.score) for near in found]
-    return [Similar(memory_id=one.id, score=score, content=one.content[:_SNIPPET]) for one, score in records]
+    return [
+        Similar(memory_id=near.record.id, score=near.score, content=near.record.content[:_SNIPPET])
+        for near in found
+        if near.score >= service.settings.similar_from
+        and not near.record.is_sensitive
+        and not has_credential(near.record)
+    ]
 
 
 async def _write(
@@ -232,5 +245,5 @@ def _idempotency(vault: Vault, keys: Keys, record: Record, args: StoreArguments)
         return None
     stored = args.model_dump(exclude={"idempotency_key", "wait", "agent_id"}) | {"tags": args.tags or []}
     text = json.dumps(stored, sort_keys=True, default=list)
-    sealed = vault.fingerprint(keys.namespace, record.owner, text) if args.sensitive else None
+    sealed = vault.fingerprint(keys.namespace, record.owner, text) if record.is_sensitive else None
     return {"payload": sealed or hashlib.sha256(text.encode()).hexdigest(), "ttl": IDEMPOTENCY_SECONDS}

@@ -4,7 +4,17 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from memory_core.errors import Conflict, Forbidden, InvalidArgument, NotFound, StoreUnavailable, echo
+from memory_core.errors import (
+    Conflict,
+    Forbidden,
+    InvalidArgument,
+    NotFound,
+    QuotaExceeded,
+    StoreUnavailable,
+    after_write,
+    echo,
+)
+from memory_core.records.authority import Effect
 from memory_core.records.keys import Keys, digest
 from memory_core.records.memory import SEALED_BODY, Priority, Record
 from memory_core.records.model import Model
@@ -13,14 +23,14 @@ from memory_core.records.scope import Principal
 from memory_core.settings.settings import Settings
 from memory_server.contract import validation
 from memory_server.contract.arguments import UpdateArguments
-from memory_server.contract.memories import MemoryAnswer, UpdateAnswer
+from memory_server.contract.memories import MemoryAnswer, Secrets, UpdateAnswer
 from memory_server.engine.inflight_reads import reads
-from memory_server.engine.principals import resolve
-from memory_server.engine.redis_backend import after_write
+from memory_server.engine.principals import holder_of, resolve
 from memory_server.engine.request_context import RequestContext, Written
 from memory_server.memories.chunks import ChunkedContent, embed_or_none, settle_or_tell, split_content
 from memory_server.memories.get import retrieve_memory
 from memory_server.memories.record_encoder import encoder_of, flat, lifetime, scope_of, signed_elsewhere
+from memory_server.memories.secrets_policy import screen
 from memory_server.memories.services import MemoryServices
 from memory_server.security.open_records import load_readable
 
@@ -33,7 +43,8 @@ async def update_memory(service: MemoryServices, request: RequestContext, args: 
     """Update a memory and return it. Only a new priority restarts its lifetime.
 
     A grant covers only content and metadata: other changes would share the memory further or take it from its owner.
-    Raises NotFound, Forbidden, Conflict (wrong `expected_rev`), Tampered or InvalidArgument.
+    Growth counts against the owner's quota, and under a grant also against the limit of that grant.
+    Raises NotFound, Forbidden, Conflict (wrong `expected_rev`), QuotaExceeded, Tampered or InvalidArgument.
     """
     memory_id, expected_rev = args.memory_id, args.expected_rev
     if not args.changed:
@@ -45,7 +56,7 @@ async def update_memory(service: MemoryServices, request: RequestContext, args: 
         _check_may_change(principal, old, args)
         if expected_rev is not None and old.rev != expected_rev:
             raise _stale(old.rev, expected_rev)
-        new = _changed(service.settings, principal, old, args)
+        new, secrets = await _screened(service.settings, old, _changed(service.settings, principal, old, args))
         status, reason = await _write(service, request, principal, old, new, model)
         if status == "key_changed":
             service.vault.forget(principal.namespace, old.owner)
@@ -54,12 +65,15 @@ async def update_memory(service: MemoryServices, request: RequestContext, args: 
             written = Written(principal.namespace, memory_id, new.rev)
             critical = Priority.CRITICAL in {old.priority, new.priority}
             reached = await service.durability.reached(request, written, critical=critical)
+            unread = request.missing("its texts are", Effect.READ_MEMORIES)
+            reason = "; ".join(filter(None, [reason, unread])) or None
             return UpdateAnswer(
-                memory=answer.memory,
+                memory=answer.memory.without_texts() if unread else answer.memory,
                 access_count=answer.access_count,
                 last_access=answer.last_access,
                 durability=reached.level,
                 unconfirmed=reached.unconfirmed,
+                secrets=secrets,
                 partial=bool(reason),
                 reason=reason,
             )
@@ -109,6 +123,18 @@ def _changed(settings: Settings, principal: Principal, old: Record, args: Update
     return new
 
 
+async def _screened(settings: Settings, old: Record, new: Record) -> tuple[Record, Secrets | None]:
+    """Apply the setting `secrets` to a change of texts. An update cannot make a memory sensitive."""
+    texts = [(one.content, one.metadata, one.tags, one.context) for one in (old, new)]
+    if texts[0] == texts[1]:
+        return new, None
+    record, secrets = await screen(new, settings.secrets)
+    if record.is_sensitive and not old.is_sensitive:
+        message = f"content or metadata look like a credential ({', '.join(secrets.kinds if secrets else ())})"
+        raise InvalidArgument(message, hint="store it as a new memory with sensitive=true")
+    return record, secrets
+
+
 async def _write(
     service: MemoryServices, request: RequestContext, principal: Principal, old: Record, new: Record, model: Model
 ) -> tuple[str, str | None]:
@@ -116,10 +142,12 @@ async def _write(
     keys = Keys(principal.namespace)
     content_changed = new.content != old.content
     chunks = await split_content(new.content)
-    most = max(len(chunks), old.chunks)
-    if len(chunks) > old.chunks and principal.owns(old.owner):
-        await service.quotas.take(principal, 0, len(chunks) - old.chunks)
-    vectors = await embed_or_none(service, new, chunks, principal, model) if content_changed else None
+    most, growth = max(len(chunks), old.chunks), len(chunks) - old.chunks
+    if growth > 0:
+        await _take_quota(service, principal, old, growth)
+    wait = request.may_wait(service.settings.embed_wait_seconds)
+    vectors = await embed_or_none(service, new, chunks, principal, model, wait=wait) if content_changed else None
+    await request.check_stale_credential()
     content = ChunkedContent(new.content, chunks, model, vectors)
     encoder = await encoder_of(service, principal.namespace, old.owner, model, sensitive=old.is_sensitive)
     new = replace(new, scope=scope_of(new, new.owner), content_hash=encoder.content_hash(new.content))
@@ -140,6 +168,8 @@ async def _write(
         prefix=keys.prefix,
         owners=list(principal.owners),
         grants=[grant.id for grant in principal.grants_to_write(old.scope)],
+        growth=growth,
+        most_growth=service.settings.quotas.pieces_per_grant,
         rev=old.rev,
         fields=flat(fields),
         remove=[name for name in _OPTIONAL_FIELDS if name not in fields],
@@ -166,7 +196,24 @@ async def _write(
             return "updated", await settle_or_tell(service, principal.namespace, chore, content)
     if answer["status"] == "key_missing":
         raise signed_elsewhere()
+    if answer["status"] == "grant_full":
+        message = f"the memory would grow by {growth} chunks, more than the grant to write to it still allows"
+        raise QuotaExceeded(
+            message, hint="make it shorter, store a memory of your own, or ask its owner to share again"
+        )
     return answer["status"], None
+
+
+async def _take_quota(service: MemoryServices, principal: Principal, old: Record, growth: int) -> None:
+    """Count growth against the owner's quota, of which another agent learns only that it is used up."""
+    if principal.owns(old.owner):
+        return await service.quotas.take(principal, 0, growth)
+    owner = await holder_of(service.backend, principal.namespace, old.owner)
+    try:
+        await service.quotas.check(owner, 0, growth)
+    except QuotaExceeded:
+        message = f"the quota of the owner of memory {old.id} has no room for {growth} more chunks"
+        raise QuotaExceeded(message, hint="make it shorter, or store a memory of your own") from None
 
 
 def _stale(actual: int, expected: int) -> Conflict:

@@ -1,4 +1,4 @@
-"""Tasks and grants for the dashboard and the console. Agents see their own; admins see those of all agents.
+"""Tasks and grants for the dashboard and the console. Agents see their own; admins and operators see those of all.
 
 The boards of the dashboard show the newest at a bounded cost. The lists of the console go through all.
 """
@@ -10,6 +10,7 @@ from typing import Any
 
 from memory_core.errors import Forbidden
 from memory_core.records import redis_time
+from memory_core.records.agent import held_since
 from memory_core.records.keys import Keys
 from memory_core.records.task import Task, TaskState, load_tasks
 from memory_core.records.times import to_iso
@@ -31,29 +32,32 @@ _IN_FORCE = ("active", "offered")
 _HINT = "open the dashboard by the one-time URL that `redis-memory dashboard` prints, or use an admin's token"
 
 
-def check_admin(caller: Caller) -> None:
-    """Raise Forbidden unless the caller is an admin."""
-    if not caller.admin:
+def check_oversees(caller: Caller) -> None:
+    """Raise Forbidden unless the caller may see what all agents have."""
+    if not caller.oversees:
         raise Forbidden("only an admin sees what all agents have", hint=_HINT)
 
 
 async def task_board(backend: Backend, caller: Caller) -> BoardAnswer:
-    """Show the newest tasks that the caller submitted, holds or was assigned; for an admin those of all agents."""
+    """Show the newest tasks that the caller submitted, holds or was assigned; for an overseer those of all agents."""
     keys = Keys(caller.namespace)
 
     async def fetch(client: Client) -> tuple[float, list[Task]]:
-        ids = await (_newest_tasks(client, keys) if caller.admin else _own_tasks(client, keys, caller.agent))
+        ids = await (_newest_tasks(client, keys) if caller.oversees else _own_tasks(client, keys, caller.agent))
+        since = await held_since(client, keys, caller.agent, backend.integrity)
         newest = sorted(ids, reverse=True)[:_MOST_TASKS]
-        return await redis_time.ask(client), await load_tasks(client, keys, newest)
+        tasks = await load_tasks(client, keys, newest)
+        mine = [task for task in tasks if caller.oversees or task.is_party(caller.agent, since)]
+        return await redis_time.ask(client), mine
 
     now, tasks = await backend.read(fetch)
-    views = [TaskView.of(task, whole=False) for task in tasks if caller.admin or task.is_party(caller.agent)]
-    return BoardAnswer(whole=caller.admin, now=to_iso(now) or "", tasks=views)
+    views = [TaskView.of(task, whole=False) for task in tasks]
+    return BoardAnswer(whole=caller.oversees, now=to_iso(now) or "", tasks=views)
 
 
 async def grant_board(service: SearchServices, request: RequestContext) -> GrantsAnswer:
-    """Show the grants and offers that the caller gave or received; for an admin those of all registered agents."""
-    if not request.caller.admin:
+    """Show the grants and offers that the caller gave or received; for an overseer those of all registered agents."""
+    if not request.caller.oversees:
         shared = await get_shared_context(service, request, SharedContextArguments(max_tokens=1))
         grants = [*shared.granted_by_me, *shared.granted_to_me]
         return GrantsAnswer(whole=False, grants=grants, offers=shared.offers)
@@ -71,7 +75,7 @@ async def all_tasks(
     backend: Backend, caller: Caller, *, states: Sequence[TaskState], agent: str | None, limit: int
 ) -> TaskListAnswer:
     """List a namespace's newest tasks in some states (empty: any), of one agent or all; raises Forbidden."""
-    check_admin(caller)
+    check_oversees(caller)
     keys, found = Keys(caller.namespace), list[Task]()
     async for ids in _newest_ids(backend, keys.task("")):
         tasks = await backend.read(lambda client, ids=ids: load_tasks(client, keys, ids))
@@ -86,7 +90,7 @@ async def all_grants(
     backend: Backend, caller: Caller, *, agent: str | None, ended: bool, limit: int
 ) -> GrantListAnswer:
     """List a namespace's newest grants and offers, of one agent or all, `ended` ones if asked; raises Forbidden."""
-    check_admin(caller)
+    check_oversees(caller)
     keys, found = Keys(caller.namespace), list[GrantState]()
     async for ids in _newest_ids(backend, keys.grant("")):
         rows = await backend.read(lambda client, ids=ids: _load_grants(client, keys, ids))

@@ -16,7 +16,7 @@ from memory_core.redis_client import Client
 from memory_core.store.connection import store_errors
 from memory_server.contract.dashboard import AuditAnswer, AuditArguments, AuditCheckAnswer, AuditEntry, AuditProblem
 from memory_server.engine.request_context import Caller
-from memory_server.operations.admin_view import check_admin
+from memory_server.operations.admin_view import check_oversees
 from memory_server.security.audit import reader
 from memory_server.security.audit.verifier import AuditReport
 from memory_server.service import Service
@@ -29,7 +29,7 @@ _FRESH_SECONDS = 5.0
 
 async def read_audit(service: Service, caller: Caller, args: AuditArguments) -> AuditAnswer:
     """Show the entries before a cursor, newest first; raises Forbidden and, for a malformed cursor, InvalidArgument."""
-    check_admin(caller)
+    check_oversees(caller)
     if args.cursor is not None and not _CURSOR.fullmatch(args.cursor):
         raise InvalidArgument(f"unknown cursor {echo(args.cursor)}", hint="use next_cursor unchanged")
     keys = Keys(caller.namespace)
@@ -52,7 +52,7 @@ class Checks:
 
     async def check(self, service: Service, caller: Caller) -> AuditCheckAnswer:
         """Check the whole audit of the caller's namespace; raises Forbidden."""
-        check_admin(caller)
+        check_oversees(caller)
         async with self._checking:
             at, known = self._known.get(caller.namespace, (0.0, None))
             if known is None or time.monotonic() - at > _FRESH_SECONDS:

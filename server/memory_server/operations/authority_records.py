@@ -9,11 +9,12 @@ from collections.abc import AsyncGenerator, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from memory_core.crypto.integrity import Authority, Integrity, IntegrityFailure
+from memory_core.crypto.integrity import Integrity
 from memory_core.crypto.keyring import Keyring
-from memory_core.records import grant_proof, owners, quarantine
+from memory_core.records import grant_proof, offer_proof, owners, quarantine
 from memory_core.records import token as tokens
 from memory_core.records.audit_entry import system_entry
+from memory_core.records.authority_codes import Authority, IntegrityFailure
 from memory_core.records.codec import DecodeError, pack, unpack
 from memory_core.records.keys import Keys, token_key
 from memory_core.redis_client import Client
@@ -21,7 +22,6 @@ from memory_core.slices import slices
 from memory_core.store.connection import store_errors
 from memory_server.engine.redis_backend import Backend
 from memory_server.security.audit import reader
-from memory_server.sharing.proofs import offer_failure, sign_offer
 
 _AT_ONCE = 100
 _REMOVED, _REVIVED = "removed directly in Redis", "in force again after it was revoked"
@@ -93,14 +93,17 @@ class AuthorityScan:
         async for name in self._names(self.keys.agent("")):
             async with store_errors():
                 row = await self._client.hmget(self.keys.agent(name), owners.FIELDS)
-            _, known, codes = owners.parse(row)
-            failures = {one: self._check(Authority.OWNER, name, codes.get(one), one) for one in known}
-            fresh = {one: self._sign(Authority.OWNER, name, codes.get(one), one) for one in known}
-            joined = owners.join_proofs(codes | {one: code for one, code in fresh.items() if code})
-            signed = joined if any(fresh.values()) else None
-            for owner, failure in failures.items():
-                record = f"{Authority.OWNER} {name} {owner}"
-                yield AuthorityRecord(record, failure, self.keys.agent(name), "proofs", row[2], signed)
+            found = owners.parse(row)
+            for kind, field, value, known, codes, more in (
+                (Authority.OWNER, "proofs", row[2], found.owners, found.proofs, [found.since]),
+                (Authority.KEPT, "kept_proofs", row[4], found.kept, found.kept_proofs, []),
+            ):
+                fresh = {one: self._sign(kind, name, codes.get(one), one, *more) for one in known}
+                joined = owners.join_proofs(codes | {one: code for one, code in fresh.items() if code})
+                for owner in known:
+                    failure = self._check(kind, name, codes.get(owner), owner, *more)
+                    where, signed = self.keys.agent(name), joined if any(fresh.values()) else None
+                    yield AuthorityRecord(f"{kind} {name} {owner}", failure, where, field, value, signed)
 
     async def _grants(self) -> AsyncGenerator[AuthorityRecord]:
         async for name, entries in self._hashes(self.keys.granted("")):
@@ -122,18 +125,36 @@ class AuthorityScan:
 
     async def _offers(self) -> AsyncGenerator[AuthorityRecord]:
         async for name, found in self._hashes(self.keys.offers("")):
-            for raw_id in found:
-                key = self.keys.grant(raw_id.decode())
+            for raw_id, packed in found.items():
+                key, record = self.keys.grant(raw_id.decode()), f"{Authority.OFFER} {name} {raw_id.decode()}"
                 async with store_errors():
                     row = {field.decode(): value for field, value in (await self._client.hgetall(key)).items()}
-                if not row:
-                    continue
-                failure = offer_failure(self._integrity, self.keys.namespace, row)
-                signed = None
-                if self._may_sign(failure, row.get("mac", b"").decode()):
-                    signed = sign_offer(self._integrity, self.keys.namespace, row)
-                record = f"{Authority.OFFER} {name} {raw_id.decode()}"
-                yield AuthorityRecord(record, failure, key, "mac", row.get("mac"), signed)
+                    since = await self._client.hget(self.keys.agent(name), "since")
+                if row:
+                    yield self._offer(record, key, raw_id.decode(), row)
+                    yield self._given(record, name, raw_id.decode(), packed, (since or b"").decode())
+
+    def _offer(self, record: str, key: str, offer_id: str, row: dict[str, bytes]) -> AuthorityRecord:
+        where = self._integrity, self.keys.namespace, offer_id, row
+        failure = offer_proof.inspect(*where)
+        signed = offer_proof.sign_row(*where) if self._may_sign(failure, offer_proof.code_of(row)) else None
+        return AuthorityRecord(record, failure, key, "mac", row.get("mac"), signed)
+
+    def _given(self, record: str, name: str, offer_id: str, packed: bytes, since: str) -> AuthorityRecord:
+        """Check the codes of the owner ids that an offer transfers."""
+        key = self.keys.offers(name)
+        try:
+            entry: dict[str, Any] = unpack(packed)
+            codes: dict[str, str] = dict(entry.get("proofs") or {})
+            offered = [token.removeprefix("o:") for token in entry["own"] if token.startswith("o:")]
+        except (*DecodeError, KeyError, AttributeError):
+            return AuthorityRecord(record, IntegrityFailure.ALTERED, key, offer_id, packed)
+        failures = [self._check(Authority.OWNER, name, codes.get(one), one, since) for one in offered]
+        fresh = {one: self._sign(Authority.OWNER, name, codes.get(one), one, since) for one in offered}
+        made = {one: code for one, code in fresh.items() if code}
+        signed = pack({**entry, "proofs": codes | made}) if made else None
+        failure = next((one for one in failures if one), None)
+        return AuthorityRecord(f"{record} memories", failure, key, offer_id, packed, signed)
 
     async def _marks(self) -> AsyncGenerator[AuthorityRecord]:
         async with store_errors():

@@ -51,8 +51,8 @@ async def owners_with_keys(backend: Backend, namespace: str, agent: str | None =
     keyed = {raw.decode() for raw in await backend.read(lambda client: client.smembers(keys.keyed))}
     if agent is None:
         return sorted(keyed)
-    owners = await backend.read(lambda client: client.hget(keys.agent(agent), "owners"))
-    return sorted(keyed & set((owners or b"").decode().split(SEPARATOR)))
+    rows = await backend.read(lambda client: client.hmget(keys.agent(agent), ["owners", "kept"]))
+    return sorted(keyed & {owner for row in rows if row for owner in row.decode().split(SEPARATOR)})
 
 
 async def rotate(service: Service, namespace: str, owner: str) -> Rotated:

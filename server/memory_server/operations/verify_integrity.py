@@ -6,14 +6,15 @@ from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from memory_core.crypto.integrity import IntegrityFailure
 from memory_core.crypto.keyring import HOW_TO_SET
 from memory_core.errors import KeyMissing
 from memory_core.records.audit_entry import system_entry
+from memory_core.records.authority_codes import IntegrityFailure
 from memory_core.records.keys import Keys
 from memory_core.records.memory import Record
 from memory_core.redis_client import Client
 from memory_core.slices import slices
+from memory_core.store.signer import record_signer
 from memory_server.engine.redis_backend import Backend
 from memory_server.index import loader
 from memory_server.index.loader import Ref, UnverifiedRecord
@@ -95,7 +96,10 @@ async def adopt(service: Service, namespace: str) -> IntegritySummary:
         waiting = [(one, signer) for one, signer in signers.items() if signer != service.backend.integrity.signer]
         for part in slices(waiting, _ADOPTED_AT_ONCE):
             adopted += await _adopt(service, namespace, dict(part))
-    return replace(await verify(service.backend, namespace), adopted=adopted, authority_adopted=authority)
+    report = replace(await verify(service.backend, namespace), adopted=adopted, authority_adopted=authority)
+    if report.healthy:
+        await record_signer(await service.backend.client(), service.backend.keyring, namespace)
+    return report
 
 
 async def _check_signs(backend: Backend) -> None:

@@ -180,7 +180,8 @@ def importance(priority: Priority) -> float:
 
 def recency(record: Record, now: float, half_life: float) -> float:
     """Return 1 for an age of 0, halved every `half_life` seconds."""
-    return 0.5 ** (max(0.0, now - (record.occurred_at or record.created_at)) / half_life)
+    at = record.occurred_at if record.occurred_at is not None and record.occurred_at <= now else record.created_at
+    return 0.5 ** (max(0.0, now - at) / half_life)
 
 
 def _fused(features: Sequence[RecordFeatures], words: Column, query: ParsedQuery) -> Column:

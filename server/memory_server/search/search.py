@@ -71,7 +71,7 @@ async def semantic_search(
         return SearchAnswer(hits=[])
     selected = build.readable(principal, filters, now(request.cache))
     found = await _find(service, request, principal, selected, args, filters=filters, weights=weights)
-    service.touch(request.caller.namespace, [hit.record.id for hit in found.hits])
+    service.touch(request.caller, [hit.record.id for hit in found.hits])
     total_ms = (time.perf_counter() - started) * 1000
     service.search_latency.add(request.caller, total_ms)
     service.counters.searched(understand=found.embed_ms, search=found.search_ms, rank=found.rank_ms)
@@ -119,7 +119,7 @@ async def find_similar(service: SearchServices, request: RequestContext, args: S
         note = f"compared by Redis, which is slower: {error.message}"
     others = [scored for scored in _rank(found, search.query) if scored.record.id != record.id]
     hits = [scored for scored in others if scored.score >= args.min_score][: args.limit]
-    service.touch(request.caller.namespace, [scored.record.id for scored in hits])
+    service.touch(request.caller, [scored.record.id for scored in hits])
     total_ms = (time.perf_counter() - started) * 1000
     reason = partial_reason(await service.namespaces.covered(prepared), found.warnings, waiting=found.words.waiting)
     return SearchAnswer(
@@ -137,16 +137,12 @@ async def nearest(
     vector: Matrix,
     model: Model,
     limit: int,
-    *,
-    secret: bool = False,
 ) -> list[ScoredRecord]:
-    """Find the readable memories nearest to a vector of `model`, shape (dimension,); if secret, sensitive ones."""
+    """Find the readable memories nearest to a vector of `model`, shape (dimension,)."""
     selected = build.readable(principal, ResolvedFilters(), redis_time.now())
-    if secret:
-        selected = build.sensitive(selected)
     query, depth = ParsedQuery(vector=vector, weights=PLAIN), max(_FEW, 2 * limit)
     timeout_ms = service.settings.search_timeout_ms
-    search = Search(service, request, principal, selected, query, model, depth, timeout_ms, secret=secret)
+    search = Search(service, request, principal, selected, query, model, depth, timeout_ms)
     return _rank(await search.run(limit), query)[:limit]
 
 

@@ -12,6 +12,7 @@ from memory_server.engine.known_models import KnownModels
 from memory_server.engine.latency import Latency
 from memory_server.engine.namespaces import Namespaces
 from memory_server.engine.redis_backend import Backend
+from memory_server.engine.request_context import Caller
 from memory_server.engine.sidecars.bulk_client import BulkClient
 from memory_server.engine.sidecars.embeddings import Embeddings
 from memory_server.security.vault import Vault
@@ -32,5 +33,5 @@ class SearchServices(Protocol):
     search_latency: Latency
     embedding_latency: Latency
 
-    def touch(self, namespace: str, memory_ids: Iterable[str]) -> None:
+    def touch(self, caller: Caller, memory_ids: Iterable[str]) -> None:
         """Count a read of each memory soon."""

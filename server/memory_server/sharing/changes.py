@@ -18,6 +18,7 @@ from typing import NamedTuple
 
 from memory_core.errors import InvalidArgument, echo
 from memory_core.records import redis_time
+from memory_core.records.bounded_json import parse_json
 from memory_core.records.keys import Keys, digest
 from memory_core.records.memory import Record, Visibility
 from memory_core.records.scope import Grant, Principal
@@ -31,6 +32,7 @@ from memory_server.search.services import SearchServices
 
 _SLICE = 50
 _PREFIX = "c1."
+_LONGEST = 1000
 
 
 class ChangePosition(NamedTuple):
@@ -78,8 +80,8 @@ def read_cursor(text: str | float, view: str) -> Cursor:
         moment = parse_time(text, "since")
         return Cursor(view, ChangePosition(moment, moment))
     try:
-        cursor = _decode(text.removeprefix(_PREFIX))
-    except (ValueError, TypeError, RecursionError, OverflowError):
+        cursor = _decode(text[:_LONGEST].removeprefix(_PREFIX))
+    except (ValueError, TypeError, OverflowError):
         raise InvalidArgument(f"unknown cursor {echo(text)}", hint="use next_cursor unchanged, or a time") from None
     if cursor.view != view:
         hint = "keep agent_id and context, or start without since"
@@ -88,7 +90,7 @@ def read_cursor(text: str | float, view: str) -> Cursor:
 
 
 def _decode(text: str) -> Cursor:
-    view, *numbers = json.loads(base64.urlsafe_b64decode(text + "=" * (-len(text) % 4)))
+    view, *numbers = parse_json(base64.urlsafe_b64decode(text + "=" * (-len(text) % 4)))
     grants = numbers.pop() if len(numbers) == 7 else None
     times = [float(number) for number in numbers]
     if not all(map(math.isfinite, times)) or len(times) != (2 if grants is None else 6):

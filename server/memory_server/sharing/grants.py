@@ -5,6 +5,7 @@ The Functions in redis/functions/30_grants.lua enforce all rules on who may shar
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,9 +14,11 @@ from memory_core.records.ids import new_id
 from memory_core.records.keys import Keys, digest
 from memory_core.records.names import SEPARATOR, check_label, check_name
 from memory_core.records.times import to_iso
+from memory_core.settings.groups import DAY
 from memory_core.settings.settings import Settings
 from memory_server.contract.sharing import RevokeAnswer, ShareAnswer, ShareArguments
 from memory_server.contract.validation import check_id, check_tags, check_text
+from memory_server.engine.principals import SIGNING_ATTEMPTS
 from memory_server.engine.redis_backend import Backend
 from memory_server.engine.request_context import Caller, RequestContext
 from memory_server.search.services import SearchServices
@@ -24,43 +27,82 @@ from memory_server.sharing.proofs import sign_share
 _MAX_IDS = 100
 _MAX_SECONDS = 100 * 365 * 86_400
 _NOTE_BYTES = 1024
-_ATTEMPTS = 4
-"""Tries to sign a share and to write it before what it gives has changed."""
 _PATIENCE_SECONDS = 5.0
 """How long a revoke waits for reads that began before it."""
 
 
 @dataclass(frozen=True, slots=True)
-class _Selector:
+class Selector:
     """A selector for the Function: the letter and the values of its scope tokens, and the values to display."""
 
     kind: str
     values: list[str]
     shown: list[str]
 
+    @classmethod
+    def of(cls, kind: str, shown: Sequence[str]) -> Selector:
+        """Make the selector that a grant shows as these values."""
+        return cls(kind, [digest(value) for value in shown] if kind in ("c", "t") else list(shown), list(shown))
+
+    @property
+    def digest(self) -> str:
+        """Identifies the selector."""
+        return digest(SEPARATOR.join([self.kind, *sorted(self.values)]))
+
 
 async def share_context(service: SearchServices, request: RequestContext, args: ShareArguments) -> ShareAnswer:
     """Grant an agent access to all present and future memories that a selector covers, including private ones.
 
-    Sharing the same selector with the same agent again renews the grant.
+    Sharing the same selector with the same agent again replaces the permission, the end and the note of the grant. If
+    the agent may no longer write, what it passed on ends too.
 
     Raises:
         InvalidArgument: a value is not valid, or the target is the caller.
         NotFound: no such agent, or no such memory that the caller may share.
         Conflict: the target has reached its limit of grants or offers.
     """
+    return await _share(service, request, args, "share_context_with_agent")
+
+
+async def share_back(
+    service: SearchServices, request: RequestContext, args: ShareArguments, offer_id: str
+) -> ShareAnswer:
+    """Accept the offer of the other direction of a grant; what is given ends with that grant.
+
+    Raises:
+        NotFound: the offer or the grant is over. Conflict: the other agent has reached its limit of grants.
+    """
+    return await _share(service, request, args, "answer_offer", offer_id)
+
+
+async def _share(
+    service: SearchServices, request: RequestContext, args: ShareArguments, op: str, answers: str | None = None
+) -> ShareAnswer:
     selector = _check(service.settings, request.caller, args)
     await service.namespaces.get(request.caller.namespace)
-    grant_id = new_id()
-    for _ in range(_ATTEMPTS):
-        signed = await sign_share(service.backend, request, args, selector, grant_id)
-        answer = await _share(service, request, args, selector, signed)
+    grant_id, offer_id = new_id(), new_id() if args.bidirectional else None
+    for _ in range(SIGNING_ATTEMPTS):
+        days = service.settings.limits.offer_days
+        signed = await sign_share(
+            service.backend,
+            request,
+            args,
+            selector,
+            grant=grant_id,
+            offer=offer_id,
+            offer_seconds=days * DAY,
+            answers=answers is not None,
+        )
+        answer = await _write_share(service, request, args, selector, op, answers, signed)
         if answer["status"] != "changed":
             break
-        grant_id = answer["id"]
+        grant_id, offer_id = answer["id"], answer.get("offer") or offer_id
     else:
         raise Conflict("what you share keeps being changed by others", hint="try again")
+    if answer["status"] == "no_offer":
+        raise no_offer(answers or "")
     _raise_for(answer, args)
+    await service.inflight_reads.finished(request.caller.namespace, answer["touched"], _PATIENCE_SECONDS)
     return ShareAnswer(
         grant_id=answer["id"],
         target_agent=args.target_agent,
@@ -71,59 +113,86 @@ async def share_context(service: SearchServices, request: RequestContext, args: 
     )
 
 
-async def _share(
-    service: SearchServices, request: RequestContext, args: ShareArguments, selector: _Selector, signed: dict[str, Any]
+async def _write_share(
+    service: SearchServices,
+    request: RequestContext,
+    args: ShareArguments,
+    selector: Selector,
+    op: str,
+    answers: str | None,
+    signed: dict[str, Any],
 ) -> dict[str, Any]:
     caller, keys = request.caller, Keys(request.caller.namespace)
+    named = [answers] if answers else selector.values if selector.kind == "i" else []
     # The Function's argument `from` is a Python keyword.
     grantor: dict[str, Any] = {"from": caller.agent}
     return await service.backend.write(
         "rm1_share",
         [keys.audit, keys.counters, keys.agent(caller.agent), keys.agent(args.target_agent)],
-        repeatable=True,
+        repeatable=answers is None,
         prefix=keys.prefix,
-        offer=new_id() if args.bidirectional else None,
         to=args.target_agent,
         kind=selector.kind,
         values=selector.values,
         shown=selector.shown,
-        selector=digest(SEPARATOR.join([selector.kind, *sorted(selector.values)])),
+        selector=selector.digest,
         permission=args.permission,
         seconds=args.expires_in_seconds,
+        offer_seconds=service.settings.limits.offer_days * DAY,
+        answers=answers,
         note=args.note or "",
         audited_call=request.call,
-        audit=caller.audit("share_context_with_agent", selector.values if selector.kind == "i" else ()),
+        audit=caller.audit(op, named),
         **signed,
         **grantor,
     )
 
 
 async def revoke_shared(service: SearchServices, request: RequestContext, grant_id: str) -> RevokeAnswer:
-    """End a grant or an offer at once, and all grants that were passed on under it.
+    """End a grant or an offer at once, and all grants that were passed on under it. Its receiver may decline it so.
 
     Returns when no earlier read in this process can still answer.
 
     Raises:
-        NotFound: no such grant that the caller may revoke.
+        NotFound: no such grant that the caller gave or holds.
     """
+    answer = await _end(service, request, check_id(grant_id, "grant_id"), "revoke_shared_context")
+    if answer["status"] != "revoked":
+        message = f"no grant or offer {echo(grant_id)} that you gave or hold"
+        raise NotFound(message, hint="get_shared_context lists them")
+    finished = await service.inflight_reads.finished(request.caller.namespace, answer["touched"], _PATIENCE_SECONDS)
+    reason = None if finished else "calls that began before may still show it"
+    return RevokeAnswer(grant_id=grant_id, grants_ended=answer["grants"], partial=not finished, reason=reason)
+
+
+async def decline_offer(service: SearchServices, request: RequestContext, offer_id: str) -> None:
+    """End an offer to the caller. Raises NotFound."""
+    answer = await _end(service, request, offer_id, "answer_offer", answers=True)
+    if answer["status"] != "revoked":
+        raise no_offer(offer_id)
+
+
+async def _end(
+    service: SearchServices, request: RequestContext, grant_id: str, op: str, *, answers: bool = False
+) -> dict[str, Any]:
     keys = Keys(request.caller.namespace)
-    answer = await service.backend.write(
+    return await service.backend.write(
         "rm1_revoke",
         [keys.audit, keys.counters],
         repeatable=True,
         prefix=keys.prefix,
-        id=check_id(grant_id, "grant_id"),
+        id=grant_id,
         who=request.caller.agent,
         admin=request.caller.admin,
+        answers=answers,
         audited_call=request.call,
-        audit=request.caller.audit("revoke_shared_context", [grant_id]),
+        audit=request.caller.audit(op, [grant_id]),
     )
-    if answer["status"] != "revoked":
-        message = f"no grant or offer {echo(grant_id)} that you may revoke"
-        raise NotFound(message, hint="get_shared_context lists those you gave")
-    finished = await service.inflight_reads.finished(request.caller.namespace, answer["touched"], _PATIENCE_SECONDS)
-    reason = None if finished else "calls that began before may still show it"
-    return RevokeAnswer(grant_id=grant_id, grants_ended=answer["grants"], partial=not finished, reason=reason)
+
+
+def no_offer(offer_id: str) -> NotFound:
+    """Return the error for unknown offers and for those of others."""
+    return NotFound(f"no offer {echo(offer_id)} waits for you", hint="get_shared_context lists offers")
 
 
 async def remove_expired(backend: Backend, namespace: str, most: int) -> None:
@@ -132,7 +201,7 @@ async def remove_expired(backend: Backend, namespace: str, most: int) -> None:
     await backend.write("rm1_expire_grants", [keys.grants_due], repeatable=True, prefix=keys.prefix, most=most)
 
 
-def _check(settings: Settings, caller: Caller, args: ShareArguments) -> _Selector:
+def _check(settings: Settings, caller: Caller, args: ShareArguments) -> Selector:
     check_name(args.target_agent, "target_agent")
     if args.target_agent == caller.agent:
         raise InvalidArgument("target_agent is you", hint="your own memories are yours to read already")
@@ -153,15 +222,13 @@ def _check(settings: Settings, caller: Caller, args: ShareArguments) -> _Selecto
         if len(ids) > _MAX_IDS:
             message = f"{len(ids)} memory_ids; at most {_MAX_IDS} are allowed in a grant"
             raise InvalidArgument(message, hint="share a context or a tag")
-        return _Selector("i", ids, ids)
+        return Selector.of("i", ids)
     if args.context:
-        context = check_label(args.context, "context")
-        return _Selector("c", [digest(context)], [context])
+        return Selector.of("c", [check_label(args.context, "context")])
     if args.tags:
-        tags = check_tags(args.tags, settings)
-        return _Selector("t", [digest(tag) for tag in tags], list(tags))
+        return Selector.of("t", check_tags(args.tags, settings))
     types = [memory_type.value for memory_type in dict.fromkeys(args.memory_types or ())]
-    return _Selector("y", types, types)
+    return Selector.of("y", types)
 
 
 def _raise_for(answer: dict[str, Any], args: ShareArguments) -> None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from memory_core.errors import InvalidArgument
-from memory_core.records import redis_time
+from memory_core.records import offer_proof, redis_time
 from memory_core.records.codec import unpack
 from memory_core.records.keys import Keys, digest
 from memory_core.records.memory import Record
@@ -31,7 +31,6 @@ from memory_server.index.filters import ResolvedFilters
 from memory_server.search.search import best_of
 from memory_server.search.services import SearchServices
 from memory_server.sharing.changes import BEGINNING, ChangePosition, Cursor, Delivered, View, read_cursor
-from memory_server.sharing.proofs import is_genuine_offer
 
 _CHARS_PER_TOKEN = 4
 _MAX_MEMORIES = 100
@@ -108,7 +107,7 @@ async def get_shared_context(
     answer.memories = [_shared_memory(view, position, record, model) for position, record in budget.kept]
     answer.next_cursor = after.write() if after else None
     answer.more = budget.full
-    service.touch(request.caller.namespace, [record.id for _, record in budget.kept])
+    service.touch(request.caller, [record.id for _, record in budget.kept])
     return answer
 
 
@@ -199,7 +198,7 @@ async def _list_grants(backend: Backend, principal: Principal, other: str | None
     answer = SharedContextAnswer()
     for grant_id, row in zip(ids, rows, strict=True):
         fields = {name.decode(): value for name, value in row.items()}
-        if fields and float(fields["until"]) > now and _is_genuine(backend, keys, fields):
+        if fields and float(fields["until"]) > now and _is_genuine(backend, keys, grant_id, fields):
             _add_grant(answer, principal, other, grant_id, fields)
     dropped = 0
     for grants in (answer.granted_to_me, answer.granted_by_me, answer.offers):
@@ -209,17 +208,18 @@ async def _list_grants(backend: Backend, principal: Principal, other: str | None
     return answer
 
 
-def _is_genuine(backend: Backend, keys: Keys, row: dict[str, bytes]) -> bool:
+def _is_genuine(backend: Backend, keys: Keys, grant_id: str, row: dict[str, bytes]) -> bool:
     """Whether the server wrote an offer. Grants are checked before: the principal has only genuine ones."""
-    return row["state"] != b"offered" or is_genuine_offer(backend.integrity, keys.namespace, row)
+    return row["state"] != b"offered" or offer_proof.is_genuine(backend.integrity, keys.namespace, grant_id, row)
 
 
 def _add_grant(
     answer: SharedContextAnswer, principal: Principal, other: str | None, grant_id: str, row: dict[str, bytes]
 ) -> None:
     """Add a grant or an offer, if the principal still owns its side of it and `other` has the other side."""
-    mine, theirs = ("from", "to") if row["from"].decode() == principal.agent else ("to", "from")
-    if row[f"{mine}_owner"].decode() != principal.owner or other not in (None, row[theirs].decode()):
+    sides = {row["from_owner"].decode(): ("from", "to"), row["to_owner"].decode(): ("to", "from")}
+    mine, theirs = sides.get(principal.owner or "", ("", ""))
+    if not mine or other not in (None, row[theirs].decode()):
         return
     if row["state"] == b"offered":
         answer.offers.append(grant_info(grant_id, row))
@@ -239,7 +239,9 @@ def grant_info(grant_id: str, row: dict[str, bytes]) -> GrantInfo:
         context=values[0] if kind == "c" else None,
         tags=values if kind == "t" else [],
         memory_types=values if kind == "y" else [],
-        memories=len(values) if kind == "i" else None,
+        memories={"i": len(values), "o": values[0]}.get(kind),
+        transfer=kind == "o",
+        grown=int(row.get("grown", 0)),
         granted_at=to_iso(float(row["at"])) or "",
         expires_at=None if until == NEVER else to_iso(until),
         note=row["note"].decode() or None,

@@ -9,8 +9,9 @@ import secrets
 import time
 from typing import Any
 
-from memory_core.errors import MemoryServiceError, NotFound
+from memory_core.errors import MemoryServiceError, NotFound, after_write
 from memory_core.records import redis_time
+from memory_core.records.authority import Effect
 from memory_core.records.ids import new_id
 from memory_core.records.keys import Keys
 from memory_core.records.memory import MemoryType, Visibility
@@ -23,13 +24,14 @@ from memory_server.contract.memories import Hit
 from memory_server.contract.task_arguments import CompleteArguments, FailArguments, PendingArguments
 from memory_server.contract.tasks import ClaimedTask, PendingAnswer, TaskStateAnswer, TaskView
 from memory_server.engine.inflight_reads import reads
-from memory_server.engine.redis_backend import Backend, after_write
+from memory_server.engine.redis_backend import Backend
 from memory_server.engine.request_context import Caller, RequestContext
 from memory_server.events.entries import TASK
 from memory_server.events.listeners import Waiter
 from memory_server.events.waiting import last_position
 from memory_server.memories.store import store_memory
 from memory_server.search.search import semantic_search
+from memory_server.security.credentials import find_credentials
 from memory_server.tasks.lifecycle import DESCRIPTION_BYTES, act_on_task, load_history
 from memory_server.tasks.routing import sweep_tasks
 from memory_server.tasks.services import TaskServices
@@ -49,9 +51,14 @@ async def get_pending_tasks(service: TaskServices, request: RequestContext, args
     await service.namespaces.get(request.caller.namespace)
     if not args.claim:
         return await _show_assigned(service.backend, request.caller, args)
-    answer = await _claim(service, request, args.limit)
+    answer, shortened = await _claim(service, request, args.limit), None
     if args.wait_seconds and not answer["tasks"]:
-        answer = await _wait_and_claim(service, request, args)
+        seconds, shortened = request.longest_wait(args.wait_seconds)
+        answer = await _wait_and_claim(service, request, args.limit, seconds)
+    if shortened and not answer["tasks"]:
+        return PendingAnswer(
+            tasks=[], open_tasks=answer["held"], max_tasks=answer["most"], partial=True, reason=shortened
+        )
     with after_write():
         return await _describe(service, request, args, answer)
 
@@ -142,18 +149,18 @@ async def _claim(service: TaskServices, request: RequestContext, limit: int) -> 
     return answer
 
 
-async def _wait_and_claim(service: TaskServices, request: RequestContext, args: PendingArguments) -> dict[str, Any]:
+async def _wait_and_claim(service: TaskServices, request: RequestContext, limit: int, seconds: float) -> dict[str, Any]:
     """Claim again after each task event for the caller, until the time runs out."""
-    until = time.monotonic() + args.wait_seconds
+    until = time.monotonic() + seconds
     waiter = Waiter(request.caller.agent, frozenset({TASK}))
     at = await last_position(service.backend, request.caller.namespace)
     with service.events.listening(request.caller.namespace, waiter, at):
         while True:
-            answer = await _claim(service, request, args.limit)
+            answer = await _claim(service, request, limit)
             left = until - time.monotonic()
             if answer["tasks"] or left <= 0 or waiter.closed:
                 return answer
-            with request.without_slot():
+            async with request.waiting():
                 await waiter.wait(min(left, _POLL_SECONDS))
             waiter.queue.clear()
 
@@ -180,11 +187,14 @@ async def _describe(
     """Add the task, its earlier failures and related memories to each lease."""
     keys, leases = Keys(request.caller.namespace), {found["id"]: found for found in answer["tasks"]}
     tasks = await service.backend.read(lambda client: load_tasks(client, keys, leases))
-    number = args.with_memories if request.caller.may_read else 0
+    reader, unread = request.as_reader(), None
+    if args.with_memories and tasks:
+        unread = reader.missing("memories are", Effect.READ_MEMORIES)
+    number = 0 if unread else args.with_memories
     described = await asyncio.gather(
-        *(_describe_task(service, request, task, leases[task.id], number) for task in tasks)
+        *(_describe_task(service, reader, task, leases[task.id], number) for task in tasks)
     )
-    reasons = dict.fromkeys(reason for _, reason in described if reason)
+    reasons = dict.fromkeys(reason for reason in [unread, *(reason for _, reason in described)] if reason)
     return PendingAnswer(
         tasks=[task for task, _ in described],
         open_tasks=answer["held"],
@@ -205,7 +215,7 @@ async def _describe_task(
     if memories:
         try:
             found = await semantic_search(service, request, SearchArguments(query=task.description, limit=memories))
-            hits, reason = found.hits, found.reason
+            hits, reason = _relevant(found.hits, service.settings.tasks.memories_from), found.reason
         except MemoryServiceError as error:
             reason = f"memories could not be searched: {error.message}"
     extra = {
@@ -217,6 +227,22 @@ async def _describe_task(
         "memories": hits,
     }
     return _claimed(task).model_copy(update=extra), reason
+
+
+def _relevant(hits: list[Hit], lowest: float) -> list[Hit]:
+    """Keep what is on the task's subject. Nobody asked for these memories, so none is sensitive or a credential.
+
+    Without a vector, the words must explain half as much of the description.
+    """
+
+    def closeness(hit: Hit) -> float:
+        return 2 * (hit.keyword_score or 0.0) if hit.vector_score is None else hit.vector_score
+
+    return [
+        hit
+        for hit in hits
+        if closeness(hit) >= lowest and not hit.memory.sensitive and not find_credentials(hit.memory.content)
+    ]
 
 
 def _claimed(task: Task) -> ClaimedTask:

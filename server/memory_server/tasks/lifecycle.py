@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from memory_core.errors import Conflict, InvalidArgument, LeaseLost, NotFound, echo
-from memory_core.records.agent import load_agent
+from memory_core.records.agent import held_since, load_agent
 from memory_core.records.codec import unpack
 from memory_core.records.keys import Keys
 from memory_core.records.names import check_label
@@ -26,14 +26,15 @@ _MAX_LISTED = 1000
 
 
 async def get_task(service: TaskServices, caller: Caller, task_id: str) -> TaskAnswer:
-    """Return a task with its history.
+    """Return a task with its history; without payload and result to an operator.
 
     Raises:
         NotFound: no task with that id that the caller may see.
     """
-    task = await find_task(service.backend, caller, task_id)
-    whole = task.is_party(caller.agent) or caller.admin
-    history = await load_history(service.backend, caller.namespace, task.id) if whole else []
+    task, keys = await find_task(service.backend, caller, task_id), Keys(caller.namespace)
+    since = await service.backend.read(lambda client: held_since(client, keys, caller.agent, service.backend.integrity))
+    whole = caller.admin or (task.is_party(caller.agent, since) and not caller.public_only)
+    history = await load_history(service.backend, caller.namespace, task.id) if whole or caller.oversees else []
     return TaskAnswer(task=TaskView.of(task, whole=whole), history=history)
 
 
@@ -93,12 +94,13 @@ async def visible_tasks(backend: Backend, caller: Caller, task_ids: Sequence[str
     keys = Keys(caller.namespace)
 
     async def fetch(client: Client) -> list[Task]:
+        since = await held_since(client, keys, caller.agent, backend.integrity)
         tasks = await load_tasks(client, keys, task_ids)
-        if sum(task.is_party(caller.agent) for task in tasks) == len(task_ids):
+        if sum(task.is_party(caller.agent, since) for task in tasks) == len(task_ids):
             return tasks
         profile = await load_agent(client, keys, caller.agent)
         able = {task.id for task in tasks if profile is not None and profile.is_able(task.kind)}
-        return [task for task in tasks if caller.admin or task.may_see(caller.agent, task.id in able)]
+        return [task for task in tasks if caller.oversees or task.may_see(caller.agent, task.id in able, since)]
 
     return await backend.read(fetch)
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from memory_core.errors import Conflict, InvalidArgument, MemoryServiceError, NotFound, QuotaExceeded, echo
 from memory_core.records import redis_time
+from memory_core.records.authority import Effect
 from memory_core.records.ids import new_id
 from memory_core.records.keys import Keys
 from memory_core.records.model import Model
@@ -24,6 +25,7 @@ from memory_core.settings.settings import Settings
 from memory_server.contract import validation
 from memory_server.contract.task_arguments import DistributeArguments
 from memory_server.contract.tasks import DistributeAnswer, SimilarTask, Suited, Why
+from memory_server.contract.untrusted_text import word
 from memory_server.engine.request_context import Caller, RequestContext
 from memory_server.index import queries
 from memory_server.tasks.lifecycle import DESCRIPTION_BYTES, check_capabilities, find_task, no_task, visible_tasks
@@ -66,7 +68,9 @@ async def distribute_task(
         (vector,) = await service.embeddings.embed([args.description], caller, model=model, wait=_EMBED_SECONDS)
     demand = Demand(kind, args.task_type, args.priority, vector)
     ranked = rank(able(await roster(service, caller.namespace), kind, redis_time.now()), demand)
-    similar = await _similar(service, caller, vector, model)
+    unread = request.missing("similar tasks are", Effect.SEE_TASKS)
+    similar = [] if unread else await _similar(service, caller, vector, model)
+    await request.check_stale_credential()
     answer = await _submit(service, request, args, demand, model, ranked)
     if answer["status"] == "replayed":
         task = await find_task(service.backend, caller, answer["id"])
@@ -80,6 +84,8 @@ async def distribute_task(
         assigned_to=assigned,
         why=_why(answer["state"], kind, ranked, assigned),
         similar_tasks=similar,
+        partial=bool(unread),
+        reason=unread,
     )
 
 
@@ -199,7 +205,7 @@ def _why(state: str, kind: TaskKind, ranked: Sequence[Suited], assigned: str | N
         reason = f"all {len(ranked)} able agents are busy; the first with room gets it"
     else:
         window = f"a context window of {kind.window}" if kind.window else ""
-        demands = ", ".join(filter(None, [kind.only, *kind.capabilities, window]))
+        demands = ", ".join(filter(None, [kind.only, *map(word, kind.capabilities), window]))
         reason = f"no living agent{f' with {demands}' if demands else ''} is registered; it goes out when one is"
     return Why(reason=reason, considered=list(ranked[:_MAX_CONSIDERED]))
 

@@ -8,13 +8,17 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
+from memory_core.records.bounded_json import has_too_many_values
 from memory_core.records.ids import ID_PATTERN
 from memory_core.records.memory import MemoryType, Priority, Visibility
-from memory_core.records.names import NAME_PATTERN, check_label
+from memory_core.records.names import NAME_PATTERN, check_agent_name, check_label
 from memory_core.records.times import NEVER
 
 FORMAT = "redis-memory"
+_MAX_TOKENS = 1_000_000
+"""JSON values of a line, roughly."""
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_LARGEST = 1 << 48  # of numbers that go on counting: exact as a float, with room above
 
 
 def to_text(seconds: float) -> str:
@@ -43,10 +47,11 @@ def _is_time(text: str) -> str:
 
 Id = Annotated[str, Field(pattern=ID_PATTERN)]
 Name = Annotated[str, Field(pattern=f"^{NAME_PATTERN}$")]
+AgentName = Annotated[Name, AfterValidator(check_agent_name)]
 Label = Annotated[str, AfterValidator(lambda text: check_label(text))]
 Time = Annotated[str, AfterValidator(_is_time)]
 Base64 = Annotated[str, Field(pattern=r"^[A-Za-z0-9+/]+={0,2}$")]
-Token = Annotated[str, Field(pattern=r"^[citoy]:[\x21-\x7e]{1,100}$")]
+Token = Annotated[str, Field(pattern=r"^[city]:[\x21-\x7e]{1,100}$")]
 
 
 class Line(BaseModel):
@@ -72,12 +77,13 @@ class Header(Line):
 
 
 class AgentLine(Line):
-    """An agent name and its owner ids; new memories get `owner`."""
+    """An agent name and its owner ids; new memories get `owner`. Earlier holders left the `kept` ones to no agent."""
 
     kind: Literal["agent"] = "agent"
-    name: Name
+    name: AgentName
     owner: Id | None = None
-    owners: list[Id] = Field(min_length=1)
+    owners: list[Id] = []
+    kept: list[Id] = []
 
 
 class QuarantineLine(Line):
@@ -111,8 +117,8 @@ class MemoryLine(Line):
     tags: list[Label] | None = None
     context: Label | None = None
     source: Label | None = None
-    seq: int = Field(ge=1, lt=1 << 53)
-    rev: int = Field(ge=1, lt=1 << 53)
+    seq: int = Field(ge=1, lt=_LARGEST)
+    rev: int = Field(ge=1, lt=_LARGEST)
     occurred_at: Time | None = None
     created_at: Time
     updated_at: Time
@@ -142,7 +148,7 @@ class GrantLine(Line):
     grantee_owner: Id
     permission: Literal["read", "write"]
     selects: Literal["i", "c", "t", "y"]
-    values: list[str]
+    values: list[str] = Field(min_length=1, max_length=100)
     selector: str = Field(pattern="^[0-9a-f]{32}$")
     note: str | None = None
     at: Time
@@ -153,18 +159,33 @@ class GrantLine(Line):
 
 
 class End(Line):
-    """The last line, with the number of lines of each kind. A file without it is incomplete."""
+    """The last line: the number of lines of each kind and, with a key, the signature of the lines before it.
+
+    A file without it is incomplete.
+    """
 
     kind: Literal["end"] = "end"
     agents: int
     quarantine: int
     memories: int
     grants: int
+    key: str | None = Field(default=None, pattern="^[0-9a-f]{16}$", description="id of the key that signed the file")
+    mac: str | None = Field(default=None, pattern="^[0-9a-f]{64}$")
 
 
 AnyLine = Header | AgentLine | QuarantineLine | MemoryLine | GrantLine | End
 _LINES: TypeAdapter[AnyLine] = TypeAdapter(Annotated[AnyLine, Field(discriminator="kind")])
 ORDER = (FORMAT, "agent", "quarantine", "memory", "grant", "end")
+
+
+def read_json(raw: bytes) -> Any:
+    """Read the JSON of a line. Raises ValueError if it is not JSON, or has too many values."""
+    if has_too_many_values(raw, _MAX_TOKENS):
+        raise ValueError("it has too many JSON values")
+    try:
+        return json.loads(raw)
+    except (ValueError, RecursionError):
+        raise ValueError("it is not JSON") from None
 
 
 def parse(raw: bytes) -> AnyLine:
@@ -173,10 +194,7 @@ def parse(raw: bytes) -> AnyLine:
     Raises:
         ValueError: it is not valid. The message says where, without quoting the line.
     """
-    try:
-        values = json.loads(raw)
-    except (ValueError, RecursionError):
-        raise ValueError("it is not JSON") from None
+    values = read_json(raw)
     try:
         return _LINES.validate_python(values)
     except ValidationError as error:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import json
-import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -12,9 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from memory_core.crypto.keyring import framed
+from memory_core.crypto.secret_files import publish
 from memory_core.errors import Conflict, InvalidArgument, Tampered
 from memory_core.records import grant_proof, owners, redis_time
 from memory_core.records.audit_entry import system_entry
+from memory_core.records.bounded_files import PACKED
 from memory_core.records.codec import unpack
 from memory_core.records.keys import Keys, digest
 from memory_core.records.memory import Record
@@ -28,6 +29,7 @@ from memory_server.transfer import export_lines as lines
 from memory_server.transfer import files
 from memory_server.transfer.export_lines import AgentLine, AnyLine, End, GrantLine, Header, MemoryLine, QuarantineLine
 from memory_server.transfer.sealed import FileSeal, Inside
+from memory_server.transfer.signature import FileSignature
 
 _SLICE = 100
 Progress = Callable[[int, int], None]
@@ -81,12 +83,12 @@ async def export(
     part = file.with_name(f"{file.name}.{namespace}.part")
     exported, model = Exported(str(file)), await service.models.current(namespace)
     try:
-        with files.Writer(part, packed=file.suffix == files.PACKED) as writer:
+        with files.Writer(part, packed=file.suffix == PACKED) as writer:
             exporter = _Exporter(service, namespace, options, model, writer, exported)
             exporter.resume()
             await exporter.write(on_progress)
             writer.finish()
-        os.replace(part, file)
+        publish(part, file)
     except OSError as error:
         raise InvalidArgument(f"cannot write {part}: {error.strerror}", hint="choose another file") from None
     entry = {**system_entry(CONSOLE, "export"), "count": exported.counts["memory"]}
@@ -126,6 +128,7 @@ class _Exporter:
             model=model.name, dimension=model.dimension, vectors=options.vectors, sensitive=options.sensitive
         )
         self._already_written: set[str] = set()
+        self._signature = FileSignature()
         self._after = (-1, "")
         """The position of the last line that an interrupted export wrote."""
 
@@ -139,6 +142,7 @@ class _Exporter:
         for line in self._writer.complete_lines():
             if not last and line != self._header.dump():
                 raise Conflict("an unfinished export used other options", hint="remove the .part file")
+            self._signature.add(line)
             last = line
             content = json.loads(line)
             self._exported.counts[content["kind"]] += 1
@@ -154,17 +158,19 @@ class _Exporter:
         quarantine = await quarantined(self._backend, self._keys.namespace)
         self._add([self._header, *agents])
         self._add(QuarantineLine(name=one.agent, since=lines.to_text(one.since)) for one in quarantine)
-        await self._write_memories({owner for agent in agents for owner in agent.owners}, on_progress)
+        await self._write_memories({owner for agent in agents for owner in (*agent.owners, *agent.kept)}, on_progress)
         self._add(sorted(await self._grants(), key=lines.position))
         count = self._exported.counts
         agent_lines, quarantine_lines = count["agent"], count["quarantine"]
         end = End(agents=agent_lines, quarantine=quarantine_lines, memories=count["memory"], grants=count["grant"])
-        self._add([end])
+        self._add([self._signature.sign(self._backend.keyring, end)])
 
     def _add(self, found: Iterable[AnyLine]) -> None:
         for line in found:
             if lines.position(line) > self._after:
-                self._writer.write(line.dump())
+                raw = line.dump()
+                self._signature.add(raw)
+                self._writer.write(raw)
                 self._exported.counts[line.kind] += 1
 
     async def _names(self, prefix: str) -> list[str]:
@@ -190,7 +196,11 @@ class _Exporter:
         rows = await self._backend.read(fetch) if names else []
         where = (self._backend.integrity, self._keys.namespace)
         found = [(name, owners.read(*where, name, row)) for name, row in zip(names, rows, strict=True)]
-        return [AgentLine(name=name, owner=one.current, owners=list(one.all)) for name, one in found if one.all]
+        return [
+            AgentLine(name=name, owner=one.current, owners=list(one.all), kept=list(one.kept))
+            for name, one in found
+            if one.all or one.kept
+        ]
 
     async def _write_memories(self, owners: set[str], on_progress: Progress | None) -> None:
         """Write memories by id.

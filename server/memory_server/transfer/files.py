@@ -6,21 +6,24 @@ the file is byte for byte the same as without the interruption.
 
 from __future__ import annotations
 
-import io
 import os
-from collections.abc import Generator, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
-from typing import IO, BinaryIO
+from typing import IO
 
 import zstandard
 
+from memory_core.crypto.secret_files import private_file
 from memory_core.errors import InvalidArgument
+from memory_core.records.bounded_files import opened
 
 FRAME = 1000
 LEVEL = 10
-PACKED = ".zst"
 _CHUNK = 1 << 20
+MAX_LINE = 64 << 20
+MAX_DOCUMENT = 512 << 20
+"""Bytes of a document that is read whole."""
 
 
 def read_lines(path: Path) -> Iterator[tuple[int, bytes]]:
@@ -31,23 +34,26 @@ def read_lines(path: Path) -> Iterator[tuple[int, bytes]]:
     """
     try:
         with opened(path) as file:
-            for number, line in enumerate(file, 1):
+            for number, line in enumerate(iter(partial(file.readline, MAX_LINE + 1), b""), 1):
+                if len(line) > MAX_LINE:
+                    raise too_long(f"line {number} of {path}", MAX_LINE)
                 if line.strip():
                     yield number, line
     except (OSError, zstandard.ZstdError) as error:
         raise unreadable(path, error) from None
 
 
-@contextmanager
-def opened(path: Path) -> Generator[BinaryIO]:
-    """Open a file to read its bytes, and decompress it if its name ends in .zst."""
-    with path.open("rb") as raw:
-        if path.suffix != PACKED:
-            yield raw
-            return
-        reader = zstandard.ZstdDecompressor().stream_reader(raw, read_across_frames=True)
-        with io.BufferedReader(reader) as file:  # pyright: ignore[reportArgumentType]
-            yield file
+def read_whole(path: Path, most: int = MAX_DOCUMENT) -> bytes:
+    """Read a file, decompressed. Raises OSError, ZstdError or InvalidArgument (its kind, or too long)."""
+    with opened(path) as file:
+        data = file.read(most + 1)
+    if len(data) > most:
+        raise too_long(str(path), most)
+    return data
+
+
+def too_long(what: str, most: int) -> InvalidArgument:
+    return InvalidArgument(f"{what} has more than {most >> 20} MiB", hint="split it")
 
 
 def unreadable(path: Path, error: Exception) -> InvalidArgument:
@@ -61,7 +67,7 @@ class Writer:
     def __init__(self, path: Path, *, packed: bool) -> None:
         self._packed = packed
         self._buffer: list[bytes] = []
-        self._file: IO[bytes] = path.open("r+b" if path.exists() else "w+b")
+        self._file: IO[bytes] = private_file(path)
 
     def __enter__(self) -> Writer:
         return self

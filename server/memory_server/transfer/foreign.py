@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import unicodedata
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,13 +15,18 @@ from typing import Any, cast
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from memory_core.errors import InvalidArgument, MemoryServiceError
+from memory_core.records.bounded_files import check_kind
+from memory_core.records.bounded_json import has_too_many_values
 from memory_core.records.memory import MemoryType
 from memory_core.records.names import LABEL_MAX_BYTES
 from memory_core.records.times import parse_time
 from memory_server.transfer import files
-from memory_server.transfer.export_lines import reasons
+from memory_server.transfer.export_lines import read_json, reasons
 
 _HEAD_LINES = 20
+_MAX_TOKENS = 50_000_000
+_CUT_BEFORE = 4 * LABEL_MAX_BYTES
+"""Characters of a label before it is normalised, which takes quadratic time."""
 CONVERSATIONS = "conversations*.json"
 
 
@@ -58,6 +64,7 @@ class Source:
     def __init__(self, path: Path) -> None:
         if not path.exists():
             raise InvalidArgument(f"{path} does not exist", hint="check the path")
+        check_kind(path, path.stat().st_mode)
         self.path = path
 
     def lines(self) -> Iterator[tuple[int, bytes]]:
@@ -83,8 +90,8 @@ class Source:
             if number > _HEAD_LINES:
                 break
             try:
-                record = json.loads(line)
-            except (ValueError, RecursionError):
+                record = read_json(line)
+            except ValueError:
                 continue
             if isinstance(record, dict):
                 found.append(cast(dict[str, Any], record))
@@ -93,18 +100,26 @@ class Source:
     def _texts(self) -> list[tuple[str, bytes]]:
         try:
             if self.path.is_dir():
-                return [(str(file), file.read_bytes()) for file in sorted(self.path.glob(CONVERSATIONS))]
+                return [(str(file), files.read_whole(file)) for file in sorted(self.path.glob(CONVERSATIONS))]
             if zipfile.is_zipfile(self.path):
                 with zipfile.ZipFile(self.path) as archive:
-                    names = [name for name in sorted(archive.namelist()) if Path(name).match(CONVERSATIONS)]
-                    return [(name, archive.read(name)) for name in names]
-            with files.opened(self.path) as file:
-                return [(str(self.path), file.read())]
-        except (OSError, zipfile.BadZipFile, ValueError) as error:
+                    return _conversations(archive, self.path)
+            return [(str(self.path), files.read_whole(self.path))]
+        except (OSError, zipfile.BadZipFile, zlib.error, ValueError, NotImplementedError, RuntimeError) as error:
             raise files.unreadable(self.path, error) from None
 
 
+def _conversations(archive: zipfile.ZipFile, path: Path) -> list[tuple[str, bytes]]:
+    """Return the conversations in an archive. No more bytes are unpacked than its directory declares."""
+    entries = [archive.getinfo(name) for name in sorted(archive.namelist()) if Path(name).match(CONVERSATIONS)]
+    if sum(entry.file_size for entry in entries) > files.MAX_DOCUMENT:
+        raise files.too_long(f"the conversations in {path}", files.MAX_DOCUMENT)
+    return [(entry.filename, archive.read(entry)) for entry in entries]
+
+
 def _parsed(name: str, data: bytes) -> Any:
+    if has_too_many_values(data, _MAX_TOKENS):
+        raise InvalidArgument(f"{name} has too many JSON values", hint="split it")
     try:
         return json.loads(data)
     except (ValueError, RecursionError) as error:
@@ -183,7 +198,8 @@ def label(value: Any) -> str | None:
     """Make a label of a value: on one line, trimmed, cut to the maximum length."""
     if value is None or isinstance(value, dict | list):
         return None
-    plain = "".join(" " if unicodedata.category(char)[0] in "CZ" else char for char in str(value))
+    raw = value[:_CUT_BEFORE] if isinstance(value, str) else str(value)
+    plain = "".join(" " if unicodedata.category(char)[0] in "CZ" else char for char in raw)
     short = unicodedata.normalize("NFC", " ".join(plain.split())).encode(errors="ignore")[:LABEL_MAX_BYTES]
     return short.decode(errors="ignore").strip() or None
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from memory_core.errors import InvalidArgument, MemoryServiceError
 from memory_core.records.audit_entry import AuditEntry, system_entry
 from memory_core.records.model import Model
-from memory_core.records.names import check_name
+from memory_core.records.names import check_agent_name
 from memory_core.records.scope import Principal
 from memory_server.engine.principals import resolve, resolve_writer
 from memory_server.engine.request_context import Caller, RequestContext
@@ -24,22 +24,31 @@ from memory_server.transfer.export_lines import AgentLine, End, GrantLine, Heade
 from memory_server.transfer.exporter import Progress
 from memory_server.transfer.foreign import Bad, Format, Source
 from memory_server.transfer.incoming_memory import Arrival, ForeignDefaults, from_foreign, from_line
-from memory_server.transfer.restore import OP, restore
+from memory_server.transfer.restore import OP, Restorer
+from memory_server.transfer.signature import FileSignature
 from memory_server.transfer.writer import FAILURES, ImportWriter
 
 _MAX_NAMED = 20
 _PROGRESS_EVERY = 100
+_UNSIGNED = (
+    "no key of this server signed this file: it brings agents that are new here and their memories, but no grants; "
+    "--trust restores all that it says"
+)
 Item = Arrival | AgentLine | QuarantineLine | GrantLine | Bad
 
 
 @dataclass(frozen=True, slots=True)
 class ImportOptions:
-    """The options of an import. `agent` becomes the owner of foreign memories."""
+    """The options of an import. `agent` becomes the owner of foreign memories.
+
+    `trust` restores owners and grants of an export that no key of this server signed.
+    """
 
     format: str | None = None
     agent: str | None = None
     defaults: ForeignDefaults = field(default_factory=ForeignDefaults)
     skip_bad: bool = False
+    trust: bool = False
     dry_run: bool = False
 
 
@@ -93,19 +102,40 @@ async def import_path(
         await service.namespaces.get(namespace)
         if isinstance(reader, _ForeignReader):
             await reader.create_owner()
-    writer = ImportWriter(service, namespace, reader.audit, reader.principal, model=model, dry_run=options.dry_run)
+    unsigned = reader.unsigned
+    if unsigned is not None and not options.trust:
+        report.notes.append(_UNSIGNED)
+    await _write(service, namespace, reader, report, model, None if options.trust else unsigned, on_progress)
+    if reader.unsigned != unsigned:
+        raise InvalidArgument(f"{path} changed while it was imported", hint="import it again")
+    return report
+
+
+async def _write(
+    service: Service,
+    namespace: str,
+    reader: _ForeignReader | _OwnReader,
+    report: Imported,
+    model: Model,
+    file: str | None,
+    on_progress: Progress | None,
+) -> None:
+    """Import what the reader yields. `file` identifies a file without authority over what exists here."""
+    restorer = Restorer(service.backend, namespace, file, report.others)
+    writer = ImportWriter(
+        service, namespace, reader.audit, reader.principal, model=model, file=file, dry_run=report.dry_run
+    )
     writer.outcomes = report.memories
     for number, item in enumerate(reader.items(), 1):
         if isinstance(item, Arrival):
-            await writer.add(item)
-        elif not isinstance(item, Bad) and not options.dry_run:
+            await writer.add(restorer.attribute(item))
+        elif not isinstance(item, Bad) and not report.dry_run:
             await writer.flush()
-            await restore(service.backend, namespace, item, report.others)
+            await restorer.restore(item)
         if on_progress and (number % _PROGRESS_EVERY == 0 or number == report.read):
             on_progress(number, report.read)
     await writer.flush()
     report.notes += sorted(writer.warnings)
-    return report
 
 
 def _check(items: Iterator[Item], report: Imported) -> None:
@@ -121,6 +151,7 @@ def _check(items: Iterator[Item], report: Imported) -> None:
 class _ForeignReader:
     """Reads another product's file. Its memories become those of one agent."""
 
+    unsigned = None
     service: Service
     source: Source
     format: Format
@@ -135,7 +166,7 @@ class _ForeignReader:
         agent = options.agent or service.settings.agent
         if agent is None:
             raise InvalidArgument("these memories need an owner", hint="pass --agent NAME")
-        caller = Caller(namespace, check_name(agent, "agent"), by=CONSOLE, origin=f"{CONSOLE} {os.getpid()}")
+        caller = Caller(namespace, check_agent_name(agent), by=CONSOLE, origin=f"{CONSOLE} {os.getpid()}")
         if options.defaults.sensitive:
             await service.vault.check()
         principal = await resolve(service.backend, RequestContext(caller))
@@ -158,10 +189,25 @@ class _ForeignReader:
                 yield Bad(found.where, error.message)
 
 
+@dataclass(slots=True)
+class _Pass:
+    """What one pass over an export has read: `owners` maps owner ids to the names that the file gives them."""
+
+    header: Header | None = None
+    counts: Counter[str] = field(default_factory=Counter[str])
+    owners: dict[str, str] = field(default_factory=dict[str, str])
+    signature: FileSignature = field(default_factory=FileSignature)
+    is_ours: bool = False
+
+
 class _OwnReader:
-    """Reads an export of this product."""
+    """Reads an export of this product.
+
+    After a pass, `unsigned` identifies the file unless a key of this server signed it.
+    """
 
     principal = None
+    unsigned: str | None = None
 
     def __init__(self, service: Service, source: Source, model: Model, options: ImportOptions) -> None:
         if options.agent is not None:
@@ -172,29 +218,41 @@ class _OwnReader:
         self.audit = partial(system_entry, CONSOLE, OP)
 
     def items(self) -> Iterator[Item]:
-        header: Header | None = None
-        counts: Counter[str] = Counter()
+        read = _Pass()
         for number, raw in self._source.lines():
             where = f"line {number}"
             try:
-                line = lines.parse(raw)
-                counts[line.kind] += 1
-                if isinstance(line, Header):
-                    header = line
-                elif header is None:
-                    yield Bad(where, "the file does not begin with its header")
-                elif isinstance(line, End):
-                    yield from _check_counts(where, line, counts)
-                elif isinstance(line, MemoryLine):
-                    yield from_line(self._service, header, self._model, line)
-                else:
-                    yield line
+                yield from self._items_of(read, where, raw)
             except ValueError as error:
                 yield Bad(where, str(error))
             except MemoryServiceError as error:
                 yield Bad(where, error.message)
-        if not counts["end"]:
+        self.unsigned = None if read.is_ours else read.signature.digest
+        if not read.counts["end"]:
             yield Bad("the end", "the file is incomplete: its last line is missing")
+
+    def _items_of(self, read: _Pass, where: str, raw: bytes) -> Iterator[Item]:
+        line = lines.parse(raw)
+        is_over = bool(read.counts["end"])
+        read.counts[line.kind] += 1
+        if not isinstance(line, End):
+            read.signature.add(raw)
+        if is_over:
+            read.is_ours = False
+            yield Bad(where, "it comes after the last line of the export")
+        elif isinstance(line, Header):
+            read.header = line
+        elif read.header is None:
+            yield Bad(where, "the file does not begin with its header")
+        elif isinstance(line, End):
+            yield from _check_counts(where, line, read.counts)
+            read.is_ours = read.signature.is_signed_by(self._service.backend.keyring, line)
+        elif isinstance(line, MemoryLine):
+            yield from_line(self._service, read.header, self._model, line, read.owners.get(line.owner, ""))
+        else:
+            if isinstance(line, AgentLine):
+                read.owners |= dict.fromkeys(line.owners, line.name)
+            yield line
 
     def notes(self) -> list[str]:
         """Return what a person should know before the import."""

@@ -30,6 +30,8 @@ from memory_server.transfer.sealed import FileSeal, Inside
 
 _RANDOM_BYTES = 10
 _NORM_TOLERANCE = 1e-2
+_CLOCKS_DIFFER = 300.0
+"""Seconds by which the clock of the exporting machine may be ahead."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +39,7 @@ class Arrival:
     """A memory to import. With `keeps_times` it keeps its times and sequence number; otherwise it gets new ones.
 
     `vectors` are those of all its chunks, shape (chunks, dimension), if `cut` identifies how it is split. A memory
-    with the same id is the same memory if its owner is one of `owners`.
+    with the same id is the same memory if its owner is one of `owners`. `agent` is whose the owner id is.
     """
 
     record: Record
@@ -47,6 +49,7 @@ class Arrival:
     ttl: int | None = None
     vectors: Matrix | None = None
     cut: str | None = None
+    agent: str = ""
 
     def same_as(self, rev: int, stored_hash: str) -> bool:
         """Whether a stored memory has the same revision, and the same content unless that is sensitive."""
@@ -109,11 +112,12 @@ def from_foreign(
         keeps_times=False,
         expires_at=None if foreign.expires_at is None else to_redis(foreign.expires_at),
         ttl=lifetime(settings, defaults.priority, None) if defaults.priority else None,
+        agent=principal.agent,
     )
 
 
-def from_line(service: Service, header: Header, model: Model, line: MemoryLine) -> Arrival:
-    """Make the memory of a line of an export.
+def from_line(service: Service, header: Header, model: Model, line: MemoryLine, agent: str) -> Arrival:
+    """Make the memory of a line of an export; the file gives its owner id to `agent`.
 
     Raises:
         InvalidArgument: a value is not valid. KeyMissing, Tampered: it is encrypted and cannot be opened.
@@ -142,6 +146,8 @@ def from_line(service: Service, header: Header, model: Model, line: MemoryLine) 
         codec=SEALED_CODEC if line.sealed else "text",
     )
     validation.check_secrecy(record.is_sensitive, record.visibility)
+    if max(record.created_at, record.updated_at) > redis_time.now() + _CLOCKS_DIFFER:
+        raise InvalidArgument("created_at or updated_at is in the future", hint="check the clocks of both machines")
     usable = (header.model, header.dimension) == (model.name, model.dimension)
     return Arrival(
         replace(record, scope=scope_of(record, record.owner)),
@@ -150,6 +156,7 @@ def from_line(service: Service, header: Header, model: Model, line: MemoryLine) 
         expires_at=to_redis(record.expires_at),
         vectors=_matrix(vectors, model.dimension) if usable and vectors else None,
         cut=inside.cut,
+        agent=agent,
     )
 
 

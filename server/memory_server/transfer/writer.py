@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from memory_core.errors import InvalidArgument, StoreUnavailable
+from memory_core.records import owners
 from memory_core.records.audit_entry import AuditEntry
 from memory_core.records.keys import Keys, digest
 from memory_core.records.model import Model
@@ -38,7 +39,8 @@ class _Split:
 class ImportWriter:
     """Writes memories to one namespace; `outcomes` counts what happened to them.
 
-    With a `principal` they count against its quota. Their vectors are of `model`. `dry_run` only counts.
+    With a `principal` they count against its quota. Their vectors are of `model`. `file` identifies a file that no key
+    of this server signed: its memories go only to agents that came with it. `dry_run` only counts.
     """
 
     def __init__(
@@ -49,10 +51,11 @@ class ImportWriter:
         principal: Principal | None = None,
         *,
         model: Model,
+        file: str | None = None,
         dry_run: bool = False,
     ) -> None:
         self._service, self._keys, self._audit, self._principal = service, Keys(namespace), audit, principal
-        self._model, self._dry_run = model, dry_run
+        self._model, self._file, self._dry_run = model, file, dry_run
         self._waiting: dict[str, Arrival] = {}
         self.outcomes: Counter[str] = Counter()
         self.warnings: set[str] = set()
@@ -152,13 +155,15 @@ class ImportWriter:
 
     async def _item(self, one: _Split) -> tuple[list[str], dict[str, Any]]:
         keys, arrival, record = self._keys, one.arrival, one.arrival.record
-        chunks, sensitive = one.content.chunks, record.is_sensitive
+        chunks, sensitive, integrity = one.content.chunks, record.is_sensitive, self._service.backend.integrity
         encoder = await encoder_of(self._service, keys.namespace, record.owner, self._model, sensitive=sensitive)
         record = replace(record, content_hash=encoder.content_hash(record.content))
         item: dict[str, Any] = {
             "id": record.id,
             "owner": record.owner,
             "owners": list(arrival.owners),
+            "mark": self._file and owners.file_mark(integrity, keys.namespace, record.owner, self._file),
+            "agent": arrival.agent,
             "writer": record.writer,
             "rev": record.rev,
             "hash": record.content_hash,
@@ -170,7 +175,7 @@ class ImportWriter:
             "vector": encoder.vector(record, 0, one.content.vector(0)),
             "job": encoder.job(record, 0, chunks[0]),
             "key": encoder.key_version,
-            "seal": self._service.backend.integrity.seal(keys.namespace, record.id, record.rev),
+            "seal": integrity.seal(keys.namespace, record.id, record.rev),
         }
         if arrival.keeps_times:
             times = {"created_at": to_redis(record.created_at), "updated_at": to_redis(record.updated_at)}

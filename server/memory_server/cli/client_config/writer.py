@@ -5,7 +5,6 @@ from __future__ import annotations
 import difflib
 import json
 import os
-import shutil
 import time
 from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from typing import Any, cast
 
 import tomlkit
 
+from memory_core.crypto.secret_files import make_folder, write_private
 from memory_core.errors import InvalidArgument
 from memory_server.cli.client_config.clients import OWNED_FIELDS, SECTION, Client
 from memory_server.cli.client_config.json_text import with_member
@@ -35,8 +35,9 @@ class Change:
         return self.before != self.after
 
     def diff(self) -> str:
+        """Return the changed lines only: others may hold the tokens of other servers."""
         lines = (text.splitlines(keepends=True) for text in (self.before or "", self.after))
-        return "".join(difflib.unified_diff(*lines, fromfile=str(self.file), tofile=str(self.file), n=2))
+        return "".join(difflib.unified_diff(*lines, fromfile=str(self.file), tofile=str(self.file), n=0))
 
     def write(self) -> Path | None:
         """Replace the file; return its backup, if any. Raises InvalidArgument if it changed or is not writable."""
@@ -44,14 +45,9 @@ class Change:
         try:
             if read(target) != self.before:
                 raise InvalidArgument(f"{self.file} was changed by another program", hint="try again")
-            target.parent.mkdir(parents=True, exist_ok=True)
-            backup = _back_up(target) if self.before is not None else None
-            draft = target.with_name(f".{target.name}.{os.getpid()}")
-            with open(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", newline="") as file:
-                file.write(self.after)
-            if self.before is not None:
-                shutil.copymode(target, draft)
-            draft.replace(target)
+            make_folder(target.parent)
+            backup = _back_up(target, self.before) if self.before is not None else None
+            write_private(target, self.after)  # clients keep tokens in these files
         except OSError as error:
             raise InvalidArgument(f"cannot write {self.file}: {error.strerror}", hint=_BY_HAND) from None
         return backup
@@ -117,9 +113,9 @@ def _object(value: Any, what: str) -> MutableMapping[str, Any]:
     return cast("MutableMapping[str, Any]", value)
 
 
-def _back_up(file: Path) -> Path:
+def _back_up(file: Path, text: str) -> Path:
     stamp, number = time.strftime("%Y%m%d-%H%M%S"), 0
-    while (backup := file.with_name(f"{file.name}.{stamp}{f'-{number}' if number else ''}.bak")).exists():
+    while os.path.lexists(backup := file.with_name(f"{file.name}.{stamp}{f'-{number}' if number else ''}.bak")):
         number += 1
-    shutil.copy2(file, backup)
+    write_private(backup, text)
     return backup

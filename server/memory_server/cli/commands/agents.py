@@ -62,8 +62,8 @@ def token(
     def show() -> None:
         until = to_iso(round(issued.expires_at))
         about = f"Token {issued.id} of {agent} in {issued.namespace}: {' '.join(sorted(scopes))}, until {until}."
-        typer.echo(about, err=True)
-        typer.echo(text)
+        lazy.printing.line(about, err=True)
+        lazy.printing.line(text)
 
     console.show(_public(issued) | {"token": text}, show)
 
@@ -78,7 +78,7 @@ def tokens(console: Console) -> None:
     def show() -> None:
         for one in found:
             state = "revoked" if one.revoked else f"until {to_iso(round(one.expires_at))}"
-            typer.echo(f"{one.id}  {one.agent}  {','.join(sorted(one.scopes))}  {state}")
+            lazy.printing.line(f"{one.id}  {one.agent}  {','.join(sorted(one.scopes))}  {state}")
 
     console.show([_public(one) for one in found], show)
 
@@ -89,6 +89,23 @@ def revoke(console: Console, token_id: Annotated[str, typer.Argument(help="Id of
     """Revoke a token immediately."""
     revoked = console.with_backend(lambda backend: lazy.tokens.revoke_token(backend, token_id))
     console.show(_public(revoked), f"Token {revoked.id} of {revoked.agent} in {revoked.namespace} is revoked.")
+
+
+@agents.command()
+@common_options()
+def transfer(
+    console: Console,
+    agent: Annotated[str, typer.Argument(help="Name of the agent that left.")],
+    to: Annotated[str, typer.Option(help="Registered agent that shall have its memories.")],
+) -> None:
+    """Offer an agent the memories that another kept when it unregistered. It accepts with `answer_offer`."""
+    answer = console.as_operator(
+        "offer_kept",
+        lambda service, request: lazy.kept_memories.offer_kept(service, request, agent, to),
+        agent,
+        to,
+    )
+    console.show_answer(answer, answer.text())
 
 
 def _public(token: Token) -> dict[str, Any]:

@@ -6,14 +6,15 @@ import asyncio
 import json
 import re
 from collections.abc import Awaitable, Callable
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import asdict
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Annotated, TypeVar
+from typing import IO, TYPE_CHECKING, Annotated, BinaryIO, TypeVar
 
 import typer
 import zstandard
 
+from memory_core.crypto.secret_files import replacing
 from memory_core.errors import InvalidArgument
 from memory_core.records.keys import Keys
 from memory_server.cli import lazy
@@ -68,7 +69,9 @@ def export(
 ) -> None:
     """Write all entries and seals to a file, which `verify --file` checks without Redis."""
     number = _on_redis(console, lambda client, keys: _export(client, keys, to))
-    console.show({"lines": number, "file": str(to)}, lambda: typer.echo(f"Wrote {number} lines to {to}.", err=True))
+    console.show(
+        {"lines": number, "file": str(to)}, lambda: lazy.printing.line(f"Wrote {number} lines to {to}.", err=True)
+    )
 
 
 @audit.command()
@@ -81,7 +84,7 @@ def tail(
     """Show the last entries, and new ones until interrupted."""
 
     def show(entry: SignedEntry) -> None:
-        typer.echo(json.dumps(entry.fields) if console.as_json else _line(entry))
+        lazy.printing.line(json.dumps(entry.fields) if console.as_json else _line(entry))
 
     with suppress(KeyboardInterrupt):
         _on_redis(console, lambda client, keys: _tail(client, keys, lines, follow, show))
@@ -95,18 +98,18 @@ async def _check(client: Client, keys: Keys, keyring: Keyring, expect: str | Non
 
 async def _export(client: Client, keys: Keys, to: Path) -> int:
     number = 0
-    with _open(to) as file:
-        async for line in lazy.audit_export.lines(client, keys):
-            file.write(line + "\n")
-            number += 1
+    try:
+        with replacing(to) as raw, _lines_of(raw, packed=to.suffix == ".zst") as file:
+            async for line in lazy.audit_export.lines(client, keys):
+                file.write(line.encode("ascii") + b"\n")
+                number += 1
+    except OSError as error:
+        raise InvalidArgument(f"cannot write {to}: {error.strerror}", hint="choose another file") from None
     return number
 
 
-def _open(to: Path) -> IO[str]:
-    try:
-        return zstandard.open(to, "wt") if to.suffix == ".zst" else to.open("w", encoding="ascii")
-    except OSError as error:
-        raise InvalidArgument(f"cannot write {to}: {error.strerror}", hint="choose another file") from None
+def _lines_of(raw: BinaryIO, *, packed: bool) -> AbstractContextManager[IO[bytes]]:
+    return zstandard.open(raw, "wb", closefd=False) if packed else nullcontext(raw)
 
 
 async def _tail(client: Client, keys: Keys, number: int, follow: bool, show: Callable[[SignedEntry], None]) -> None:
@@ -124,20 +127,20 @@ async def _tail(client: Client, keys: Keys, number: int, follow: bool, show: Cal
 
 
 def _print_report(report: AuditReport) -> None:
-    typer.echo(
+    lazy.printing.line(
         f"{report.namespace}: {report.entries} entries from number {report.first}, "
         f"sealed up to {report.sealed_to}, {report.unsealed} not sealed yet"
     )
     if not report.keyed:
-        typer.secho(f"not verified: {_NO_KEY}", fg="yellow")
+        lazy.printing.line(f"not verified: {_NO_KEY}", color="yellow")
     elif report.unsigned:
-        typer.secho(f"entries up to {report.unsigned} were written before a key was configured", fg="yellow")
+        lazy.printing.line(f"entries up to {report.unsigned} were written before a key was configured", color="yellow")
     if report.head:
-        typer.echo(f"head {report.head}")
+        lazy.printing.line(f"head {report.head}")
     if report.ok:
-        typer.secho("verified", fg="green") if report.keyed else typer.echo("no number is missing")
+        lazy.printing.line("verified", color="green") if report.keyed else lazy.printing.line("no number is missing")
         return
-    typer.echo(f"{report.number_of_problems} problems")
+    lazy.printing.line(f"{report.number_of_problems} problems")
     rows = ((problem.number, problem.kind, problem.detail) for problem in report.problems[:_MOST_SHOWN])
     lazy.printing.table(("number", "problem", "evidence"), rows)
 

@@ -43,7 +43,7 @@ def connect(
     )
     wanted = entry(client, server)
     if only_print:
-        typer.echo(lazy.client_files.snippet(client, name, wanted), nl=False)
+        lazy.printing.page(lazy.client_files.snippet(client, name, wanted))
         return
     change = lazy.client_files.plan(client, config_file(client, Environment(), project=project), name, wanted)
     is_written = change.is_needed and not dry_run
@@ -51,14 +51,16 @@ def connect(
 
     def show() -> None:
         if not change.is_needed:
-            typer.echo(f"{change.file} is already configured.")
+            lazy.printing.line(f"{change.file} is already configured.")
         elif dry_run:
-            typer.echo(change.diff(), nl=False)
+            lazy.printing.page(change.diff())
         else:
-            typer.echo(f"Wrote {change.file}{f'; the previous version is {backup}' if backup else ''}.")
-            typer.echo(f"Next: {NEXT_STEP[client]}.")
+            lazy.printing.line(f"Wrote {change.file}{f'; the previous version is {backup}' if backup else ''}.")
+            lazy.printing.line(f"Next: {NEXT_STEP[client]}.")
         if not stdio and not url and not asyncio.run(lazy.machine.livez(console.settings)):
-            typer.echo("No server is running there: start one with `make run` or `redis-memory serve`.", err=True)
+            lazy.printing.line(
+                "No server is running there: start one with `make run` or `redis-memory serve`.", err=True
+            )
 
     result = {"client": client, "file": str(change.file), "name": name, "entry": wanted}
     result |= {"changed": is_written, "would_change": change.is_needed, "backup": str(backup) if backup else None}

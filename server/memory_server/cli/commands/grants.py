@@ -46,9 +46,9 @@ def revoke(console: Console, grant_id: Annotated[str, typer.Argument(help="Id of
         lambda service, request: lazy.grants.revoke_shared(service, request, grant_id),
         grant_id,
     )
-    console.show_answer(answer, answer.summary())
+    console.show_answer(answer, answer.text())
 
 
 def _covers(grant: GrantState) -> str:
     filters = grant.context or ", ".join([*grant.tags, *grant.memory_types])
-    return filters or f"{grant.memories} memories"
+    return filters or f"{grant.memories} memories{' to take over' if grant.transfer else ''}"

@@ -52,13 +52,13 @@ def rotate(console: Console, agent: Annotated[str | None, typer.Option(help="Onl
             failed += rotated.closed
             resealed[owner] = rotated.resealed
             if not console.as_json:
-                typer.echo(f"{owner}: {rotated.resealed} memories are encrypted under the new key.")
+                lazy.printing.line(f"{owner}: {rotated.resealed} memories are encrypted under the new key.")
         return failed
 
     failed = console.with_service(act)
     console.show({"resealed": resealed, "closed": failed}, lambda: None)
     if failed:
-        typer.echo(f"{failed} memories cannot be decrypted; their old keys are kept.", err=True)
+        lazy.printing.line(f"{failed} memories cannot be decrypted; their old keys are kept.", err=True)
         raise typer.Exit(CHECK_FAILED)
 
 

@@ -83,9 +83,9 @@ def _print_hits(answer: SearchAnswer) -> None:
     if answer.hits:
         lazy.printing.table(("score", "memory", "writer", "trust", "time", "content"), rows)
     else:
-        typer.echo("No memories found.")
+        lazy.printing.line("No memories found.")
     if answer.partial:
-        typer.echo(f"partial: {answer.reason}", err=True)
+        lazy.printing.line(f"partial: {answer.reason}", err=True)
 
 
 def _print_memory(answer: MemoryAnswer) -> None:
@@ -95,5 +95,5 @@ def _print_memory(answer: MemoryAnswer) -> None:
     lazy.printing.pairs(
         (name, ", ".join(value) if isinstance(value, list) else value) for name, value in fields.items()
     )
-    typer.echo("")
-    typer.echo(lazy.printing.plain(content))
+    lazy.printing.line("")
+    lazy.printing.untrusted(content)

@@ -32,7 +32,9 @@ def duplicates(
         ]
         lazy.printing.table(("cosine", "memory", "content"), rows)
         left_out = answer.pairs_left_out
-        typer.echo(f"{len(answer.groups)} groups." + (f" {left_out} more pairs were left out." if left_out else ""))
+        lazy.printing.line(
+            f"{len(answer.groups)} groups." + (f" {left_out} more pairs were left out." if left_out else "")
+        )
 
     console.show_answer(answer, show)
 

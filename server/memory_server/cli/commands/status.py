@@ -34,12 +34,12 @@ def _print(found: Status) -> None:
         [("Redis", _redis(found.redis)), ("HTTP server", _server(found.server)), ("server processes", processes)]
     )
     if found.sidecars:
-        typer.echo("")
+        lazy.printing.line("")
         lazy.printing.table(_SIDECAR_COLUMNS, map(_sidecar, found.sidecars))
     elif found.redis.answers:
-        typer.echo("No sidecar is running: search uses keywords only. Run `redis-memory doctor` for details.")
+        lazy.printing.line("No sidecar is running: search uses keywords only. Run `redis-memory doctor` for details.")
     if found.namespaces:
-        typer.echo("")
+        lazy.printing.line("")
         lazy.printing.table(_NAMESPACE_COLUMNS, map(_namespace, found.namespaces))
 
 

@@ -25,7 +25,7 @@ _OUTCOMES = {
     "kept": "are here already",
     "differs": "are here with other content and stay unchanged",
     "taken": "have the id of another agent's memory here",
-    "unknown_owner": "belong to an agent that was deleted here",
+    "unknown_owner": "belong to an agent that was deleted here, or that the file may not name",
     "expired": "have expired",
 }
 
@@ -75,6 +75,9 @@ def import_(
     sensitive: Annotated[bool, typer.Option("--sensitive", help="Encrypt foreign memories.")] = False,
     tag: Annotated[list[str] | None, typer.Option(help="Tag to add to foreign memories; repeatable.")] = None,
     skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave out unreadable records.")] = False,
+    trust: Annotated[
+        bool, typer.Option("--trust", help="Restore owners and grants of an export that no key of this server signed.")
+    ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be imported.")] = False,
 ) -> None:
     """Import an export, or the memories of another memory server, a chat service or a folder.
@@ -83,7 +86,7 @@ def import_(
     computed in the background; until then keyword search finds the memories.
     """
     defaults = lazy.incoming_memory.ForeignDefaults(visibility, priority, tuple(tag or ()), sensitive)
-    options = lazy.importer.ImportOptions(format_name, agent, defaults, skip_bad, dry_run)
+    options = lazy.importer.ImportOptions(format_name, agent, defaults, skip_bad, trust, dry_run)
     namespace = console.namespace
     started = time.perf_counter()
     with console.progress() as progress:
@@ -112,9 +115,11 @@ def _export_result(done: Exported) -> dict[str, Any]:
 
 def _print_export(done: Exported) -> None:
     resumed = f", resumed after {done.resumed_from}" if done.resumed_from else ""
-    typer.echo(f"Exported {done.counts['memory']} memories of {done.counts['agent']} agents to {done.file}{resumed}.")
+    lazy.printing.line(
+        f"Exported {done.counts['memory']} memories of {done.counts['agent']} agents to {done.file}{resumed}."
+    )
     for reason, number in sorted(done.left_out.items()):
-        typer.echo(f"left out: {number} {reason}")
+        lazy.printing.line(f"left out: {number} {reason}")
 
 
 def _import_result(done: Imported, seconds: float) -> dict[str, Any]:
@@ -134,14 +139,14 @@ def _import_result(done: Imported, seconds: float) -> dict[str, Any]:
 
 def _print_import(done: Imported, seconds: float) -> None:
     would_be = "would be" if done.dry_run else "are"
-    typer.echo(
+    lazy.printing.line(
         f"{done.format}: {done.memories['new']} of {done.read} records {would_be} new memories ({seconds:.1f} s)."
     )
     counts = [(_OUTCOMES.get(outcome, outcome), number) for outcome, number in sorted(done.memories.items())]
     counts += sorted(done.others.items())
     for what, number in counts:
         if what != "new":
-            typer.echo(f"{number} {what}")
+            lazy.printing.line(f"{number} {what}")
     bad = [f"{done.bad_records} cannot be read:", *done.bad] if done.bad_records else []
     for line in [*bad, *done.notes]:
-        typer.echo(line)
+        lazy.printing.line(line)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated
 
@@ -58,7 +57,7 @@ def list_quarantined(console: Console) -> None:
 
     def show() -> None:
         for one in found:
-            typer.echo(f"{one.agent}  {f'since {to_iso(one.since)}' if one.since else 'all'}")
+            lazy.printing.line(f"{one.agent}  {f'since {to_iso(one.since)}' if one.since else 'all'}")
 
     console.show([{"agent": one.agent, "since": to_iso(one.since or None)} for one in found], show)
 
@@ -105,7 +104,7 @@ def adopt(console: Console) -> None:
 
 
 def _print_report(report: IntegritySummary) -> None:
-    typer.echo(json.dumps(asdict(report) | {"healthy": report.healthy}, indent=2))
+    lazy.printing.emit(asdict(report) | {"healthy": report.healthy})
 
 
 def _since(text: str | None) -> float:

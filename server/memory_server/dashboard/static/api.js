@@ -15,6 +15,19 @@ export class Refused extends Error {
   }
 }
 
+// Half of the proof of a session; the cookie is the other half. Storage belongs to one port of a host, cookies to all.
+const KEY = 'memory-session';
+const stored = () => { try { return localStorage.getItem(KEY); } catch { return pageKey; } };
+let pageKey = null;
+function storeKey(key) {
+  pageKey = key;
+  try {
+    if (key) localStorage.setItem(KEY, key);
+    else localStorage.removeItem(KEY);
+  } catch { /* storage may be off */ }
+}
+const proof = () => (stored() ? { 'x-memory-session': stored() } : {});
+
 const url = (path) => {
   const found = new URL(`api/${path}`, base);
   for (const [name, value] of scope) found.searchParams.set(name, value);
@@ -24,7 +37,8 @@ const url = (path) => {
 async function ask(path, options) {
   let response;
   try {
-    response = await fetch(url(path), { credentials: 'same-origin', ...options });
+    response = await fetch(url(path), { credentials: 'same-origin', ...options,
+      headers: { ...proof(), ...options?.headers } });
   } catch {
     throw new Refused(0, { code: 'unreachable', message: 'The server does not answer.', hint: 'Is it running?' });
   }
@@ -41,8 +55,13 @@ const post = (path, body) => ask(path, {
 });
 
 export const session = () => ask('session');
-export const login = (proof) => post('login', proof);
-export const logout = () => post('logout', {});
+export async function login(secret) {
+  storeKey((await post('login', secret)).page_key);
+}
+export async function logout() {
+  await post('logout', {});
+  storeKey(null);
+}
 /** Calls a tool, as an agent does over MCP. */
 export const call = (tool, args = {}) => post(`call/${tool}`, args);
 
@@ -77,7 +96,9 @@ export function onStreamState(listener) {
 
 export function startListening() {
   if (!isLive || source) return;
-  source = new EventSource(url('events'));
+  const events = url('events');
+  if (stored()) events.searchParams.set('session', stored()); // an EventSource sends no headers
+  source = new EventSource(events);
   source.addEventListener('open', () => say('live'));
   source.addEventListener('error', () => say(source.readyState === EventSource.CLOSED ? 'off' : 'trying'));
   source.addEventListener('closed', () => { stopListening(); dispatchEvent(new Event('memory:login')); });

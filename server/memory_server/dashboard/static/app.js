@@ -96,7 +96,8 @@ function Frame({ session, onLeave }) {
         <img src="static/icon.svg" alt="" width="24" height="24" /><span class="wide-only">Redis memory</span></a>
       <${Who} session=${session} />
       ${session.operator && html`<span class="badge" data-kind="operator"
-        title="You see figures, tasks, grants and the audit of the whole namespace">operator</span>`}
+        title="You see figures, tasks, grants and the audit of the whole namespace">
+        ${session.may.includes('act for another agent') ? 'admin' : 'operator'}</span>`}
       <span class="gap"></span><${Live} /><${Theme} />
       ${session.session && html`<button onClick=${onLeave}>Log out</button>`}
     </header>

@@ -8,7 +8,7 @@ from itertools import groupby
 from typing import TYPE_CHECKING, Any, cast
 
 from mcp.server.mcpserver import Context
-from mcp_types import CallToolResult, InputRequiredResult, TextContent
+from mcp_types import CallToolResult, TextContent
 
 from memory_core.errors import InvalidArgument, echo
 from memory_server.contract import arguments as arguments_of
@@ -44,12 +44,13 @@ def batch_tool(runtime: Runtime, tools: Sequence[StrictTool]) -> StrictTool:
         await _embed_ahead(request, runtime, [one for one in operations if _allowed(request, by_name, one[0])])
         outcomes: list[Outcome] = []
         service = await runtime.service()
-        batch = request.of_batch(DeferredWrites())
+        batch = request.of_batch(DeferredWrites(), runtime.settings.limits.batch_wait_seconds)
         with service.inflight_reads.reading(request.caller.namespace, request.caller.agent):
             async for outcome in _run(ctx, batch, by_name, operations):
                 outcomes.append(outcome)
                 if len(outcomes) % _CONCURRENT_READS == 0 or len(outcomes) == len(operations):
-                    await ctx.report_progress(len(outcomes), len(operations))
+                    with batch.without_slot():  # the client may read slowly
+                        await ctx.report_progress(len(outcomes), len(operations))
                 if args.stop_on_error and not outcome.ok:
                     break
         _set_durability(outcomes, await service.durability.settled(batch))
@@ -57,7 +58,7 @@ def batch_tool(runtime: Runtime, tools: Sequence[StrictTool]) -> StrictTool:
         failed = sum(not outcome.ok for outcome in outcomes)
         return BatchAnswer(results=outcomes, succeeded=len(outcomes) - failed, failed=failed)
 
-    return make_tool(batch_operations, arguments_of.BatchArguments, destructive=True, scope=None)
+    return make_tool(batch_operations, arguments_of.BatchArguments, effects=(), destructive=True)
 
 
 def _set_durability(outcomes: Sequence[Outcome], reached: Mapping[str, Reached]) -> None:
@@ -128,6 +129,7 @@ async def _run(
             # Writes use no cache, because they change the data that they read.
             cache = BatchCache() if reads else None
             some = adjacent[start : start + size]
+            await batch.check_credential()
             for outcome in await asyncio.gather(*(_one(ctx, batch, cache, tools, operation) for operation in some)):
                 yield outcome
 
@@ -140,10 +142,7 @@ async def _one(
     if tool is None:
         message = f"op {echo(name)} is not an operation; allowed: {', '.join(tools)}"
         return Outcome(ok=False, error={"code": InvalidArgument.code, "message": message})
-    result = cast(CallToolResult | InputRequiredResult, await tool.run_within(batch, arguments, ctx, cache))
-    if isinstance(result, InputRequiredResult):
-        message = "this would delete more than one memory, and a batch cannot ask for confirmation; send confirm: true"
-        return Outcome(ok=False, error={"code": "confirmation_needed", "message": message})
+    result = cast(CallToolResult, await tool.run_within(batch, arguments, ctx, cache))
     structured = result.structured_content or {}
     if not result.is_error:
         return Outcome(ok=True, result=structured)

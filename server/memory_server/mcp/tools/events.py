@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Awaitable
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any
 
 from mcp.server.mcpserver import Context
 
+from memory_core.records.authority import Effect
 from memory_server.contract import arguments as arguments_of
 from memory_server.contract.events import EventsAnswer
 from memory_server.engine.request_context import RequestContext
 from memory_server.mcp import lazy
+from memory_server.mcp.tools.client_waits import while_connected
 from memory_server.mcp.tools.tool_factory import StrictTool, make_tool
 from memory_server.runtime import Runtime
 
-if TYPE_CHECKING:
-    from starlette.requests import Request
-
 Ctx = Context[Any, Any]
-T = TypeVar("T")
 
 
 def event_tools(runtime: Runtime) -> list[StrictTool]:
@@ -29,28 +25,7 @@ def event_tools(runtime: Runtime) -> list[StrictTool]:
         Call it again with the returned cursor to miss nothing.
         """
         wait = lazy.waiting.wait_for_events(await runtime.service(), request, args)
-        answer = await _while_connected(ctx.request_context.request, wait)
-        await runtime.gate.check_still_in(ctx.request_context)
-        return answer
+        return await while_connected(ctx, request, wait)
 
-    return [make_tool(wait_for_events, arguments_of.WaitArguments, read_only=True)]
-
-
-async def _while_connected(request: Request | None, work: Awaitable[T]) -> T:
-    """Await work, and cancel it when the client disconnects; for older protocols the SDK does not."""
-    if request is None:
-        return await work
-    task, gone = asyncio.ensure_future(work), asyncio.create_task(_disconnected(request))
-    try:
-        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
-        if not task.done():
-            task.cancel()
-        return await task
-    finally:
-        gone.cancel()
-        task.cancel()
-
-
-async def _disconnected(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
+    effects = [Effect.SEE_OWN, Effect.READ_MEMORIES]
+    return [make_tool(wait_for_events, arguments_of.WaitArguments, effects=effects, read_only=True)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from memory_core.records.authority import Effect
 from memory_server.contract import arguments as arguments_of
 from memory_server.contract.memories import MemoryAnswer, MemoryListAnswer, StoreAnswer, UpdateAnswer
 from memory_server.engine.request_context import RequestContext
@@ -29,9 +30,9 @@ def memory_tools(runtime: Runtime) -> list[StrictTool]:
         return await lazy.update.update_memory(await runtime.service(), request, args)
 
     return [
-        make_tool(store_memory, arguments_of.StoreArguments),
-        make_tool(retrieve_memory, arguments_of.RetrieveArguments, read_only=True),
-        make_tool(get_agent_memories, arguments_of.ListArguments, read_only=True),
+        make_tool(store_memory, arguments_of.StoreArguments, effects=[Effect.WRITE_MEMORIES]),
+        make_tool(retrieve_memory, arguments_of.RetrieveArguments, effects=[Effect.READ_MEMORIES], read_only=True),
+        make_tool(get_agent_memories, arguments_of.ListArguments, effects=[Effect.READ_MEMORIES], read_only=True),
         clear_tool(runtime),
-        make_tool(update_memory, arguments_of.UpdateArguments),
+        make_tool(update_memory, arguments_of.UpdateArguments, effects=[Effect.WRITE_MEMORIES]),
     ]

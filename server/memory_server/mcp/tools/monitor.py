@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from memory_core.records.authority import Effect
 from memory_server.contract import arguments as arguments_of
 from memory_server.contract.stats import GpuAnswer, StatsAnswer
 from memory_server.engine.request_context import RequestContext
@@ -20,6 +21,6 @@ def monitor_tools(runtime: Runtime) -> list[StrictTool]:
         return await lazy.memory_stats.gpu_status(await runtime.service(), request.caller)
 
     return [
-        make_tool(memory_stats, arguments_of.StatsArguments, read_only=True),
-        make_tool(gpu_status, arguments_of.NoArguments, read_only=True),
+        make_tool(memory_stats, arguments_of.StatsArguments, effects=[Effect.SEE_TEAM], read_only=True),
+        make_tool(gpu_status, arguments_of.NoArguments, effects=[Effect.SEE_TEAM], read_only=True),
     ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from memory_core.records.authority import Effect
 from memory_server.contract import arguments as arguments_of
 from memory_server.contract.memories import SearchAnswer
 from memory_server.engine.request_context import RequestContext
@@ -20,6 +21,6 @@ def search_tools(runtime: Runtime) -> list[StrictTool]:
         return await lazy.search.find_similar(await runtime.service(), request, args)
 
     return [
-        make_tool(semantic_search, arguments_of.SearchArguments, read_only=True),
-        make_tool(find_similar_memories, arguments_of.SimilarArguments, read_only=True),
+        make_tool(semantic_search, arguments_of.SearchArguments, effects=[Effect.READ_MEMORIES], read_only=True),
+        make_tool(find_similar_memories, arguments_of.SimilarArguments, effects=[Effect.READ_MEMORIES], read_only=True),
     ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from memory_core.records.authority import Effect
 from memory_server.contract import task_arguments as arguments_of
 from memory_server.contract.tasks import DistributeAnswer, PendingAnswer, TaskAnswer, TaskListAnswer, TaskStateAnswer
 from memory_server.engine.request_context import RequestContext
@@ -44,12 +45,17 @@ def task_tools(runtime: Runtime) -> list[StrictTool]:
         return await lazy.lifecycle.requeue_task(await runtime.service(), request, args.task_id)
 
     return [
-        make_tool(distribute_task, arguments_of.DistributeArguments, scope="tasks"),
-        make_tool(get_pending_tasks, arguments_of.PendingArguments, scope="tasks"),
-        make_tool(complete_task, arguments_of.CompleteArguments, scope="tasks"),
-        make_tool(fail_task, arguments_of.FailArguments, scope="tasks"),
-        make_tool(get_task, arguments_of.TaskArguments, read_only=True),
-        make_tool(list_tasks, arguments_of.ListTasksArguments, read_only=True),
-        make_tool(cancel_task, arguments_of.CancelArguments, destructive=True, scope="tasks"),
-        make_tool(requeue_task, arguments_of.TaskArguments, scope="tasks"),
+        make_tool(distribute_task, arguments_of.DistributeArguments, effects=[Effect.SUBMIT_TASKS]),
+        make_tool(get_pending_tasks, arguments_of.PendingArguments, effects=[Effect.WORK_ON_TASKS]),
+        make_tool(
+            complete_task,
+            arguments_of.CompleteArguments,
+            effects=[Effect.WORK_ON_TASKS],
+            effects_of=lambda args: [Effect.WRITE_MEMORIES] if args.store_result else [],
+        ),
+        make_tool(fail_task, arguments_of.FailArguments, effects=[Effect.WORK_ON_TASKS]),
+        make_tool(get_task, arguments_of.TaskArguments, effects=[Effect.SEE_TASKS], read_only=True),
+        make_tool(list_tasks, arguments_of.ListTasksArguments, effects=[Effect.SEE_OWN], read_only=True),
+        make_tool(cancel_task, arguments_of.CancelArguments, effects=[Effect.CHANGE_TASKS], destructive=True),
+        make_tool(requeue_task, arguments_of.TaskArguments, effects=[Effect.CHANGE_TASKS]),
     ]

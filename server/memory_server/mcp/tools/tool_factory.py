@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
-from typing import Any, Literal, cast
+from collections.abc import Callable, Iterable
+from typing import Any, TypeVar, cast
 
 from mcp.server.mcpserver import Context
 from mcp.server.mcpserver.resolve import build_resolver_plans, find_resolved_parameters, resolve_arguments
@@ -17,7 +17,7 @@ from pydantic import PrivateAttr, ValidationError
 from pydantic_core import ErrorDetails, to_json
 
 from memory_core.errors import ConfirmationNeeded, InvalidArgument, MemoryServiceError, echo
-from memory_core.records.access import Scope
+from memory_core.records.authority import Effect
 from memory_server.access.gate import Gate
 from memory_server.contract.answer import Answer
 from memory_server.contract.arguments import Arguments
@@ -27,14 +27,18 @@ from memory_server.engine.request_context import RequestContext
 
 log = logging.getLogger(__name__)
 _SHOWN_PROBLEMS = 3
+A = TypeVar("A", bound=Arguments)
+EffectsOf = Callable[[Any], Iterable[Effect]]
 
 
 class StrictTool(Tool):
     """A tool that admits its caller, refuses unknown arguments and returns refusals as typed errors."""
 
     arguments: type[Arguments]
-    scope: Scope | None
-    """What a caller's token needs; None for a batch, whose operations are checked one by one."""
+    effects: frozenset[Effect]
+    """What every call does; empty for a batch, whose operations are checked one by one."""
+    effects_of: EffectsOf | None
+    """What a call also does, depending on its arguments."""
     _gate: Gate = PrivateAttr()
 
     def guarded(self, gate: Gate) -> StrictTool:
@@ -46,7 +50,7 @@ class StrictTool(Tool):
         """Run the tool; errors for the caller become an error result."""
         try:
             named = named_ids(arguments)
-            async with self._gate.call(context.request_context, self.name, named, self.scope) as request:
+            async with self._gate.call(context.request_context, self.name, named, self.effects) as request:
                 return await self._answer(request, arguments, context)
         except MemoryServiceError as error:
             return refusal(error)
@@ -56,18 +60,14 @@ class StrictTool(Tool):
     ) -> Any:
         """Run the tool as one operation of a batch."""
         try:
-            with self._gate.operation(batch, self.name, named_ids(arguments), self.scope, cache) as request:
+            with self._gate.operation(batch, self.name, named_ids(arguments), self.effects, cache) as request:
                 return await self._answer(request, arguments, context)
         except MemoryServiceError as error:
             return refusal(error)
 
     def is_allowed(self, request: RequestContext) -> bool:
-        """Whether the caller's token has the scope of the tool."""
-        try:
-            request.check(self.scope)
-        except MemoryServiceError:
-            return False
-        return True
+        """Whether the caller's token allows what every call does."""
+        return all(map(request.may, self.effects))
 
     async def _answer(
         self, request: RequestContext, arguments: dict[str, Any], context: Context[Any, Any]
@@ -76,9 +76,12 @@ class StrictTool(Tool):
             problem = "the arguments contain a lone surrogate or are nested too deeply"
             raise InvalidArgument(problem, hint="send UTF-8, with less nesting")
         try:
-            given = {"request": request, "args": self.arguments.model_validate(arguments)}
+            args = self.arguments.model_validate(arguments)
         except ValidationError as error:
             raise _invalid(self, error) from None
+        if self.effects_of is not None:
+            request.check(self.effects_of(args))
+        given = {"request": request, "args": args}
         try:
             answer = await self._call(given, context)
         except (MemoryServiceError, MCPError):
@@ -115,29 +118,28 @@ def _is_json(arguments: dict[str, Any]) -> bool:
     return True
 
 
-_BY_KIND = "by kind"
 _COMMON_PARAMETERS = ("request", "args")
 
 
 def make_tool(
     method: Callable[..., Any],
-    arguments: type[Arguments],
+    arguments: type[A],
     *,
+    effects: Iterable[Effect],
+    effects_of: Callable[[A], Iterable[Effect]] | None = None,
     read_only: bool = False,
     destructive: bool = False,
-    scope: Scope | Literal["by kind"] | None = _BY_KIND,
 ) -> StrictTool:
     """Make a tool named and described after a method.
 
     The method takes `request`, the context of the call, and `args`, an `arguments` model. It may also take the SDK's
-    context and resolved parameters. Callers need `scope`: by default `read` if the tool is read-only, else `write`.
+    context and resolved parameters. Every call has `effects`, and also those that `effects_of` finds in its arguments.
     """
     hints = ToolAnnotations(
         read_only_hint=read_only, destructive_hint=destructive, idempotent_hint=read_only, open_world_hint=False
     )
     context, resolved = find_context_parameter(method), find_resolved_parameters(method)
     answer = func_metadata(method, skip_names=[*_COMMON_PARAMETERS, *resolved, *([context] if context else [])])
-    by_kind: Scope = "read" if read_only else "write"
     return StrictTool(
         fn=method,
         name=method.__name__,
@@ -155,7 +157,8 @@ def make_tool(
         resolver_plans=build_resolver_plans(resolved, set(_COMMON_PARAMETERS)),
         annotations=hints,
         arguments=arguments,
-        scope=by_kind if scope == _BY_KIND else scope,
+        effects=frozenset(effects),
+        effects_of=effects_of,
     )
 
 

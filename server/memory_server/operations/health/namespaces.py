@@ -7,13 +7,15 @@ from typing import Any
 
 from redis.exceptions import ResponseError
 
-from memory_core.crypto.integrity import Integrity, IntegrityFailure
-from memory_core.errors import KeyMissing, ModelMismatch
+from memory_core.crypto.integrity import Integrity
+from memory_core.errors import KeyMissing, ModelMismatch, SignedElsewhere
+from memory_core.records.authority_codes import IntegrityFailure
 from memory_core.records.keys import NAMESPACES, Keys
 from memory_core.records.model import Model, Models, read_models
 from memory_core.redis_client import Client
 from memory_core.store import index
 from memory_core.store.connection import store_errors
+from memory_core.store.signer import check_signer
 from memory_server.engine.index_definition import drift
 from memory_server.operations.authority_records import AuthorityScan
 from memory_server.operations.health.report import Inspection
@@ -114,12 +116,11 @@ async def _check_jobs(inspection: Inspection, keys: Keys, model: Model) -> None:
 
 
 async def _check_keys(inspection: Inspection, keys: Keys) -> None:
-    async with store_errors():
-        signed = await inspection.client.hexists(keys.counters, "signed")
-    if signed and inspection.keyring.signer is None:
-        seen = "its records are signed, but no key is configured: servers refuse to store"
-        remedy = "set MEMORY_MASTER_KEY, _FILE or _COMMAND to the key of the server that stored them"
-        inspection.report.error("keys.missing", seen, remedy, where=keys.namespace)
+    try:
+        async with store_errors():
+            await check_signer(inspection.client, inspection.keyring, keys.namespace)
+    except SignedElsewhere as error:
+        inspection.report.error("keys.missing", f"{error.message}: servers refuse", error.hint, where=keys.namespace)
 
 
 async def _check_authority(inspection: Inspection, keys: Keys) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from memory_core.crypto.keyring import Keyring
+from memory_core.errors import plain_line
 from memory_core.redis_client import Client
 from memory_core.settings.settings import Settings
 from memory_core.store.sidecar import SidecarStatus
@@ -32,11 +33,11 @@ class Finding(BaseModel):
     remedy: str = ""
 
     def line(self) -> str:
-        """Return the finding as one line, and its remedy as another."""
+        """Return the finding as one line, and its remedy as another. What was seen may quote records."""
         mark = {Severity.OK: "ok  ", Severity.WARNING: "WARN", Severity.ERROR: "FAIL"}[self.severity]
         where = f" {self.where}" if self.where else ""
-        remedy = f"\n     -> {self.remedy}" if self.remedy else ""
-        return f"{mark} {self.id}{where}: {self.seen}{remedy}"
+        remedy = f"\n     -> {plain_line(self.remedy)}" if self.remedy else ""
+        return plain_line(f"{mark} {self.id}{where}: {self.seen}") + remedy
 
 
 class DoctorReport(BaseModel):

@@ -126,8 +126,11 @@ async def is_ready(service: Service) -> str | None:
     await service.backend.write("rm1_touch", [], counts=[], at="0")
     model = await service.models.current(service.settings.namespace)
     living = await service.backend.read(sidecar.living)
-    if not any(status.state == "ready" and status.model == model.name for status in living):
+    ready = [status for status in living if status.state == "ready" and status.model == model.name]
+    if not ready:
         return "no embedding sidecar is ready"
+    if all(lacks_key(service.backend.transports, status) for status in ready):
+        return f"the sidecar {ready[0].id} lacks the transport key of this server: {GIVE_KEY}"
     return None
 
 

@@ -42,10 +42,10 @@ class Census:
         self._counting: LRUCache[str, asyncio.Lock] = LRUCache(_REMEMBERED)
 
     async def take(self, service: Service, request: RequestContext) -> CensusAnswer:
-        """Count what the caller may read, or for an admin the whole namespace; raises StoreUnavailable."""
+        """Count what the caller may read, or for an overseer the whole namespace; raises StoreUnavailable."""
         at, figures = await self._figures(service, request)
         return CensusAnswer(
-            whole=request.caller.admin,
+            whole=request.caller.oversees,
             model=(await service.models.current(request.caller.namespace)).name,
             counted_at=to_iso(at) or "",
             **await caller_figures(service, request.caller, figures["index_progress"]),
@@ -53,7 +53,7 @@ class Census:
         )
 
     async def _figures(self, service: Service, request: RequestContext) -> tuple[float, dict[str, Any]]:
-        principal = None if request.caller.admin else await resolve(service.backend, request)
+        principal = None if request.caller.oversees else await resolve(service.backend, request)
         key = (request.caller.namespace, principal)
         async with self._counting.setdefault(request.caller.namespace, asyncio.Lock()):
             at, until, figures = self._known.get(key, (0.0, 0.0, _EMPTY))

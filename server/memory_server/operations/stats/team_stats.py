@@ -17,9 +17,9 @@ _LOOK = 1000
 
 
 async def task_figures(backend: Backend, caller: Caller) -> TaskFigures:
-    """Count tasks by state: those that the caller submitted, or all of the namespace for an admin."""
+    """Count tasks by state: those that the caller submitted, or all of the namespace for an overseer."""
     keys = Keys(caller.namespace)
-    count = _count_all if caller.admin else _count_own
+    count = _count_all if caller.oversees else _count_own
     states = await backend.read(lambda client: count(client, keys, caller.agent))
     ended = sum(states[state] for state in ENDED)
     rate = round(states[TaskState.COMPLETED] / ended, 4) if ended else None

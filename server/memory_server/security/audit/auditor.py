@@ -106,12 +106,15 @@ class Auditor:
         keys = Keys(batch.namespace)
         await self._backend.client()
         await self._backend.remember_audited(batch.namespace)
-        await self._backend.write(
+        answer = await self._backend.write(
             "rm1_audit",
             [keys.audit, keys.counters, keys.audit_batch(batch.id)],
             repeatable=True,
             entries=[sign(self._backend.keyring, batch.namespace, entry) for entry in batch.entries],
         )
+        if answer["status"] == "key_missing":
+            log.error("%d audit entries of %s are lost: it is signed", len(batch.entries), batch.namespace)
+            return
         self.noticed(batch.namespace)
 
     async def _flush_forever(self) -> None:

@@ -18,6 +18,8 @@ import zstandard
 from memory_core.crypto.keyring import Keyring
 from memory_core.crypto.signed_entry import SignedEntry
 from memory_core.errors import InvalidArgument
+from memory_core.records import bounded_files
+from memory_core.records.bounded_json import has_too_many_values
 from memory_core.records.keys import Keys
 from memory_core.redis_client import Client
 from memory_server.security.audit import reader as trail
@@ -27,6 +29,7 @@ from memory_server.security.audit.verifier import AuditCounts, AuditReport, veri
 FORM = 1
 _STREAM_ID = re.compile(r"[0-9]{1,20}-[0-9]{1,20}")
 _BYTES = "surrogateescape"
+_MAX_LINE, _MAX_TOKENS = 16 << 20, 1_000_000
 
 
 async def lines(client: Client, keys: Keys) -> AsyncGenerator[str]:
@@ -57,18 +60,21 @@ def check_file(path: Path, keyring: Keyring, expect: str | None = None) -> Audit
 def opened(path: Path) -> Generator[IO[str]]:
     """Open a file for reading, and decompress a .zst file; raises InvalidArgument if it is unreadable."""
     try:
-        with path.open("rb") as raw:
-            reader: Any = zstandard.ZstdDecompressor().stream_reader(raw) if path.suffix == ".zst" else raw
-            yield io.TextIOWrapper(reader, encoding="ascii")
-    except (OSError, ValueError, zstandard.ZstdError) as error:
+        with bounded_files.opened(path) as file:
+            yield io.TextIOWrapper(file, encoding="ascii")
+    except (OSError, ValueError, RecursionError, zstandard.ZstdError) as error:
         raise InvalidArgument(f"cannot read {path}: {type(error).__name__}", hint="export it again") from None
 
 
 _line = partial(json.dumps, separators=(",", ":"))
 
 
-def _rows(file: Iterable[str]) -> Generator[dict[str, Any]]:
-    for number, text in enumerate(file, 1):
+def _rows(file: IO[str]) -> Generator[dict[str, Any]]:
+    for number, text in enumerate(iter(partial(file.readline, _MAX_LINE + 1), ""), 1):
+        if len(text) > _MAX_LINE:
+            raise InvalidArgument(f"line {number} is longer than {_MAX_LINE} characters")
+        if has_too_many_values(text, _MAX_TOKENS):
+            raise InvalidArgument(f"line {number} has too many JSON values")
         row = json.loads(text)
         if not isinstance(row, dict):
             raise InvalidArgument(f"line {number} is not a JSON object")

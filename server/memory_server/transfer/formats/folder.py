@@ -6,8 +6,9 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+from memory_core.errors import InvalidArgument
 from memory_core.records.memory import MemoryType
-from memory_server.transfer import foreign
+from memory_server.transfer import files, foreign
 from memory_server.transfer.foreign import Bad, Foreign, Format, Found, Source
 
 _DOCUMENTS = ".md .markdown .mdx .rst .txt .text .org .adoc .tex .html .htm .csv .tsv"
@@ -41,10 +42,13 @@ def _read(source: Source) -> Iterator[Found]:
 
 def _file(path: Path, name: str) -> Iterator[Found]:
     try:
-        content = path.read_text(encoding="utf-8-sig")
+        content = files.read_whole(path, files.MAX_LINE).decode("utf-8-sig")
         changed = path.stat().st_mtime
     except OSError as error:
         yield Bad(name, f"it cannot be read: {error.strerror}")
+        return
+    except InvalidArgument as error:
+        yield Bad(name, error.message)
         return
     except UnicodeDecodeError:
         yield Bad(name, "it is not UTF-8 text")

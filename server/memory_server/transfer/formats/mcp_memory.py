@@ -11,6 +11,7 @@ from functools import partial
 from typing import Any, cast
 
 from memory_server.transfer import foreign
+from memory_server.transfer.export_lines import read_json
 from memory_server.transfer.foreign import Bad, Foreign, Format, Found, Source
 
 _KINDS = ("entity", "relation")
@@ -25,9 +26,9 @@ def _read(source: Source) -> Iterator[Found]:
     for number, line in source.lines():
         where = f"line {number}"
         try:
-            record: Any = json.loads(line)
-        except (ValueError, RecursionError):
-            yield Bad(where, "it is not JSON")
+            record = read_json(line)
+        except ValueError as error:
+            yield Bad(where, str(error))
             continue
         kind = record.get("type") if isinstance(record, dict) else None
         if kind == "relation":

@@ -83,7 +83,11 @@ export function Hit({ hit, mode, onOpen }) {
 }
 
 function summary(answer, form, session) {
-  if (!form.query.trim()) return `${count(answer.total)} memories of ${form.agents || session.agent}, newest first`;
+  if (!form.query.trim()) {
+    const isAgent = session.may.includes('read memories that are not public');
+    const whose = form.agents || (isAgent ? session.agent : 'all agents');
+    return `${count(answer.total)} ${isAgent ? '' : 'public '}memories of ${whose}, newest first`;
+  }
   const { total, embed, search } = answer.took_ms;
   const steps = `vector ${Math.round(embed)}, search ${Math.round(search)}`;
   return `${answer.hits.length} found in ${Math.round(total)} ms (${steps})`;

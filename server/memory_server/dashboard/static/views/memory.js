@@ -146,12 +146,12 @@ export function MemoryDialog({ id, session, onOpen, onClose, onChanged = () => {
       <${Facts} answer=${answer} />
       ${memory.vector === 'ready' && html`<${Similar} id=${id} onOpen=${onOpen} />`}
     </div>
-    <footer>
+    ${session.may.includes('write memories') && html`<footer>
       ${!own && html`<span class="quiet small gap">
         Written by ${memory.writer}. The grant decides what you may do.</span>`}
       <button onClick=${() => setMode('edit')}>Edit</button><button onClick=${() => setMode('share')}>Share</button>
       ${own && html`<button class="danger" onClick=${() => setMode('delete')}>Delete</button>`}
-    </footer>`}
+    </footer>`}`}
     ${mode === 'delete' && html`<${Confirm} title="Delete this memory?" action="Delete permanently" onConfirm=${remove}
       onClose=${() => setMode(undefined)}>
       <p>This cannot be undone.</p></${Confirm}>`}

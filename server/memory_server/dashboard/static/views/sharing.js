@@ -14,20 +14,31 @@ export function covers(grant) {
   if (grant.tags?.length) return html`all memories tagged ${grant.tags.map((tag) => html`<span class="tag">#${tag}
     </span> `)}`;
   if (grant.memory_types?.length) return html`all memories of type <b>${grant.memory_types.map(label).join(', ')}</b>`;
-  return html`<b>${grant.memories}</b> ${grant.memories === 1 ? 'memory' : 'memories'}`;
+  return html`${grant.transfer && 'all '}<b>${grant.memories}</b> ${grant.memories === 1 ? 'memory' : 'memories'}`;
 }
 
-function Grant({ grant, session, onRevoke }) {
-  const mine = session.operator || grant.from_agent === session.agent;
+function permission(grant) {
+  if (grant.transfer) return 'transfer';
+  return grant.permission === 'write' ? 'read and change' : 'read';
+}
+
+function Grant({ grant, session, onRevoke, onAnswer }) {
+  const received = grant.to_agent === session.agent;
+  const mine = session.may.includes('end grants')
+    && (session.operator || received || grant.from_agent === session.agent);
   return html`<li class="grant">
     <div><b>${grant.from_agent}</b> <span aria-hidden="true">→</span><span class="sr">shares with</span> <b>
       ${grant.to_agent}</b>
-      <${Badge} kind=${grant.permission === 'write' ? 'warn' : ''}>${grant.permission === 'write' ? 'read and change'
-        : 'read'}</${Badge}></div>
+      <${Badge} kind=${grant.permission === 'write' ? 'warn' : ''}>${permission(grant)}</${Badge}></div>
     <div>${covers(grant)}${grant.note && html`<div class="quiet small">“${grant.note}”</div>`}</div>
+    ${grant.grown > 0 && html`<div class="quiet small">${grant.grown} chunks added by ${grant.to_agent}</div>`}
     <div class="quiet small">since <${Time} at=${grant.granted_at} />, ${grant.expires_at
       ? html`until ${when(grant.expires_at)}` : 'until revoked'}</div>
-    ${mine && onRevoke && html`<button class="danger" onClick=${() => onRevoke(grant)}
+    ${received && onAnswer && html`<button class="primary" onClick=${() => onAnswer(grant, true)}
+        aria-label=${`Accept the offer of ${grant.from_agent}`}>Accept</button>
+      <button class="danger" onClick=${() => onAnswer(grant, false)}
+        aria-label=${`Decline the offer of ${grant.from_agent}`}>Decline</button>`}
+    ${mine && !(received && onAnswer) && html`<button class="danger" onClick=${() => onRevoke(grant)}
       aria-label=${`Revoke what ${grant.from_agent} shares with ${grant.to_agent}`}>Revoke</button>`}
   </li>`;
 }
@@ -82,6 +93,15 @@ export default function Sharing({ session }) {
     setToRevoke(undefined);
     reload();
   };
+  const [problem, setProblem] = useState();
+  const answer = async (offer, accept) => {
+    try {
+      await call('answer_offer', { offer_id: offer.id, accept });
+      notify(accept ? `Accepted the offer of ${offer.from_agent}.` : `Declined the offer of ${offer.from_agent}.`);
+      setProblem(undefined);
+    } catch (failure) { setProblem(failure); }
+    reload();
+  };
   const others = (agents.data?.agents || []).filter((agent) => agent.agent_id !== session.agent);
   return html`<${Trouble} error=${error} retry=${reload} /><${Partial} data=${data} />
     <${Card} title=${data?.whole ? 'All grants' : `Grants of ${session.agent}`}>
@@ -93,11 +113,12 @@ export default function Sharing({ session }) {
     </${Card}>
     ${data?.offers.length > 0
       && html`<${Card} title="Pending offers">
-      <p class="quiet small">An offer takes effect when the other agent shares the same in return.</p>
-      <${Grants} grants=${data.offers} session=${session} onRevoke=${setToRevoke} /></${Card}>`}
-    <${Card} title=${`Share memories of ${session.agent}`}>${others.length
+      <p class="quiet small">An offer takes effect when its receiver accepts it.</p><${Trouble} error=${problem} />
+      <${Grants} grants=${data.offers} session=${session} onRevoke=${setToRevoke} onAnswer=${answer} /></${Card}>`}
+    ${session.may.includes('share memories')
+      && html`<${Card} title=${`Share memories of ${session.agent}`}>${others.length
     ? html`<${NewGrant} agents=${others} onDone=${reload} />`
-      : html`<p class="quiet">No other agent is registered.</p>`}</${Card}>
+      : html`<p class="quiet">No other agent is registered.</p>`}</${Card}>`}
     ${toRevoke && html`<${Confirm} title="Revoke this grant?" action="Revoke" onConfirm=${revoke}
       onClose=${() => setToRevoke(undefined)}>
       <p><b>${toRevoke.to_agent}</b> immediately loses access to ${covers(toRevoke)} of <b>${toRevoke.from_agent}

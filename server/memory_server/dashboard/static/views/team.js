@@ -41,7 +41,7 @@ function Left({ task, now }) {
     <${Meter} value=${seconds / 300} label=${`${name} of the task`} tone=${seconds < 30 ? 'warn' : ''} /></div>`;
 }
 
-function Task({ task, now, onOpen, onRequeue }) {
+function Task({ task, now, session, onOpen, onRequeue }) {
   return html`<li class="task">
     <button class="content" onClick=${() => onOpen(task.task_id)}>${task.description.slice(0, 160)}</button>
     <p class="about"><${Badge} kind=${task.priority}>${task.priority}</${Badge}>
@@ -50,7 +50,8 @@ function Task({ task, now, onOpen, onRequeue }) {
         ${task.assigned_to ? ` · with ${task.assigned_to}` : ''}</span></p>
     <${Left} task=${task} now=${now} />
     ${task.error && html`<p class="error small">${task.error.slice(0, 200)}</p>`}
-    ${task.state === 'dead' && html`<button onClick=${() => onRequeue(task)}>Retry</button>`}
+    ${task.state === 'dead' && session.may.includes('cancel or retry tasks')
+      && html`<button onClick=${() => onRequeue(task)}>Retry</button>`}
   </li>`;
 }
 
@@ -77,7 +78,7 @@ function TaskDialog({ id, onClose }) {
   </div></${Dialog}>`;
 }
 
-export default function Team() {
+export default function Team({ session }) {
   const agents = useTool('list_agents', { alive_only: false }, ['agent', 'task']);
   const board = useTool('dashboard_tasks', {}, ['task']);
   const [opened, setOpened] = useState();
@@ -106,7 +107,7 @@ export default function Team() {
     return html`<section class="lane ${key}" key=${key} aria-label=${title}>
       <h2>${title} <span class="quiet">${lane.length}</span></h2>
         <ul>${lane.slice(0, SHOWN).map((task) => html`<${Task} key=${task.task_id} task=${task} now=${now}
-          onOpen=${setOpened} onRequeue=${setRequeued} />`)}</ul>
+          session=${session} onOpen=${setOpened} onRequeue=${setRequeued} />`)}</ul>
         ${!lane.length && html`<p class="quiet small">none</p>`}
           ${lane.length > SHOWN && html`<p class="quiet small">and ${lane.length - SHOWN} more</p>`}
       </section>`;

@@ -1,0 +1,109 @@
+"""Limits what a client may send before it is served: bytes and number of header fields, and the time for them.
+
+uvicorn's own limit of header bytes works with h11 only, which is several times slower than httptools.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+HEAD_BYTES = 65_536
+"""Bytes of a request line and its headers, and of the trailers of a chunked body."""
+HEAD_FIELDS = 200
+HEAD_SECONDS = 10.0
+"""Time from the first byte of a request, or from the connection, to the end of its headers."""
+_EXCESS = f"The headers have more than {HEAD_BYTES} bytes or {HEAD_FIELDS} fields."
+
+
+class BoundedConnection(HttpToolsProtocol):
+    """Closes a connection whose headers are too long or too slow.
+
+    A request that is answered before it is complete must also be completed in time.
+    """
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._deadline: asyncio.TimerHandle | None = None
+        self._in_message = self._is_excess = False
+        self._unparsed = self._kept = self._fields = 0
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)  # pyright: ignore[reportArgumentType]
+        self._expect()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._met()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        if not self._in_message:
+            self._expect()
+        self._unparsed += len(data)
+        super().data_received(data)
+        if self._unparsed > HEAD_BYTES and not self.transport.is_closing():
+            self._is_excess = True
+            self.send_400_response(_EXCESS)
+
+    def send_400_response(self, msg: str) -> None:
+        super().send_400_response(_EXCESS if self._is_excess else msg)
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self._in_message = True
+        self._kept = self._fields = 0
+        self._expect()
+
+    def on_url(self, url: bytes) -> None:
+        self._keep(len(url))
+        super().on_url(url)
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self._fields += 1
+        self._keep(len(name) + len(value))
+        super().on_header(name, value)
+
+    def on_headers_complete(self) -> None:
+        self._met()
+        super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        self._unparsed = 0
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        self._in_message = False
+        self._met()
+        super().on_message_complete()
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        if self._in_message:
+            self._expect()
+
+    def _keep(self, size: int) -> None:
+        """Count what the parser has found. An error here ends the request."""
+        self._kept += size
+        if self._kept > HEAD_BYTES or self._fields > HEAD_FIELDS:
+            self._is_excess = True
+            raise ValueError(_EXCESS)
+
+    def _expect(self) -> None:
+        """Begin to wait for the client, unless that is under way."""
+        if self._deadline is None:
+            self._deadline = self.loop.call_later(HEAD_SECONDS, self._expired)
+
+    def _met(self) -> None:
+        self._unparsed = 0
+        if self._deadline is not None:
+            self._deadline.cancel()
+            self._deadline = None
+
+    def _expired(self) -> None:
+        self._deadline = None
+        if self.cycle is not None and not self.cycle.response_complete:  # pyright: ignore[reportUnnecessaryComparison]
+            self._expect()  # the answer to an earlier request is under way
+        elif not self.transport.is_closing():
+            self.transport.close()

@@ -1,0 +1,50 @@
+"""Limits the rate of all MCP messages other than tool calls, and how many requests among them run at a time.
+
+Tool calls have limits of their own in the gate, on all transports. Resource reads and subscriptions have both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Any
+
+import mcp_types as types
+from mcp.server.context import CallNext, HandlerResult, ServerRequestContext
+from mcp.shared.exceptions import MCPError
+
+from memory_core.errors import InvalidArgument, MemoryServiceError, Overloaded, RateLimited
+from memory_server.access.gate import Gate
+
+_WITHOUT_SLOT = frozenset({"ping", "resources/read", "subscriptions/listen"})
+"""They do no work, take their slot in the gate, or stay open."""
+
+
+class Metering:
+    """Middleware of the SDK's server. Calls of known tools pass, because the gate meters them."""
+
+    def __init__(self, gate: Gate, tools: Collection[str]) -> None:
+        self._gate, self._tools = gate, frozenset(tools)
+
+    async def __call__(self, ctx: ServerRequestContext[Any, Any], call_next: CallNext) -> HandlerResult:
+        name = (ctx.params or {}).get("name")
+        if ctx.method == "tools/call" and isinstance(name, str) and name in self._tools:
+            return await call_next(ctx)
+        try:
+            self._gate.take_message(ctx)
+        except RateLimited as error:
+            if ctx.request_id is None:
+                return None  # a notification has no answer
+            raise protocol_error(error) from error
+        if ctx.request_id is None or ctx.method in _WITHOUT_SLOT:
+            return await call_next(ctx)
+        try:
+            async with self._gate.message_slot(ctx):
+                return await call_next(ctx)
+        except Overloaded as error:
+            raise protocol_error(error) from error
+
+
+def protocol_error(error: MemoryServiceError) -> MCPError:
+    """Return an error for methods whose answers have no place for a typed error."""
+    code = types.INVALID_PARAMS if isinstance(error, InvalidArgument) else types.INTERNAL_ERROR
+    return MCPError(code, f"{error.code}: {error.message}", error.details())

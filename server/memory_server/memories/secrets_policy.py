@@ -1,0 +1,90 @@
+"""Recognises credentials in a memory before it is written, and applies the setting `secrets`.
+
+Tags, context and source stay readable in Redis even if the memory is sensitive. So a credential in one of them is
+refused, unless the policy is to warn.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from memory_core.errors import InvalidArgument
+from memory_core.records.memory import SEALED_CODEC, Record
+from memory_server.contract.memories import Secrets
+from memory_server.security.credentials import find_credentials, redact
+
+Policy = Literal["warn", "redact", "seal", "refuse"]
+_IN_THREAD = 20_000
+_HINT = "leave it out, keep it in a secret store, or pass sensitive=true, which encrypts content and metadata"
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """Kinds of credentials in the labels and in the rest, and the rest without them."""
+
+    in_labels: set[str]
+    kinds: set[str]
+    content: str
+    metadata: str | None
+
+
+async def screen(record: Record, policy: Policy) -> tuple[Record, Secrets | None]:
+    """Return the record as the policy allows it to be written, and what looked like a credential.
+
+    The content and metadata of a sensitive memory are encrypted anyway and not examined.
+
+    Raises:
+        InvalidArgument: the policy refuses it, or sealing a public memory.
+    """
+    if len(record.content) < _IN_THREAD:
+        found = _find(record)
+    else:
+        found = await asyncio.to_thread(_find, record)
+    if not found.kinds and not found.in_labels:
+        return record, None
+    kinds = sorted(found.kinds | found.in_labels)
+    if policy == "warn":
+        return record, Secrets(kinds=kinds, action="stored")
+    if policy == "refuse" or found.in_labels:
+        where = "tags, context or source" if found.in_labels else "content or metadata"
+        raise InvalidArgument(f"{where} look like a credential ({', '.join(kinds)})", hint=_HINT)
+    if policy == "redact":
+        return replace(record, content=found.content, metadata=found.metadata), Secrets(kinds=kinds, action="redacted")
+    return replace(record, codec=SEALED_CODEC), Secrets(kinds=kinds, action="encrypted")
+
+
+def has_credential(record: Record) -> bool:
+    """Whether a stored memory looks like a credential, so that it is not attached to an answer unasked."""
+    return bool(find_credentials(record.content))
+
+
+def _find(record: Record) -> _Found:
+    labels = " \n ".join(filter(None, (*record.tags, record.context, record.source)))
+    in_labels = {one.kind for one in find_credentials(labels)}
+    if record.is_sensitive:
+        return _Found(in_labels, set(), record.content, record.metadata)
+    in_content = find_credentials(record.content)
+    kinds = {one.kind for one in in_content}
+    content = redact(record.content, in_content)
+    if record.metadata is None:
+        return _Found(in_labels, kinds, content, None)
+    cleaned = _clean("", json.loads(record.metadata), kinds)
+    return _Found(in_labels, kinds, content, json.dumps(cleaned, ensure_ascii=False, separators=(",", ":")))
+
+
+def _clean(name: str, value: Any, kinds: set[str]) -> Any:
+    """Redact the texts of a JSON value and collect the kinds. A name such as "password" counts for its value."""
+    if isinstance(value, dict):
+        return {key: _clean(key, part, kinds) for key, part in value.items()}
+    if isinstance(value, list):
+        return [_clean(name, part, kinds) for part in value]
+    if not isinstance(value, str):
+        return value
+    before = f'"{name}": "'
+    text = f'{before}{value}"'
+    found = find_credentials(text)
+    kinds.update(one.kind for one in found)
+    return redact(text, found)[len(before) : -1] if found else value
