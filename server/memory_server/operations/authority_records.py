@@ -132,7 +132,8 @@ class AuthorityScan:
                     since = await self._client.hget(self.keys.agent(name), "since")
                 if row:
                     yield self._offer(record, key, raw_id.decode(), row)
-                    yield self._given(record, name, raw_id.decode(), packed, (since or b"").decode())
+                if row.get("kind") == b"o":
+                    yield self._given(f"{record} memories", name, raw_id.decode(), packed, (since or b"").decode())
 
     def _offer(self, record: str, key: str, offer_id: str, row: dict[str, bytes]) -> AuthorityRecord:
         where = self._integrity, self.keys.namespace, offer_id, row
@@ -154,7 +155,7 @@ class AuthorityScan:
         made = {one: code for one, code in fresh.items() if code}
         signed = pack({**entry, "proofs": codes | made}) if made else None
         failure = next((one for one in failures if one), None)
-        return AuthorityRecord(f"{record} memories", failure, key, offer_id, packed, signed)
+        return AuthorityRecord(record, failure, key, offer_id, packed, signed)
 
     async def _marks(self) -> AsyncGenerator[AuthorityRecord]:
         async with store_errors():
