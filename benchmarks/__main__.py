@@ -28,6 +28,7 @@ PARTS: dict[str, tuple[str, ...]] = {
     "scale": (),
     "recovery": (),
     "crowd": (),
+    "noisy_neighbour": (),
 }
 """The benchmarks, each with its command."""
 

@@ -27,7 +27,8 @@ class Refused(Exception):
 class RawClient:
     """One agent's connection; use it as an async context manager."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, capabilities: dict[str, Any] | None = None) -> None:
+        self._capabilities = capabilities or {}
         parts = urlsplit(url)
         self._host, self._port = parts.hostname or "127.0.0.1", parts.port or 80
         self._path = f"{parts.path}?{parts.query}" if parts.query else parts.path
@@ -37,7 +38,8 @@ class RawClient:
     async def __aenter__(self) -> RawClient:
         self._reader, self._writer = await asyncio.open_connection(self._host, self._port)
         information = {"name": "raw", "version": "1"}
-        await self._post("initialize", {"protocolVersion": PROTOCOL, "capabilities": {}, "clientInfo": information})
+        opening = {"protocolVersion": PROTOCOL, "capabilities": self._capabilities, "clientInfo": information}
+        await self._post("initialize", opening)
         await self._exchange(json.dumps({"jsonrpc": "2.0", "method": "notifications/initialized"}).encode())
         return self
 

@@ -68,7 +68,7 @@ def product(*options: str) -> Generator[Product]:
 def serve(folder: Path, *options: str) -> tuple[subprocess.Popen[str], str]:
     """Start a server on a data folder; return it and its address once ready."""
     environment = {name: value for name, value in os.environ.items() if name != "REDIS_URL"}
-    environment["MEMORY_LIMITS__BURST"] = "1000000000"  # one agent makes the calls of many
+    environment.setdefault("MEMORY_LIMITS__BURST", "1000000000")  # one agent makes the calls of many
     command = [str(_BIN / "redis-memory"), "serve", "--port", "0", "--data-dir", str(folder), *options]
     server = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=environment)
     return server, _url(server)

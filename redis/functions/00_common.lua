@@ -7,7 +7,7 @@
 -- Its body gets the request, KEYS and `names`: the keys of the namespace by their names in memory_core/keys.py. For
 -- keys of single records, such as `names.task`, it is the beginning of the key. Times are whole microseconds.
 
-local EVENTS_KEPT = 10000
+local EVENTS_MOST = 100000
 local NAMESPACES_CACHED = 1000
 
 local cache, cached = {}, 0
@@ -146,10 +146,10 @@ function rm.already_audited(entry)
   audited = entry and entry.nonce
 end
 
--- Write an event. `subject` is the record and `by` the agent that acted. In `about`, `scope` lists the tokens that may
+-- Write an event. The sweeper drops old ones, the same number from each agent (events/retention.py). `subject` is the record and `by` the agent that acted. In `about`, `scope` lists the tokens that may
 -- read the memory, `to` the addressed agents, and `extra` further fields and values.
 function rm.emit(names, kind, op, subject, by, about)
-  redis.call('XADD', names.events, 'MAXLEN', '~', EVENTS_KEPT, '*', 'kind', kind, 'op', op, 'id', subject,
+  redis.call('XADD', names.events, 'MAXLEN', '~', EVENTS_MOST, '*', 'kind', kind, 'op', op, 'id', subject,
     'by', by or '', 'scope', about.scope or '', 'to', about.to or '', unpack(about.extra or {}))
 end
 

@@ -1,7 +1,9 @@
 -- Sharing by grants. One write, however many memories a grant covers.
 
 local KEPT_SECONDS = 30 * 86400
-local MOST_GRANTS, MOST_TOKENS, MOST_OFFERS = 256, 4096, 256
+-- What one agent holds, and what it holds of one other, which it did not ask for.
+local MOST = {grants = 256, tokens = 4096, offers = 256}
+local OF_PAIR = {grants = 64, tokens = 512, offers = 64}
 
 local function end_time(microseconds)
   return microseconds == math.huge and 'inf' or rm.seconds(microseconds)
@@ -215,17 +217,26 @@ local function find_entry(entries, by, selector)
   end
 end
 
--- The limit that a grantee would exceed with a grant; nil if none.
-function rm.limit_problem(granted, id, entry)
-  local number, tokens = 1, count_tokens(entry)
-  for other, held in pairs(granted) do
-    if other ~= id then
+-- How many entries there are besides one, and how many tokens they have; with `by`, only those of that grantor.
+local function count_entries(entries, besides, by)
+  local number, tokens = 0, 0
+  for id, entry in pairs(entries) do
+    if id ~= besides and (not by or entry.by == by) then
       number = number + 1
-      tokens = tokens + count_tokens(held)
+      tokens = tokens + count_tokens(entry)
     end
   end
-  if number > MOST_GRANTS then return 'too_many_grants' end
-  if tokens > MOST_TOKENS then return 'too_many_tokens' end
+  return number, tokens
+end
+
+-- The limit that a grantee would exceed with a grant; nil if none.
+function rm.limit_problem(granted, id, entry)
+  local new = count_tokens(entry)
+  local number, tokens = count_entries(granted, id, entry.by)
+  if number >= OF_PAIR.grants or tokens + new > OF_PAIR.tokens then return 'too_many_of_pair' end
+  number, tokens = count_entries(granted, id)
+  if number >= MOST.grants then return 'too_many_grants' end
+  if tokens + new > MOST.tokens then return 'too_many_tokens' end
 end
 
 -- The current owner id of an agent, or the candidate; all its owner ids; and whether the candidate is to be issued.
@@ -266,9 +277,7 @@ end
 
 -- Whether an agent has as many offers waiting as it may.
 function rm.has_all_offers(offers)
-  local number = 0
-  for _ in pairs(offers) do number = number + 1 end
-  return number >= MOST_OFFERS
+  return count_entries(offers) >= MOST.offers
 end
 
 -- Give each part of a renewed grant the time since when it covers what it covers, and no later end than the grant's.
@@ -312,6 +321,7 @@ local function plan_offer(request, held, offers, from_owner, to_owner, now, ends
   if not request.offer or find_entry(held, request.to, request.selector) then return nil end
   local id = find_entry(offers, request.from, request.selector)
   if not id and rm.has_all_offers(offers) then return nil, nil, 'too_many_offers' end
+  if not id and count_entries(offers, nil, request.from) >= OF_PAIR.offers then return nil, nil, 'too_many_of_pair' end
   return id or request.offer, {owner = to_owner, by = request.from, by_owner = from_owner, selector = request.selector,
     permission = request.permission, at = now, ends = ends, own = {request.selector}, via = {}}
 end
@@ -345,7 +355,7 @@ end
 -- `changed`, with the ids that they then have.
 -- KEYS: audit, counters, agent (grantor), agent (grantee)
 -- Answer: {status = shared | changed | unknown_agent | no_offer | not_found | too_many_grants | too_many_tokens |
---          too_many_offers, id, ends, offer, accepted, missing,
+--          too_many_offers | too_many_of_pair, id, ends, offer, accepted, missing,
 --          touched = [agent, ...] who lost what was passed on to them}
 rm.serve('rm1_share', function(request, keys, names)
   local now, from, to = rm.now(), request.from, request.to

@@ -5,6 +5,7 @@ rm.BATCH = 32
 
 local BAND = 2 ^ 44
 local HISTORY_KEPT = 200
+local TYPE_COUNTS_KEPT = 400
 
 local TASK = {'state', 'kind', 'kind_spec', 'open_kind', 'open_kind_spec', 'rank', 'score', 'submitter', 'assigned',
   'entry', 'avoid', 'attempt', 'max_retries', 'lease_seconds', 'lease_token', 'fence', 'lease_until', 'holders',
@@ -174,11 +175,26 @@ function rm.requeue_assigned(names, id, task, now, reason)
   rm.make_pending(names, id, task, now)
 end
 
--- Change the numbers of open tasks: of the namespace, and of the submitter.
-function rm.count_open(names, submitter, change)
+local function change_count(key, field, change)
+  if redis.call('HINCRBY', key, field, change) <= 0 then redis.call('HDEL', key, field) end
+end
+
+-- Change the numbers of open tasks: of the namespace, of the submitter, and of the submitter and the task's kind.
+function rm.count_open(names, task, change)
   redis.call('HINCRBY', names.counters, 'open_tasks', change)
-  if redis.call('HINCRBY', names.counters, 'open_tasks:' .. submitter, change) <= 0 then
-    redis.call('HDEL', names.counters, 'open_tasks:' .. submitter)
+  change_count(names.counters, 'open_tasks:' .. task.submitter, change)
+  change_count(names.kinds_of .. task.submitter, task.kind, change)
+end
+
+-- Count what an agent did with a task, for its type. After many types no further ones are counted: all are read whenever
+-- a task is routed.
+function rm.count_performance(names, name, type, counts)
+  local key = names.performance .. name
+  for count, change in pairs(counts) do
+    local field = count .. ':' .. type
+    if redis.call('HLEN', key) < TYPE_COUNTS_KEPT or redis.call('HEXISTS', key, field) == 1 then
+      redis.call('HINCRBY', key, field, change)
+    end
   end
 end
 
@@ -190,7 +206,7 @@ function rm.end_task(names, id, task, state, now, keep, fields)
   redis.call('ZREM', names.deadlines, id)
   redis.call('DEL', names.task_vector .. id, names.blockers .. id)
   redis.call('HSET', names.task .. id, 'state', state, 'finished_at', rm.seconds(now), unpack(fields))
-  rm.count_open(names, task.submitter, -1)
+  rm.count_open(names, task, -1)
   redis.call('HINCRBY', names.counters, 'tasks_' .. state, 1)
   for _, key in ipairs({names.task, names.history}) do redis.call('EXPIRE', key .. id, keep) end
   if redis.call('EXISTS', names.dependents .. id) == 1 then redis.call('SADD', names.unsettled, id) end
@@ -238,7 +254,7 @@ function rm.fail_attempt(names, id, task, now, how)
   if not rm.contains(avoid, name) then avoid[#avoid + 1] = name end
   task.assigned, task.avoid = nil, table.concat(avoid, '\31')
   redis.call('HSET', names.task .. id, 'avoid', task.avoid)
-  redis.call('HINCRBY', names.performance .. name, 'failed:' .. task.type, 1)
+  rm.count_performance(names, name, task.type, {failed = 1})
   rm.add_history(names, id, now, {op = how.op, agent = name, error = how.error, handoff = how.handoff,
     fence = task.fence, attempt = tonumber(task.attempt)})
   if not how.retry or tonumber(task.attempt) > tonumber(task.max_retries) then
@@ -261,6 +277,8 @@ local function release_task(names, id, name, now, request)
   local task = rm.load_task(names, id)
   if task.assigned ~= name then return end
   if task.kind ~= task.open_kind then
+    change_count(names.kinds_of .. task.submitter, task.kind, -1)
+    change_count(names.kinds_of .. task.submitter, task.open_kind, 1)
     redis.call('HSET', names.task .. id, 'kind', task.open_kind, 'kind_spec', task.open_kind_spec)
     task.kind, task.kind_spec = task.open_kind, task.open_kind_spec
   end

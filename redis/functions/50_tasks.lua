@@ -5,6 +5,7 @@ local SUBMISSIONS_KEPT, TRIMMED_ONCE_IN = 10000, 100
 local LOOK, LOOK_FAR = 8, 128
 local CLAIM_BATCH = 8
 local VECTORS_KEPT = 8
+local MOST_KINDS = 64
 
 -- The tasks among `ids` that have not ended. Returns an answer first if one ended without completing.
 local function blockers_among(names, ids)
@@ -28,6 +29,17 @@ local function is_past(deadline, now)
   return deadline and deadline * 1000000 <= now
 end
 
+-- Whether a task's kind would be one more than its submitter may have open. Each claim looks at the queue of each kind.
+local function is_kind_too_many(names, request)
+  local kinds = names.kinds_of .. request.audit.who
+  for position = 1, #request.fields, 2 do
+    if request.fields[position] == 'kind' and redis.call('HEXISTS', kinds, request.fields[position + 1]) == 1 then
+      return false
+    end
+  end
+  return redis.call('HLEN', kinds) >= MOST_KINDS
+end
+
 -- The answer to a submission that is refused, else nil and the dependencies that have not ended.
 local function check_submission(names, request, now)
   if (tonumber(redis.call('HGET', names.counters, 'open_tasks') or '0')) >= request.quota then
@@ -35,6 +47,7 @@ local function check_submission(names, request, now)
   end
   local own = tonumber(redis.call('HGET', names.counters, 'open_tasks:' .. request.audit.who) or '0')
   if (request.own_quota or 0) > 0 and own >= request.own_quota then return {status = 'own_quota'} end
+  if is_kind_too_many(names, request) then return {status = 'too_many_kinds'} end
   if request.only ~= '' and not rm.load_agent(names, request.only) then return {status = 'unknown_agent'} end
   for _, id in ipairs(request.depends_on) do
     if redis.call('EXISTS', names.task .. id) == 0 then return {status = 'unknown_dependency', id = id} end
@@ -76,8 +89,8 @@ end
 
 -- rm1_task_submit: one task, assigned to the first candidate that has capacity, else queued, or waiting for others.
 -- KEYS: leases, idem
--- Answer: {status = submitted | replayed | idempotency_conflict | quota | own_quota | unknown_agent |
---          unknown_dependency | ended_dependency | past_deadline, id, state, assigned}
+-- Answer: {status = submitted | replayed | idempotency_conflict | quota | own_quota | too_many_kinds |
+--          unknown_agent | unknown_dependency | ended_dependency | past_deadline, id, state, assigned}
 rm.serve('rm1_task_submit', function(request, keys, names)
   local id, now, submitter = request.id, rm.now(), request.audit.who
   local known = rm.read(names.task .. id, 'state', 'assigned')
@@ -92,7 +105,7 @@ rm.serve('rm1_task_submit', function(request, keys, names)
 
   local state = #blockers > 0 and 'waiting' or 'pending'
   local task = write_task(names, id, request, state, now)
-  rm.count_open(names, submitter, 1)
+  rm.count_open(names, task, 1)
   list_submission(names, submitter, id, now)
   if idempotency then rm.remember(keys[2], idempotency, 'task_id', id) end
   wait_for_others(names, id, blockers)
@@ -149,16 +162,25 @@ local function comes_first(one, other)
   return one.score < other.score or (one.score == other.score and one.id < other.id)
 end
 
-local function best_in_queues(names, agent, best, now)
-  local kinds = redis.call('HGETALL', names.kinds)
+-- The first task of each kind that the agent is able to do.
+local function heads_for(names, agent, now)
+  local heads, kinds = {}, redis.call('HGETALL', names.kinds)
   for position = 1, #kinds, 2 do
-    local spec = cmsgpack.unpack(kinds[position + 1])
+    local kind, spec = kinds[position], cmsgpack.unpack(kinds[position + 1])
     if rm.is_able(agent, spec) then
-      local first = first_of(names, kinds[position], spec, agent.name, now)
-      if first and (not best or comes_first(first, best)) then best = first end
+      heads[kind] = {kind = kind, spec = spec, first = first_of(names, kind, spec, agent.name, now)}
     end
   end
-  return best
+  return heads
+end
+
+-- The best of the first tasks and `best`, and the head that it is of.
+local function best_of(heads, best)
+  local from
+  for _, head in pairs(heads) do
+    if head.first and (not best or comes_first(head.first, best)) then best, from = head.first, head end
+  end
+  return best, from
 end
 
 local function lease(names, id, agent, secret, now)
@@ -218,11 +240,12 @@ end)
 -- Lease to an agent the tasks that it has capacity for, best first. Returns the leases, and how many it holds.
 local function lease_best(names, agent, secrets, now)
   local leased, held = {}, redis.call('SCARD', names.held .. agent.name)
+  local heads = agent.status ~= 'draining' and held < agent.most and heads_for(names, agent, now) or {}
   while #leased < #secrets and held < agent.most do
-    local best = best_in_inbox(names, agent.name, held)
-    if agent.status ~= 'draining' then best = best_in_queues(names, agent, best, now) end
+    local best, head = best_of(heads, best_in_inbox(names, agent.name, held))
     if not best then break end
     leased[#leased + 1] = lease(names, best.id, agent, secrets[#leased + 1], now)
+    if head then head.first = first_of(names, head.kind, head.spec, agent.name, now) end
     held = held + 1
   end
   return leased, held
@@ -286,8 +309,7 @@ local function add_performance(names, name, id, task, duration_ms)
     redis.call('LPUSH', names.did .. name, field .. '\0' .. vector)
     redis.call('LTRIM', names.did .. name, 0, VECTORS_KEPT - 1)
   end
-  redis.call('HINCRBY', names.performance .. name, 'done:' .. task.type, 1)
-  redis.call('HINCRBY', names.performance .. name, 'ms:' .. task.type, duration_ms)
+  rm.count_performance(names, name, task.type, {done = 1, ms = duration_ms})
 end
 
 -- rm1_task_complete: end a task with its result.
@@ -378,7 +400,7 @@ rm.serve('rm1_task_requeue', function(request, _, names)
   local problem, blockers = blockers_among(names, rm.split(redis.call('HGET', names.task .. id, 'depends_on') or ''))
   if problem then return problem end
   revive(names, id)
-  rm.count_open(names, task.submitter, 1)
+  rm.count_open(names, task, 1)
   rm.add_history(names, id, now, {op = 'requeued', agent = request.agent})
   rm.audit(names, now, request.audit)
   wait_for_others(names, id, blockers)

@@ -160,7 +160,7 @@ end
 -- rm1_import_grant: a grant between agents that have the same owner ids here as elsewhere. Its tokens are derived again.
 -- KEYS: audit, counters
 -- Answer: {status = imported | kept | other_agents | expired | no_parent | no_memories | too_many_grants |
---          too_many_tokens | changed}
+--          too_many_tokens | too_many_of_pair | changed}
 rm.serve('rm1_import_grant', function(request, _, names)
   local now, id = rm.now(), request.id
   if redis.call('EXISTS', names.grant .. id) == 1 then return {status = 'kept'} end

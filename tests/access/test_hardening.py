@@ -80,6 +80,28 @@ def test_tls_key_that_every_user_can_read_is_refused(tmp_path: Path) -> None:
         check_bind(Settings.load(tls_cert=cert, tls_key=key))
 
 
+@pytest.mark.parametrize(
+    ("settings", "problem"),
+    [
+        ({"behind_proxy": True}, "behind_proxy needs authentication"),
+        ({"allowed_hosts": ["memory.example"]}, "allowed host 'memory.example' needs authentication"),
+        ({"allowed_hosts": ["localhost", "10.0.0.7:8765"]}, "allowed host '10.0.0.7:8765' needs authentication"),
+        ({"allowed_hosts": ["memory.example:*"]}, "needs authentication"),
+    ],
+)
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "::1"])
+def test_reach_beyond_loopback_is_refused_without_authentication(
+    host: str, settings: dict[str, Any], problem: str
+) -> None:
+    with pytest.raises(UnsafeStart, match=problem):
+        check_bind(Settings.load(host=host, **settings))
+    check_bind(Settings.load(host=host, auth={"mode": "tokens"}, **settings))
+
+
+def test_loopback_names_are_allowed_without_authentication() -> None:
+    check_bind(Settings.load(allowed_hosts=["localhost", "127.0.0.1:8765", "[::1]:*"]))
+
+
 # Hosts and origins
 
 

@@ -14,7 +14,9 @@ from support.stack import Agent, Refused, Server, Stack
 from memory_core.records.keys import Keys
 from memory_server.contract.arguments import WaitArguments
 from memory_server.engine.request_context import Caller, RequestContext
+from memory_server.events.retention import trim_events
 from memory_server.events.waiting import unread, wait_for_events
+from memory_server.service import Service
 
 
 async def all_events(agent: Agent, cursor: str, **arguments: Any) -> tuple[list[tuple[str, str, str]], str]:
@@ -313,14 +315,14 @@ async def test_wait_of_a_disconnected_client_ends(server: Server, namespace: str
     await wait_until(is_gone)
 
 
-async def test_events_trimmed_from_the_stream_are_reported(stack: Stack, namespace: str, bob: Agent) -> None:
+async def test_dropped_events_are_reported(stack: Stack, service: Service, namespace: str, bob: Agent) -> None:
     cursor = (await now(bob))["cursor"]
     await emit(stack, namespace, "first")
     whole = await now(bob, cursor=cursor)
     assert not whole["partial"]
     for number in range(5):
         await emit(stack, namespace, f"task-{number}")
-    await stack.client.xtrim(Keys(namespace).events, maxlen=2, approximate=False)
+    assert await trim_events(service.backend, namespace, 2, 2) == 4
     answer = await now(bob, cursor=cursor)
     assert answer["partial"]
     assert "dropped" in answer["reason"]

@@ -5,11 +5,15 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncGenerator
+from pathlib import Path
 from typing import Any
 
 import pytest
 import pytest_asyncio
 from support.stack import Refused, Server, Stack, in_own_task, serving
+
+from memory_core.errors import InvalidArgument
+from memory_server.transfer.importer import ImportOptions, import_path
 
 SECRET = "The staging database password is hunter2!"
 KEY = "0123456789abcdef" * 4
@@ -133,6 +137,25 @@ async def test_tasks_come_with_memories_on_their_subject_only(server: Server, na
         await alice.call("distribute_task", description="Fix the importer's failure on two headers", assign_to="alice")
         (task,) = (await alice.call("get_pending_tasks"))["tasks"]
         assert [hit["memory"]["memory_id"] for hit in task["memories"]] == [about]
+
+
+@pytest.mark.parametrize("policy", ["warn", "redact", "refuse", "seal"])
+async def test_import_of_foreign_memories_follows_the_policy(
+    stack: Stack, namespace: str, tmp_path: Path, policy: str
+) -> None:
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "database.md").write_text(SECRET)
+    options = ImportOptions(agent="alice")
+    async with serving(stack.redis.url, master_key=KEY, namespace=namespace, secrets=policy) as server:
+        if policy == "refuse":
+            with pytest.raises(InvalidArgument, match="look like a credential"):
+                await import_path(server.service, namespace, tmp_path / "notes", options)
+            return
+        report = await import_path(server.service, namespace, tmp_path / "notes", options)
+        assert any("1 memory. Looks like a credential (password)" in note for note in report.notes)
+        async with server.agent("alice", namespace) as alice:
+            (memory,) = (await alice.call("get_agent_memories"))["memories"]
+    assert ("hunter2" in memory["content"], memory["sensitive"]) == (policy != "redact", policy == "seal")
 
 
 async def test_long_content_is_examined_without_holding_up_others(server: Server, namespace: str) -> None:

@@ -75,14 +75,15 @@ async def test_early_refusal_matches_the_tools_own_answer(stack: Stack, namespac
         agent = await opened.enter_async_context(server.agent("alice", namespace, era))
         with _busy(server):
             result = await agent.raw("memory_stats")
-            assert (await agent.client.list_tools()).tools
+            listing = asyncio.create_task(agent.client.list_tools())
             large = await http.post(f"{server.url}/mcp", content=b" " * 100_000)
         assert result.is_error
         error = (result.structured_content or {})["error"]
         assert error["code"] == "overloaded"
         assert error["retry_after"] > 0
         assert (large.status_code, large.headers["retry-after"]) == (503, "1")
-        assert server.runtime.counters.turned_away == 1
+        assert server.runtime.counters.turned_away == 2
+        assert (await listing).tools, "other requests wait"
         assert (await agent.call("memory_stats"))["vector_backlog"] == 0
 
 
@@ -110,7 +111,8 @@ async def test_requests_over_the_memory_limit_are_refused_unread(stack: Stack, n
     async with _limited(stack, requests=1) as (server, http), server.agent("alice", namespace) as agent:
         waiting = asyncio.create_task(agent.call("wait_for_events", timeout_seconds=20))
         await wait_until(lambda: _listen(server, namespace, 1))
-        assert (await http.get(f"{server.url}/readyz")).json()["error"] == "overloaded"
+        assert (await http.get(f"{server.url}/metrics")).json()["error"] == "overloaded"
+        assert "refused" in (await http.get(f"{server.url}/readyz")).json()["reason"]
         assert (await http.get(f"{server.url}/livez")).status_code == 200, "busy is not dead"
         waiting.cancel()
         await wait_until(lambda: _is_open(http, server))
@@ -132,7 +134,7 @@ async def test_lasting_load_shortens_the_queue_until_it_ends() -> None:
     leave.set()
     await asyncio.wait(calls)
     async with admission.slot():
-        assert not admission.is_full()
+        assert not admission.refuses()
 
 
 async def test_burst_that_lasts_refuses_the_latest_calls() -> None:
@@ -203,7 +205,7 @@ async def _listen(server: Server, namespace: str, number: int) -> bool:
 
 
 async def _is_open(http: httpx2.AsyncClient, server: Server) -> bool:
-    return "error" not in (await http.get(f"{server.url}/readyz")).json()
+    return (await http.get(f"{server.url}/readyz")).json()["ready"]
 
 
 async def _until_admitted(agent: Agent, tool: str, **arguments: Any) -> dict[str, Any]:

@@ -88,3 +88,30 @@ async def test_stopping_server_writes_its_buffered_entries(stack: Stack, namespa
         await agent.call("gpu_status")
     assert [entry["op"] for entry in await read_entries(stack.client, namespace)] == ["gpu_status"]
     assert await is_sealed(stack.client, namespace)
+
+
+async def test_frequent_reads_merge_and_name_their_ids(
+    server: Server, stack: Stack, namespace: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(recorder, "DETAILED", 3)
+    held, ids = recorder.Recorder(), [new_id() for _ in range(9)]
+    for number in range(9):
+        outcome = "not_found" if number == 8 else "ok"
+        entry = {"who": "alice", "op": "retrieve_memory", "ids": [ids[number]], "from": "here", "nonce": new_id()}
+        held.add(namespace, {**entry, "outcome": outcome, "count": 1})
+    held.add(namespace, {"who": "bob", "op": "gpu_status", "ids": [], "from": "here", "nonce": new_id()})
+    early = [entry for batch in held.batches(merged=False) for entry in batch.entries]
+    assert [(entry["who"], entry["ids"]) for entry in early] == [
+        *(("alice", [memory]) for memory in ids[:3]),
+        ("bob", []),
+    ]
+    assert held.some.is_set(), "merged entries wait"
+    later = [entry for batch in held.batches() for entry in batch.entries][len(early) :]
+    assert [(entry["outcome"], entry["times"], entry["count"], entry["ids"]) for entry in later] == [
+        ("ok", 5, 5, ids[3:8]),
+        ("not_found", 1, 1, [ids[8]]),
+    ]
+
+
+async def test_default_retention_deletes_nothing_by_number() -> None:
+    assert AuditSettings().keep_entries == 0, "a flood of calls would delete the entries before it"

@@ -29,7 +29,7 @@ async def signed(stack: Stack, namespace: str) -> str:
     return namespace
 
 
-@pytest.mark.parametrize("key", [None, NEW])
+@pytest.mark.parametrize("key", [None, NEW], ids=["none", "new"])
 async def test_command_without_the_key_is_refused_in_one_line(stack: Stack, signed: str, key: str | None) -> None:
     shell = Shell(stack.redis.url_of(SERVER), key=key)
     for command in (
@@ -44,7 +44,7 @@ async def test_command_without_the_key_is_refused_in_one_line(stack: Stack, sign
         assert "\n" not in refused.output
 
 
-@pytest.mark.parametrize("key", [None, NEW])
+@pytest.mark.parametrize("key", [None, NEW], ids=["none", "new"])
 async def test_server_without_the_key_stops(stack: Stack, signed: str, key: str | None) -> None:
     async with serving(stack.redis.url_of(SERVER), master_key=key, namespace=signed) as server:
         error = await asyncio.wait_for(asyncio.shield(server.service.backend.fatal), 20)
@@ -92,7 +92,7 @@ async def test_adopting_lets_go_of_the_old_key_also_if_no_memory_is_left(stack: 
     assert (await Shell(url, key=NEW).run("agents", "list", "--namespace", signed)).code == 0
 
 
-@pytest.mark.parametrize(("key", "is_accepted"), [(OLD, True), (NEW, False), (None, False)])
+@pytest.mark.parametrize(("key", "is_accepted"), [(OLD, True), (NEW, False), (None, False)], ids=["old", "new", "none"])
 async def test_namespace_of_an_earlier_release_is_judged_by_its_audit(
     stack: Stack, signed: str, key: str | None, is_accepted: bool
 ) -> None:

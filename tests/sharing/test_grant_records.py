@@ -113,10 +113,11 @@ async def test_revoke_names_the_affected_agents_even_when_repeated(sharing: Shar
 
 
 async def test_reshared_tokens_count_toward_the_limit(sharing: Sharing) -> None:
-    types = [f"t{number}" for number in range(2048)]
+    types = [f"t{number}" for number in range(256)]
     assert (await sharing.share("alice", "bob", types, permission="write"))["status"] == "shared"
-    assert (await sharing.share("bob", "carol", types))["status"] == "shared"
-    assert (await sharing.share("alice", "carol", ["more"]))["status"] == "too_many_tokens"
+    assert (await sharing.share("bob", "carol", types))["status"] == "shared", "256 of bob's and 256 of alice's"
+    assert (await sharing.share("bob", "carol", ["more"]))["status"] == "too_many_of_pair"
+    assert (await sharing.share("alice", "carol", ["more"]))["status"] == "shared"
 
 
 async def test_ended_grant_record_is_kept_for_thirty_days(sharing: Sharing) -> None:
@@ -150,24 +151,51 @@ async def test_next_share_removes_ended_grants(sharing: Sharing) -> None:
     assert await sharing.client.hlen(sharing.names.offers("bob")) == 0
 
 
-@pytest.mark.parametrize(("earlier", "later"), [(4095, 1), (4096, 0), (1, 4095)])
-async def test_number_of_granted_tokens_is_bounded_exactly(sharing: Sharing, earlier: int, later: int) -> None:
+@pytest.mark.parametrize(("earlier", "later"), [(511, 1), (512, 0), (1, 511)])
+async def test_tokens_from_one_agent_to_another_are_bounded_exactly(
+    sharing: Sharing, earlier: int, later: int
+) -> None:
     def types(first: int, number: int) -> list[str]:
         return [f"t{first + position}" for position in range(number)]
 
     assert (await sharing.share("alice", "bob", types(0, earlier)))["status"] == "shared"
     if later:
-        assert (await sharing.share("carol", "bob", types(0, later)))["status"] == "shared"
-    assert (await sharing.share("alice", "bob", ["more"]))["status"] == "too_many_tokens"
+        assert (await sharing.share("alice", "bob", types(earlier, later)))["status"] == "shared"
+    assert (await sharing.share("alice", "bob", ["more"]))["status"] == "too_many_of_pair"
     assert (await sharing.share("alice", "bob", types(0, earlier)))["status"] == "shared"
     assert (await sharing.share("alice", "carol", ["more"]))["status"] == "shared"
+    assert (await sharing.share("carol", "bob", types(0, 512)))["status"] == "shared"
+
+
+async def test_number_of_granted_tokens_is_bounded_exactly(sharing: Sharing) -> None:
+    grantors = [f"grantor{number}" for number in range(8)]
+    await sharing.register(*grantors, "last")
+    types = [f"t{number}" for number in range(512)]
+    for grantor in grantors:
+        assert (await sharing.share(grantor, "bob", types))["status"] == "shared"
+    assert (await sharing.share("last", "bob", ["more"]))["status"] == "too_many_tokens"
+    assert (await sharing.share("grantor0", "bob", types))["status"] == "shared"
 
 
 async def test_numbers_of_grants_and_offers_are_bounded_exactly(sharing: Sharing) -> None:
-    answers = [await sharing.share("alice", "bob", [f"t{number}"], offer=new_id()) for number in range(256)]
-    assert {answer["status"] for answer in answers} == {"shared"}
-    assert (await sharing.share("alice", "bob", ["more"]))["status"] == "too_many_grants"
-    assert (await sharing.revoke("alice", answers[-1]["id"]))["grants"] == 1
-    assert (await sharing.share("alice", "bob", ["more"], offer=new_id()))["status"] == "too_many_offers"
+    grantors = ["alice", "carol", "grantor1", "grantor2"]
+    await sharing.register("grantor1", "grantor2", "last")
+    answers = {
+        grantor: [await sharing.share(grantor, "bob", [f"t{number}"], offer=new_id()) for number in range(64)]
+        for grantor in grantors
+    }
+    assert {answer["status"] for given in answers.values() for answer in given} == {"shared"}
+    assert (await sharing.share("alice", "bob", ["more"]))["status"] == "too_many_of_pair"
+    assert (await sharing.share("last", "bob", ["more"]))["status"] == "too_many_grants"
+    assert (await sharing.revoke("alice", answers["alice"][-1]["id"]))["grants"] == 1
+    assert (await sharing.share("last", "bob", ["more"], offer=new_id()))["status"] == "too_many_offers"
     assert (await sharing.share("alice", "bob", ["t7"], offer=new_id()))["status"] == "shared"
-    assert (await sharing.share("alice", "bob", ["more"]))["status"] == "shared"
+    assert (await sharing.share("last", "bob", ["more"]))["status"] == "shared"
+
+
+async def test_offers_from_one_agent_to_another_are_bounded_exactly(sharing: Sharing) -> None:
+    for number in range(64):
+        answer = await sharing.share("alice", "bob", [f"t{number}"], offer=new_id())
+        await sharing.revoke("alice", answer["id"])
+    assert (await sharing.share("alice", "bob", ["more"], offer=new_id()))["status"] == "too_many_of_pair"
+    assert (await sharing.share("carol", "bob", ["more"], offer=new_id()))["status"] == "shared"

@@ -246,7 +246,7 @@ MUTATIONS: dict[str, tuple[str, list[tuple[str, str]]]] = {
     ),
     "ended tasks stay counted as open": (
         "namespace_task_quota_is_enforced",
-        [("  rm.count_open(names, task.submitter, -1)\n", "")],
+        [("  rm.count_open(names, task, -1)\n", "")],
     ),
     "deadlines are not recorded": (
         "deadline_ends_a_task",

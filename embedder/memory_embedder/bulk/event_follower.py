@@ -97,6 +97,8 @@ class EventFollower:
             raise EventsLost
         if last and _order(last[0][1]) < known:
             raise EventsLost
+        if any(fields[b"kind"] == b"lost" and _order(fields[b"id"]) > known for _, _, fields in news):
+            raise EventsLost
         return [(entry, fields) for _, entry, fields in news]
 
     async def _end(self) -> bytes:

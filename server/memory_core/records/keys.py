@@ -153,6 +153,7 @@ class Keys:
     submitted = _KeyOf("submitted:")  # sorted set: the newest ten thousand tasks that an agent submitted, by time
     backlog = _KeyOf("backlog:")  # sorted set: pending, unassigned tasks of one kind, in order
     kinds = _Key("kinds")  # hash: the kinds of task that have a backlog, each a msgpack map
+    kinds_of = _KeyOf("kinds:of:")  # hash: kind → how many open tasks of it an agent submitted
     turns = _Key("turns")  # hash: priority, or priority and submitter → the turn reached (start-time fair queueing)
     leases = _Key("leases")  # sorted set: leased tasks by the end of their lease
     delayed = _Key("delayed")  # sorted set: tasks to retry, by time of retry

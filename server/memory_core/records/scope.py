@@ -129,6 +129,11 @@ class Principal:
         """Whether a record with these tokens is readable."""
         return not scope.isdisjoint(self._held) and scope.isdisjoint(self.hidden)
 
+    def may_read_some(self, scope: frozenset[str]) -> bool:
+        """Whether a record of an owner in a scope could be readable: all are shared by token but those shared by id."""
+        shared = {part for token in self.granted for part in token.split(":")[:2]}
+        return self.may_read(scope) or any(f"o:{part}" in scope or part == "i" for part in shared)
+
     def may_see(self, record: Record) -> bool:
         """Whether a record is readable and its writer is not in quarantine."""
         since = self.mistrusted.get(record.writer)

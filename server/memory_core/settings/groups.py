@@ -135,7 +135,10 @@ class TaskSettings(SettingsGroup):
 
 
 class LimitSettings(SettingsGroup):
-    """Limits that are checked before anything reaches Redis."""
+    """Limits that are checked before anything reaches Redis.
+
+    Agents share slots, waiting calls, requests, bytes and sessions: one alone can take a part, never all.
+    """
 
     content_bytes: int = Field(default=1 << 20, ge=1, le=1 << 26, description="bytes of one memory's content, as UTF-8")
     metadata_bytes: int = Field(default=16_384, ge=2, le=1 << 20, description="bytes of one memory's metadata, as JSON")
@@ -170,6 +173,9 @@ class LimitSettings(SettingsGroup):
     )
     send_seconds: float = Field(
         default=60.0, gt=0, le=DAY, description="seconds after which a stream that its client does not read ends"
+    )
+    sessions: int = Field(
+        default=10_000, ge=1, le=1_000_000, description="open sessions of clients of the eras up to 2025-11-25"
     )
     request_bytes: int = Field(default=256 << 20, ge=1024, le=1 << 40, description="bytes of all HTTP bodies together")
 
@@ -209,7 +215,9 @@ class AuditSettings(SettingsGroup):
     """Retention of the audit. Older entries are deleted up to a seal; the chain continues from that seal."""
 
     keep_days: int = Field(default=365, ge=0, le=36_500, description="days that an entry is kept; 0 is forever")
-    keep_entries: int = Field(default=1_000_000, ge=0, le=1_000_000_000, description="entries kept, roughly; 0 is all")
+    keep_entries: int = Field(
+        default=0, ge=0, le=1_000_000_000, description="entries kept, roughly; 0 is all, so that no flood deletes any"
+    )
 
 
 class ObserveSettings(SettingsGroup):

@@ -16,7 +16,7 @@ from typing import Any
 
 from redis import exceptions as redis_errors
 
-from memory_core.errors import UnsafeStart
+from memory_core.errors import StoreUnavailable, UnsafeStart
 from memory_core.package_data import resource
 from memory_core.records.codec import pack, unpack
 from memory_core.records.keys import Keys
@@ -30,7 +30,7 @@ _NAMES_RELEASE = "rm1_release"
 _KEYS = (
     "agent agents audit backlog blockers children chores counters data_key "
     "dead_tasks deadlines delayed dependents did events grant granted granting "
-    "grants_due held history inbox job_streams keyed kinds leases memory "
+    "grants_due held history inbox job_streams keyed kinds kinds_of leases memory "
     "meta offers owner performance reshared same_prefix seen submitted task task_vector "
     "tombstones turns unclaimed unsettled "
 ).split()
@@ -144,6 +144,9 @@ async def call(client: Client, function: str, keys: list[str], **request: Any) -
     """Call a function with a msgpack map and return its unpacked answer.
 
     A missing function (Redis was flushed or replaced) did not run, so it is safe to load it and call again.
+
+    Raises:
+        StoreUnavailable: the function is missing, and this user may not load it. A server loads it at its next call.
     """
     arguments = (len(keys), *keys, pack(request))
     try:
@@ -151,6 +154,9 @@ async def call(client: Client, function: str, keys: list[str], **request: Any) -
     except redis_errors.ResponseError as error:
         if "Function not found" not in str(error):
             raise
-        await _load(await shard_of(client, keys))
+        try:
+            await _load(await shard_of(client, keys))
+        except redis_errors.NoPermissionError as refusal:
+            raise StoreUnavailable("the Functions are missing until a server loads them") from refusal
         answer = await client.execute_command("FCALL", function, *arguments)
     return unpack(answer)

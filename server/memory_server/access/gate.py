@@ -10,7 +10,7 @@ import logging
 import os
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Iterable
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, contextmanager, nullcontext
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, nullcontext
 from itertools import count
 from typing import TYPE_CHECKING, Any
 
@@ -28,12 +28,12 @@ from memory_core.settings.settings import Settings
 from memory_server.access import identity
 from memory_server.access.oauth import OAuthVerifier
 from memory_server.access.questions import Questions
-from memory_server.access.rate_limits import Rates
-from memory_server.engine.admission import ON_ITS_WAY, Admission, Slot
+from memory_server.engine.admission import SLOT, Admission, Slot
 from memory_server.engine.audited_calls import AuditedCall
 from memory_server.engine.batch_cache import BatchCache
 from memory_server.engine.counters import Counters
 from memory_server.engine.credential import Credential
+from memory_server.engine.rate_limits import Rates
 from memory_server.engine.request_context import Caller, RequestContext
 from memory_server.security.audit.recorder import Recorder
 
@@ -56,10 +56,7 @@ class Gate:
         self._oauth = OAuthVerifier(auth, settings.namespace) if auth.mode == "oauth" else None
         self._backend = backend
         self._rates, self._message_rates = (Rates(limits.calls_per_second, limits.burst) for _ in range(2))
-        # Messages have their own limits, so that clients can connect and list tools while calls are refused.
-        self.admission, self.message_admission = (
-            Admission(limits.calls_at_once, limits.calls_waiting, limits.patience_seconds) for _ in range(2)
-        )
+        self.admission = Admission(limits.calls_at_once, limits.calls_waiting, limits.patience_seconds)
         self.questions = Questions(limits.questions, limits.question_seconds)
         self._recorder, self._counters = recorder, counters
 
@@ -77,19 +74,27 @@ class Gate:
         self, context: ServerRequestContext[Any, Any], op: str, named: list[str], effects: Iterable[Effect]
     ) -> AsyncGenerator[RequestContext]:
         """Admit a call and hold an admission slot; raises as `admitted`, and Overloaded without an audit entry."""
-        _arrive(context)
         async with AsyncExitStack() as held:
             try:
-                slot = await held.enter_async_context(self.admission.slot())
+                slot = await self._slot(context, held)
             except Overloaded as error:
                 self._counters.called(op, error.code, 0.0)
                 raise
             yield await held.enter_async_context(self.admitted(context, op, named, effects, slot))
 
-    def message_slot(self, context: ServerRequestContext[Any, Any]) -> AbstractAsyncContextManager[Slot]:
+    @asynccontextmanager
+    async def message(self, context: ServerRequestContext[Any, Any]) -> AsyncGenerator[None]:
         """Hold a slot for a message other than a call while inside; raises Overloaded."""
-        _arrive(context)
-        return self.message_admission.slot()
+        async with AsyncExitStack() as held:
+            await self._slot(context, held)
+            yield
+
+    async def _slot(self, context: ServerRequestContext[Any, Any], held: AsyncExitStack) -> Slot:
+        """Hold the slot of the HTTP request, or one of its own for a call that has outlived its request."""
+        if slot := _slot_of(context):
+            return held.enter_context(slot.shared())
+        holder = None if context.request is None else identity.holder_of(context.request, self._settings)
+        return await held.enter_async_context(self.admission.slot(holder))
 
     @asynccontextmanager
     async def admitted(
@@ -101,7 +106,7 @@ class Gate:
         slot: Slot | None = None,
     ) -> AsyncGenerator[RequestContext]:
         """Admit an operation, and write its audit entry at the end. Raises Unauthenticated, Forbidden, RateLimited."""
-        async with self._identified(context, op, named, slot) as request:
+        async with self._identified(context, op, named, slot or _slot_of(context)) as request:
             self.take(request.caller)
             request.check(effects)
             yield request
@@ -181,10 +186,9 @@ class Gate:
             if entry := call.entry(caller().agent, caller().origin):
                 self._recorder.add(caller().namespace, entry)
 
-    def turn_away(self) -> Overloaded:
-        """Count and return the refusal of a call whose operation is not known yet."""
+    def count_refusal(self) -> None:
+        """Count the refusal of a request that was not parsed."""
         self._counters.turned_away += 1
-        return self.admission.refusal()
 
     async def _access(self, context: ServerRequestContext[Any, Any]) -> Access | None:
         if context.request is not None:
@@ -231,10 +235,9 @@ class Gate:
             log.error("all calls will be refused because of MEMORY_TOKEN: %s", error.message)
 
 
-def _arrive(context: ServerRequestContext[Any, Any]) -> None:
-    """Free the place that the HTTP request reserved when it came."""
-    if context.request is not None and (coming := context.request.scope.get(ON_ITS_WAY)):
-        coming.arrive()
+def _slot_of(context: ServerRequestContext[Any, Any]) -> Slot | None:
+    slot: Slot | None = None if context.request is None else context.request.scope.get(SLOT)
+    return None if slot is None or slot.is_over else slot
 
 
 class SdkVerifier:

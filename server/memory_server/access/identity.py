@@ -92,6 +92,23 @@ def checked_at(request: Request) -> float:
     return (claims or {}).get(CHECKED_CLAIM, float("-inf"))
 
 
+def holder_of(request: Request, settings: Settings) -> tuple[str, str]:
+    """Return whose share an HTTP request takes: its agent's, or its address's if it names no agent."""
+    try:
+        access = http_access(request, settings)
+    except Unauthenticated:
+        return "", _address(request)
+    if access is not None:
+        return access.namespace, access.agent
+    agent = request.headers.get(AGENT_HEADER) or request.query_params.get(AGENT_PARAMETER) or settings.agent
+    namespace = request.headers.get(NAMESPACE_HEADER) or request.query_params.get(NAMESPACE_PARAMETER)
+    return (namespace or settings.namespace, agent) if agent else ("", _address(request))
+
+
+def _address(request: Request) -> str:
+    return request.client.host if request.client else ""
+
+
 def _origin(context: ServerRequestContext[Any, Any], access: Access | None) -> str:
     if context.request is None:
         origin = f"stdio {os.getpid()}"

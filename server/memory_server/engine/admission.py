@@ -1,4 +1,9 @@
-"""Admission control: limits running and waiting calls. After `patience` seconds of waiting fewer may wait."""
+"""Admission control: limits running and waiting calls, and divides both between agents.
+
+The agents take turns. An agent that calls alone may use three quarters of the slots; while others call too, an eighth,
+because calls that run side by side slow each other. If too many calls wait, the agent that has most of them waiting
+loses its latest. After `patience` seconds of waiting fewer may wait.
+"""
 
 from __future__ import annotations
 
@@ -6,99 +11,159 @@ import asyncio
 import random
 import time
 from collections import deque
-from collections.abc import AsyncGenerator, Generator
+from collections.abc import AsyncGenerator, Generator, Hashable
 from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass, field
 
 from memory_core.errors import Overloaded
 
-ON_ITS_WAY = "memory.on_its_way"
-"""Key in an HTTP request's scope of the place that it reserved when it arrived."""
+SLOT = "memory.slot"
+"""Key in an HTTP request's scope of the slot that it holds."""
+_ACTIVE_SECONDS = 1.0
+"""How long an agent counts as active after a call."""
+_LEAST_SHARE = 2
 _LEAST_PAUSE, _MOST_PAUSE = 0.25, 30.0
 
 
+@dataclass(slots=True, eq=False)
+class _Lane:
+    """The calls of one agent. Those in `queue` may be refused, those in `patient` wait as long as it takes."""
+
+    running: int = 0
+    queue: deque[asyncio.Future[None]] = field(default_factory=deque[asyncio.Future[None]])
+    patient: deque[asyncio.Future[None]] = field(default_factory=deque[asyncio.Future[None]])
+
+    @property
+    def waits(self) -> bool:
+        return bool(self.queue or self.patient)
+
+
 class Admission:
-    """The slots of one server process, and the queue of calls that wait for one."""
+    """The slots of one server process, and the queues of calls that wait for one."""
 
     def __init__(self, at_once: int, waiting: int, patience: float) -> None:
         self._at_once, self._most_waiting, self._patience = at_once, waiting, patience
-        self._busy = self._coming = 0
-        self._queue: deque[asyncio.Future[None]] = deque()
-        self._calm_at = time.monotonic()
+        self._busy = self._waiting = 0
+        self._lanes: dict[Hashable, _Lane] = {}
+        """The agents with calls, in the order of their turns."""
+        self._active: dict[Hashable, float] = {}
+        """When each agent called last, the latest at the end."""
+        self._calm_at = self._done_at = time.monotonic()
         self._refused_at = -patience
         self._flow = _Flow()
 
     @asynccontextmanager
-    async def slot(self) -> AsyncGenerator[Slot]:
-        """Hold a slot while inside. Raises Overloaded (too many calls wait already)."""
-        await self._enter()
-        slot = Slot(self)
+    async def slot(self, holder: Hashable = None, *, patient: bool = False) -> AsyncGenerator[Slot]:
+        """Hold a slot of an agent while inside. Raises Overloaded (too many calls wait already), unless `patient`."""
+        await self._enter(holder, patient)
+        slot = Slot(self, holder)
         try:
             yield slot
         finally:
-            self._flow.done()
             slot.end()
 
-    @contextmanager
-    def coming(self) -> Generator[OnItsWay]:
-        """Reserve a place for a request until it asks for a slot, or ends."""
-        self._coming += 1
-        on_its_way = OnItsWay(self)
-        try:
-            yield on_its_way
-        finally:
-            on_its_way.arrive()
+    def refuses(self) -> bool:
+        """Whether an agent without other calls would be refused now, or no call has ended for too long."""
+        if self._busy < self._at_once:
+            return False
+        stalled = self._waiting > 0 and time.monotonic() - max(self._done_at, self._calm_at) > self._patience
+        return stalled or (self._waiting >= self._room() and max(map(_length, self._lanes.values()), default=0) <= 1)
 
-    def arrived(self) -> None:
-        self._coming -= 1
-
-    def is_full(self) -> bool:
-        """Whether a new call would be refused, counting reserved places."""
-        return self._busy + len(self._queue) + self._coming >= self._at_once + self._room()
-
-    async def _enter(self) -> None:
-        if not self._queue:
+    async def _enter(self, holder: Hashable, patient: bool) -> None:
+        if not self._waiting:
             self._calm_at = time.monotonic()
-            if self._busy < self._at_once:
-                self._busy += 1
-                return
-        self._shorten()
-        if len(self._queue) >= self._room():
-            raise self.refusal()
+        self._note_active(holder)
+        lane = self._lanes.setdefault(holder, _Lane())
+        try:
+            if not lane.waits and self._may_run(lane):
+                self._run(lane)
+            elif patient:
+                await self._turn(holder, lane.patient)
+            else:
+                self._make_room(lane)
+                self._waiting += 1
+                await self._turn(holder, lane.queue)
+        finally:
+            self._forget(holder, lane)
+
+    async def _turn(self, holder: Hashable, queue: deque[asyncio.Future[None]]) -> None:
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._queue.append(turn)
+        queue.append(turn)
         try:
             await turn
         except asyncio.CancelledError:
-            if turn.done() and not turn.cancelled() and turn.exception() is None:
-                self.leave()
-            elif turn in self._queue:
-                self._queue.remove(turn)
+            if turn in queue:
+                queue.remove(turn)
+                self._waiting -= queue is self._lanes[holder].queue
+            elif not turn.cancelled() and turn.exception() is None:
+                self.leave(holder)
             raise
 
-    def enter_again(self) -> None:
-        """Take a slot again, even if none is free: an admitted call is not refused later."""
-        self._busy += 1
+    def _run(self, lane: _Lane) -> None:
+        self._busy, lane.running = self._busy + 1, lane.running + 1
 
-    def leave(self) -> None:
-        """Free a slot for the call that waits longest."""
-        self._busy -= 1
-        while self._queue and self._busy < self._at_once:
-            turn = self._queue.popleft()
-            if not turn.done():
-                self._busy += 1
-                turn.set_result(None)
-        if not self._queue:
+    def enter_again(self, holder: Hashable = None) -> None:
+        """Take a slot again, even if none is free: an admitted call is not refused later."""
+        self._run(self._lanes.setdefault(holder, _Lane()))
+
+    def leave(self, holder: Hashable = None) -> None:
+        """Free a slot for the agent whose turn it is."""
+        lane = self._lanes[holder]
+        self._busy, lane.running = self._busy - 1, lane.running - 1
+        self._forget(holder, lane)
+        while turn := self._next_turn():
+            turn.set_result(None)
+        if not self._waiting:
             self._calm_at = time.monotonic()
+
+    def ended(self) -> None:
+        """Count a call that ended."""
+        self._done_at = time.monotonic()
+        self._flow.done()
+
+    def _may_run(self, lane: _Lane) -> bool:
+        is_alone = len(self._active) <= 1
+        share = self._at_once - self._at_once // 4 if is_alone else max(_LEAST_SHARE, self._at_once // 8)
+        return self._busy < self._at_once and lane.running < share
+
+    def _note_active(self, holder: Hashable) -> None:
+        now = time.monotonic()
+        self._active.pop(holder, None)
+        self._active[holder] = now
+        while now - next(iter(self._active.values())) > _ACTIVE_SECONDS:
+            del self._active[next(iter(self._active))]
+
+    def _next_turn(self) -> asyncio.Future[None] | None:
+        """Give the first agent that may run a call its turn, and put it behind the others."""
+        for holder, lane in self._lanes.items():
+            while lane.waits and self._may_run(lane):
+                turn = lane.patient.popleft() if lane.patient else self._taken(lane.queue.popleft())
+                if not turn.done():
+                    self._lanes[holder] = self._lanes.pop(holder)
+                    self._run(lane)
+                    return turn
+        return None
+
+    def _taken(self, turn: asyncio.Future[None]) -> asyncio.Future[None]:
+        self._waiting -= 1
+        return turn
+
+    def _forget(self, holder: Hashable, lane: _Lane) -> None:
+        if not lane.running and not lane.waits and self._lanes.get(holder) is lane:
+            del self._lanes[holder]
 
     def _room(self) -> int:
         now = time.monotonic()
         lasts = now - self._calm_at > self._patience or now - self._refused_at < self._patience
         return min(max(1, self._at_once // 4), self._most_waiting) if lasts else self._most_waiting
 
-    def _shorten(self) -> None:
-        """Refuse the latest calls when a burst turns into a lasting load."""
-        while len(self._queue) > self._room():
-            turn = self._queue.pop()
+    def _make_room(self, lane: _Lane) -> None:
+        """Refuse the latest calls of the agents that have most waiting; raises Overloaded if that is this agent."""
+        while self._waiting >= self._room():
+            longest = max(self._lanes.values(), key=_length)
+            if self._waiting == self._room() and _length(longest) <= _length(lane) + 1:
+                raise self.refusal()
+            turn = self._taken(longest.queue.pop())
             if not turn.done():
                 turn.set_exception(self.refusal())
 
@@ -111,17 +176,8 @@ class Admission:
         )
 
 
-class OnItsWay:
-    """The place of one request between its arrival and its slot."""
-
-    def __init__(self, admission: Admission) -> None:
-        self._admission, self._arrived = admission, False
-
-    def arrive(self) -> None:
-        """Free the place, once."""
-        if not self._arrived:
-            self._arrived = True
-            self._admission.arrived()
+def _length(lane: _Lane) -> int:
+    return len(lane.queue)
 
 
 class _Flow:
@@ -153,23 +209,40 @@ class _Flow:
 class Slot:
     """The slot of one call, which the call frees while it only waits. Tasks that outlive the call change no slot."""
 
-    def __init__(self, admission: Admission) -> None:
-        self._admission, self._outside, self._ended = admission, 0, False
+    def __init__(self, admission: Admission, holder: Hashable) -> None:
+        self._admission, self._holder = admission, holder
+        self._outside, self._users = 0, 1
+
+    @property
+    def is_over(self) -> bool:
+        return not self._users
 
     def end(self) -> None:
-        self._ended = True
+        self._users -= 1
+        if self._users:
+            return
+        self._admission.ended()
         if not self._outside:
-            self._admission.leave()
+            self._admission.leave(self._holder)
+
+    @contextmanager
+    def shared(self) -> Generator[Slot]:
+        """Keep the slot until its request and this block have both ended."""
+        self._users += 1
+        try:
+            yield self
+        finally:
+            self.end()
 
     @contextmanager
     def given_back(self) -> Generator[None]:
         """Let other calls use the slot while inside."""
         self._outside += 1
-        if self._outside == 1 and not self._ended:
-            self._admission.leave()
+        if self._outside == 1 and self._users:
+            self._admission.leave(self._holder)
         try:
             yield
         finally:
             self._outside -= 1
-            if not self._outside and not self._ended:
-                self._admission.enter_again()
+            if not self._outside and self._users:
+                self._admission.enter_again(self._holder)

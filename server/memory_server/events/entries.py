@@ -15,6 +15,8 @@ from memory_core.store.streams import BadMessage, Fields
 
 MEMORY, TASK, GRANT, AGENT = "memory", "task", "grant", "agent"
 KINDS = frozenset({MEMORY, TASK, GRANT, AGENT})
+LOST = "lost"
+"""Kind of an entry that says up to which position events were dropped, and for whom. Nobody receives it."""
 DELETED, EMBEDDED = "deleted", "embedded"
 _CURSOR = re.compile(r"(\d{1,15})-(\d{1,15})")
 _AHEAD_SECONDS = 3600
@@ -89,6 +91,11 @@ class EventEntry:
             )
         except (KeyError, ValueError) as error:
             raise BadMessage(f"event {entry!r}: {error}") from error
+
+    @property
+    def lost_to(self) -> Position:
+        """The last position that was dropped, for an entry of kind `lost`."""
+        return Position.of(self.subject.encode())
 
     @property
     def uri(self) -> str | None:

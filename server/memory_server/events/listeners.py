@@ -7,24 +7,28 @@ much: the code that takes an entry out checks current permissions.
 from __future__ import annotations
 
 import asyncio
-from collections import defaultdict, deque
+from collections import Counter, defaultdict, deque
 from collections.abc import Hashable, Iterable
 from dataclasses import dataclass
 
 import numpy as np
 
+from memory_core.errors import QuotaExceeded
 from memory_core.records.model import Model
 from memory_core.records.vectors import Matrix
-from memory_server.events.entries import AGENT, KINDS, MEMORY, EventEntry, Position
+from memory_server.events.entries import AGENT, KINDS, LOST, MEMORY, EventEntry, Position
 
 _MAX_QUEUED = 5000
 _ROUNDING = 1e-4
 
 
 class Listener:
-    """Waits to be woken."""
+    """Waits to be woken, for an agent, which may have `most` listeners of the kind at a time."""
 
-    def __init__(self) -> None:
+    most = 0
+
+    def __init__(self, agent: str) -> None:
+        self.agent = agent
         self.closed = False
         self._awake = asyncio.Event()
 
@@ -50,6 +54,8 @@ class Listener:
 class Waiter(Listener):
     """One call that waits for events of some kinds, or for memories close to a query."""
 
+    most = 32
+
     def __init__(
         self,
         agent: str,
@@ -59,8 +65,7 @@ class Waiter(Listener):
         model: Model | None = None,
         since: float = 0.0,
     ) -> None:
-        super().__init__()
-        self.agent = agent
+        super().__init__(agent)
         self.since = since
         """When the agent took over its name (epoch seconds); earlier events were for another holder."""
         self.kinds = kinds
@@ -130,6 +135,8 @@ class Watcher(Waiter):
         self.sees_all = sees_all
 
     def concerns(self, entry: EventEntry) -> bool:
+        if entry.kind == LOST:
+            return False
         if self.sees_all or entry.kind != MEMORY:
             return entry.is_news and (self.sees_all or self.is_for(entry))
         return entry.is_news and self.may_read(entry)
@@ -138,8 +145,10 @@ class Watcher(Waiter):
 class Follower(Listener):
     """A subscription to resources: only the last change of each counts."""
 
-    def __init__(self, uris: frozenset[str]) -> None:
-        super().__init__()
+    most = 1024
+
+    def __init__(self, agent: str, uris: frozenset[str]) -> None:
+        super().__init__(agent)
         self.uris = uris
         self._changed: dict[str, EventEntry] = {}
 
@@ -168,6 +177,7 @@ class Audience:
     def __init__(self, position: Position) -> None:
         self.position = position
         self._all: set[Listener] = set()
+        self._numbers: Counter[tuple[type[Listener], str]] = Counter()
         self._waiters: set[Waiter] = set()
         self._followers: defaultdict[str, set[Follower]] = defaultdict(set)
         self._by_agent: defaultdict[str, set[Waiter]] = defaultdict(set)
@@ -182,6 +192,12 @@ class Audience:
         return len(self._all)
 
     def add(self, listener: Waiter | Follower) -> None:
+        """Add a listener; raises QuotaExceeded if its agent has too many."""
+        kind = type(listener), listener.agent
+        if self._numbers[kind] >= listener.most:
+            message = f"{listener.most} calls of yours wait or follow already, the limit for one agent"
+            raise QuotaExceeded(message, hint="end some of them first", retry_after=5.0)
+        self._numbers[kind] += 1
         self._all.add(listener)
         if isinstance(listener, Follower):
             for uri in listener.uris:
@@ -198,6 +214,7 @@ class Audience:
 
     def remove(self, listener: Waiter | Follower) -> None:
         self._all.discard(listener)
+        self._numbers[type(listener), listener.agent] -= 1
         if isinstance(listener, Follower):
             for uri in listener.uris:
                 _drop(self._followers, uri, listener)
@@ -253,6 +270,8 @@ class Audience:
     def offer(self, entry: EventEntry, near: set[Waiter] | None) -> None:
         """Offer an entry to the listeners it may concern; `near` has the waiters it matches, None if unknown."""
         self.position = max(self.position, entry.position)
+        if entry.kind == LOST:  # nobody who listens has missed anything
+            return
         self._doubt(entry)
         for waiter in self._concerned(entry, near) | self._watching:
             if waiter.concerns(entry):

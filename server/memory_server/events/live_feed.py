@@ -116,10 +116,10 @@ async def following(
     """Give the URIs of resources that change from now on, until the block or the server ends.
 
     Raises:
-        StoreUnavailable: Redis does not answer.
+        StoreUnavailable: Redis does not answer. QuotaExceeded: the agent follows too many.
     """
     end = await last_position(service.backend, request.caller.namespace)
-    follower = Follower(uris)
+    follower = Follower(request.caller.agent, uris)
     with service.events.listening(request.caller.namespace, follower, end):
         yield _changes(service.backend, request, follower)
 

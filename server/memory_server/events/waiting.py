@@ -10,7 +10,7 @@ import time
 from collections import deque
 from collections.abc import Sequence
 from contextlib import nullcontext, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, cast
 
 from memory_core.errors import EmbeddingUnavailable, InvalidArgument
@@ -29,7 +29,17 @@ from memory_server.contract.validation import check_text
 from memory_server.engine.principals import resolve
 from memory_server.engine.redis_backend import Backend
 from memory_server.engine.request_context import Caller, RequestContext
-from memory_server.events.entries import DELETED, KINDS, MEMORY, START, EventEntry, Position, parse_entries, read_cursor
+from memory_server.events.entries import (
+    DELETED,
+    KINDS,
+    LOST,
+    MEMORY,
+    START,
+    EventEntry,
+    Position,
+    parse_entries,
+    read_cursor,
+)
 from memory_server.events.listeners import Audience, Waiter
 from memory_server.events.services import EventServices
 from memory_server.index import loader
@@ -51,7 +61,7 @@ async def wait_for_events(service: EventServices, request: RequestContext, args:
     Raises:
         InvalidArgument: the cursor or the kinds are not valid.
         EmbeddingUnavailable: only matches are requested, and no sidecar embedded the query.
-        StoreUnavailable: Redis does not answer.
+        StoreUnavailable: Redis does not answer. QuotaExceeded: the agent waits too often at a time.
     """
     caller = request.caller
     deadline = time.monotonic() + args.timeout_seconds
@@ -147,16 +157,20 @@ async def readable(
 
 @dataclass(slots=True)
 class _Wait:
-    """One call: `position` is the last entry considered, `returned` the last one returned."""
+    """One call: `begin` is its cursor, `position` the last entry considered, `returned` the last one returned."""
 
     service: EventServices
     request: RequestContext
     waiter: Waiter
     audience: Audience
-    position: Position
+    begin: Position
     text: str = ""
+    position: Position = field(init=False)
     returned: Position = START
     has_gap: bool = False
+
+    def __post_init__(self) -> None:
+        self.position = self.begin
 
     async def catch_up(self) -> list[Event]:
         """Read the stream from the position until there is an event to return, or to its end."""
@@ -164,10 +178,10 @@ class _Wait:
         if self.waiter.is_stale:
             await self._principal()
         while True:
-            page, oldest = await self._read_page()
-            if oldest > self.position and await self._was_trimmed():
-                self.has_gap = True
-            events = await self.consider(deque(parse_entries(page)))
+            page = await self._read_page()
+            entries = parse_entries(page)
+            await self._note_gap([entry for entry in entries if entry.kind == LOST and entry.lost_to > self.begin])
+            events = await self.consider(deque(entries))
             if events or len(page) < _PAGE:
                 return events
             self.position = max(self.position, Position.of(page[-1][0]))
@@ -251,23 +265,18 @@ class _Wait:
         self.audience.trust(self.waiter, principal.tokens, doubts)
         return principal
 
-    async def _read_page(self) -> tuple[list[_Raw], Position]:
-        """Read the next page of the stream; also returns the stream's oldest position."""
+    async def _note_gap(self, losses: Sequence[EventEntry]) -> None:
+        """Note whether the caller could have seen one of the events that were dropped."""
+        if losses and not self.has_gap:
+            principal = await self._principal()
+            self.has_gap = any(principal.agent in loss.to or principal.may_read_some(loss.scope) for loss in losses)
+
+    async def _read_page(self) -> list[_Raw]:
+        """Read the next page of the stream."""
         key = Keys(self.request.caller.namespace).events
-
-        async def fetch(client: Client) -> list[list[_Raw]]:
-            pipe = client.pipeline(transaction=False)
-            pipe.xrange(key, min=f"({self.position.id}", count=_PAGE)
-            pipe.xrange(key, count=1)
-            return await pipe.execute()
-
-        page, oldest = await self.service.backend.read(fetch)
-        return page, Position.of(oldest[0][0]) if oldest else START
-
-    async def _was_trimmed(self) -> bool:
-        key = Keys(self.request.caller.namespace).events
-        state = await self.service.backend.read(lambda client: client.xinfo_stream(key))
-        return int(state["entries-added"]) > int(state["length"])
+        return await self.service.backend.read(
+            lambda client: client.xrange(key, min=f"({self.position.id}", count=_PAGE)
+        )
 
 
 async def _load(

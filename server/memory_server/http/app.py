@@ -12,14 +12,15 @@ from typing import Any
 import uvicorn
 from mcp.server.mcpserver import MCPServer
 from starlette.applications import Starlette
-from starlette.requests import Request
-from starlette.responses import JSONResponse, PlainTextResponse, Response
+from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from memory_core.errors import InvalidArgument, MemoryServiceError, UnsafeStart
 from memory_core.settings.settings import Settings
 from memory_server.dashboard.routes import dashboard
 from memory_server.dashboard.security import SecurityHeaders
+from memory_server.engine.shares import Shares
+from memory_server.http.agent_limits import AgentLimits
 from memory_server.http.binding import check_bind, transport_security
 from memory_server.http.bodies import BodyLimits
 from memory_server.http.connection import BoundedConnection
@@ -27,12 +28,12 @@ from memory_server.http.greeting import greeting, operators_greeting
 from memory_server.http.limits import RequestLimits
 from memory_server.http.metrics import metrics_route
 from memory_server.http.open_responses import OpenResponses
+from memory_server.http.probes import Probes, unready_reason
 from memory_server.mcp import lazy
 from memory_server.mcp.server import build_server
 from memory_server.runtime import Runtime
 
 log = logging.getLogger(__name__)
-_READY_SECONDS = 2.0
 _KEEP_ALIVE_SECONDS = 75
 """How long an idle connection stays open: longer than clients keep theirs (httpx 5 s). If both closed it at the same
 moment, a client could send a call on a closing connection and would not know whether it ran.
@@ -117,29 +118,25 @@ class HttpServer(uvicorn.Server):
 def http_application(server: MCPServer[Any], runtime: Runtime) -> Starlette:
     """Make the ASGI application: MCP at /mcp, /livez, /readyz and /metrics, the dashboard at /."""
 
-    @server.custom_route("/livez", methods=["GET"])
-    async def livez(_: Request) -> Response:
-        return PlainTextResponse("ok\n")
-
-    @server.custom_route("/readyz", methods=["GET"])
-    async def readyz(_: Request) -> Response:
-        reason = await _unready_reason(runtime)
-        return JSONResponse({"ready": reason is None, "reason": reason}, status_code=200 if reason is None else 503)
-
     server.custom_route("/metrics", methods=["GET"])(metrics_route(runtime))
     settings = runtime.settings
     transport = transport_security(settings)
     application = server.streamable_http_app(
-        transport_security=transport, max_request_body_size=settings.limits.body_bytes
+        transport_security=transport,
+        max_request_body_size=settings.limits.body_bytes,
+        max_sessions=settings.limits.sessions,
     )
+    AgentLimits(server.session_manager, runtime.gate, settings)
     application.router.routes.extend(dashboard(server, runtime, transport))
     verify = None if settings.auth.mode == "off" else runtime.gate.verify
     application.add_middleware(OpenResponses, verify=verify, send_seconds=settings.limits.send_seconds)
     application.add_middleware(Refusals)
     application.add_middleware(SecurityHeaders)
     application.add_middleware(TrimmedHeaders)
-    application.add_middleware(RequestLimits, gate=runtime.gate, limits=settings.limits)
+    requests = Shares(settings.limits.requests)
+    application.add_middleware(RequestLimits, requests=requests)
     application.add_middleware(BodyLimits, limits=settings.limits)
+    application.add_middleware(Probes, requests=requests, runtime=runtime)
     return application
 
 
@@ -170,23 +167,13 @@ class Refusals:
             await JSONResponse(body, status_code=503, headers=headers)(scope, receive, send)
 
 
-async def _unready_reason(runtime: Runtime) -> str | None:
-    try:
-        async with asyncio.timeout(_READY_SECONDS):
-            return await lazy.memory_stats.is_ready(await runtime.service())
-    except MemoryServiceError as error:
-        return error.message
-    except TimeoutError:
-        return "Redis is not ready"
-
-
 async def _greet(runtime: Runtime, server: uvicorn.Server, url: str) -> None:
     """Print how clients connect, and then when everything is ready."""
     while not server.started:
         await asyncio.sleep(0.05)
     print(greeting(url), flush=True)
     last_reason = None
-    while reason := await _unready_reason(runtime):
+    while reason := await unready_reason(runtime):
         if reason != last_reason:
             log.info("not ready yet: %s", reason)
         last_reason = reason

@@ -8,7 +8,7 @@ import ssl
 from mcp.server.transport_security import TransportSecuritySettings
 
 from memory_core.crypto.secret_files import is_open_to_others
-from memory_core.errors import UnsafeStart
+from memory_core.errors import UnsafeStart, echo
 from memory_core.settings.settings import Settings
 
 _HOSTS = ("127.0.0.1:*", "localhost:*", "[::1]:*")
@@ -18,17 +18,16 @@ _ORIGINS = ("http://127.0.0.1:*", "http://localhost:*", "http://[::1]:*")
 def check_bind(settings: Settings) -> None:
     """Refuse an address beyond loopback without authentication, allowed hosts and TLS, and incomplete TLS settings.
 
+    Without authentication, also refuse what lets other machines reach a loopback address.
+
     Raises:
         UnsafeStart: a setting is missing or cannot be used.
     """
     _check_tls(settings)
+    if settings.auth.mode == "off":
+        _check_only_loopback(settings)
     if _is_loopback(settings.host):
         return
-    if settings.auth.mode == "off":
-        raise UnsafeStart(
-            f"binding to {settings.host} needs authentication, which is off",
-            hint="bind to 127.0.0.1, or set auth.mode to tokens or oauth",
-        )
     if not settings.allowed_hosts:
         raise UnsafeStart(
             f"binding to {settings.host} needs allowed_hosts", hint="name the hosts by which clients reach the server"
@@ -38,6 +37,23 @@ def check_bind(settings: Settings) -> None:
             f"binding to {settings.host} without TLS would expose tokens to eavesdroppers",
             hint="set tls_cert and tls_key, or behind_proxy: true if a proxy terminates TLS",
         )
+
+
+def _check_only_loopback(settings: Settings) -> None:
+    """Refuse each setting that lets other machines in. A proxy or a forwarded port makes strangers look local."""
+    foreign = [host for host in settings.allowed_hosts if not _is_loopback(_without_port(host))]
+    if not _is_loopback(settings.host):
+        problem = f"binding to {settings.host}"
+    elif settings.behind_proxy:
+        problem = "behind_proxy"
+    elif foreign:
+        problem = f"the allowed host {echo(foreign[0])}"
+    else:
+        return
+    raise UnsafeStart(
+        f"{problem} needs authentication, which is off",
+        hint="set auth.mode to tokens or oauth, or serve only 127.0.0.1, without behind_proxy and allowed_hosts",
+    )
 
 
 def _check_tls(settings: Settings) -> None:
@@ -64,8 +80,15 @@ def transport_security(settings: Settings) -> TransportSecuritySettings:
 
 
 def _with_any_port(host: str) -> tuple[str, ...]:
-    has_port = ":" in host.rpartition("]")[2]
-    return (host,) if has_port else (host, f"{host}:*")
+    return (host,) if _has_port(host) else (host, f"{host}:*")
+
+
+def _has_port(host: str) -> bool:
+    return ":" in host.rpartition("]")[2]
+
+
+def _without_port(host: str) -> str:
+    return (host.rpartition(":")[0] if _has_port(host) else host).strip("[]")
 
 
 def _is_loopback(host: str) -> bool:

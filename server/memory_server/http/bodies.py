@@ -58,7 +58,7 @@ class BodyLimits:
         if is_mcp and declared and declared > most:
             await self.app(scope, receive, send)  # the SDK checks the token and then refuses the length, both unread
             return
-        with self._held.by(_address(scope)) as body:
+        with self._held.by(address_of(scope)) as body:
             content = await self._read(body, receive, declared or most, most)
             if isinstance(content, bytes) and for_calls and has_too_many_values(content):
                 content = _refusal(413, "the request has too many JSON values", is_mcp)
@@ -171,7 +171,7 @@ def _declared(headers: dict[bytes, bytes]) -> int | None:
     return int(declared) if declared.isdigit() else None
 
 
-def _address(scope: Scope) -> str:
+def address_of(scope: Scope) -> str:
     """Return the client's address; of IPv6 the network, because one client can use all addresses of its network."""
     host = str((scope.get("client") or ("",))[0])
     try:
@@ -204,8 +204,8 @@ def _too_slow() -> Response:
     return answer
 
 
-def unavailable() -> Response:
+def unavailable(problem: str = "the server has too many open requests") -> Response:
     """Answer that there is no room for a request."""
-    description = f"the server has too many open requests; try again in {PAUSE} s"
+    description = f"{problem}; try again in {PAUSE} s"
     content = {"error": Overloaded.code, "error_description": description, "retry_after": PAUSE}
     return JSONResponse(content, status_code=503, headers={"Retry-After": str(PAUSE), "Connection": "close"})

@@ -38,7 +38,7 @@ class Metering:
         if ctx.request_id is None or ctx.method in _WITHOUT_SLOT:
             return await call_next(ctx)
         try:
-            async with self._gate.message_slot(ctx):
+            async with self._gate.message(ctx):
                 return await call_next(ctx)
         except Overloaded as error:
             raise protocol_error(error) from error

@@ -62,7 +62,8 @@ class Subscriptions:
             async with lazy.live_feed.following(await self._runtime.service(), request, uris) as changes:
                 relay = asyncio.create_task(_relay(_while_admitted(request, changes), bus, handler))
                 try:
-                    return await handler(ctx, params)
+                    with request.without_slot():
+                        return await handler(ctx, params)
                 finally:
                     relay.cancel()
         except MemoryServiceError as error:

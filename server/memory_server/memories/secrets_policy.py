@@ -14,6 +14,7 @@ from typing import Any, Literal
 from memory_core.errors import InvalidArgument
 from memory_core.records.memory import SEALED_CODEC, Record
 from memory_server.contract.memories import Secrets
+from memory_server.contract.validation import check_secrecy
 from memory_server.security.credentials import find_credentials, redact
 
 Policy = Literal["warn", "redact", "seal", "refuse"]
@@ -32,6 +33,13 @@ class _Found:
 
 
 async def screen(record: Record, policy: Policy) -> tuple[Record, Secrets | None]:
+    """Apply the policy as `apply_policy`, for a long content in a thread, so that other calls do not wait."""
+    if len(record.content) < _IN_THREAD:
+        return apply_policy(record, policy)
+    return await asyncio.to_thread(apply_policy, record, policy)
+
+
+def apply_policy(record: Record, policy: Policy) -> tuple[Record, Secrets | None]:
     """Return the record as the policy allows it to be written, and what looked like a credential.
 
     The content and metadata of a sensitive memory are encrypted anyway and not examined.
@@ -39,10 +47,7 @@ async def screen(record: Record, policy: Policy) -> tuple[Record, Secrets | None
     Raises:
         InvalidArgument: the policy refuses it, or sealing a public memory.
     """
-    if len(record.content) < _IN_THREAD:
-        found = _find(record)
-    else:
-        found = await asyncio.to_thread(_find, record)
+    found = _find(record)
     if not found.kinds and not found.in_labels:
         return record, None
     kinds = sorted(found.kinds | found.in_labels)
@@ -53,6 +58,7 @@ async def screen(record: Record, policy: Policy) -> tuple[Record, Secrets | None
         raise InvalidArgument(f"{where} look like a credential ({', '.join(kinds)})", hint=_HINT)
     if policy == "redact":
         return replace(record, content=found.content, metadata=found.metadata), Secrets(kinds=kinds, action="redacted")
+    check_secrecy(True, record.visibility)
     return replace(record, codec=SEALED_CODEC), Secrets(kinds=kinds, action="encrypted")
 
 

@@ -22,6 +22,7 @@ from memory_core.records.model import Model
 from memory_core.redis_client import Client
 from memory_core.store.connection import store_errors
 from memory_server.engine.redis_backend import Backend
+from memory_server.events.retention import trim_events
 from memory_server.index import loader, queries
 from memory_server.index import query_builder as build
 from memory_server.memories.chunks import settle
@@ -95,6 +96,7 @@ async def sweep(service: Service, *, patience: float = PATIENCE_SECONDS) -> None
             await _settle_chores(service, namespace, patience)
             await _requeue(service, namespace, patience)
             await remove_expired(service.backend, namespace, _AT_ONCE)
+            await trim_events(service.backend, namespace)
             await sweep_team(service, namespace)
         except MemoryServiceError as error:
             log.warning("sweep of %s: %s", namespace, error.message)

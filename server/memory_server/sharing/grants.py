@@ -244,6 +244,9 @@ def _raise_for(answer: dict[str, Any], args: ShareArguments) -> None:
         case "too_many_tokens":
             message = f"the grants to {target} would name more than 4096 memories, contexts, tags and types"
             raise Conflict(message, hint=fewer)
+        case "too_many_of_pair":
+            message = f"{target} holds 64 grants, 512 memories, contexts, tags and types, or 64 offers of yours"
+            raise Conflict(f"{message}: the limit between two agents", hint=fewer)
         case "too_many_offers":
             raise Conflict(f"256 offers wait for {target}, the limit for one agent", hint="share without bidirectional")
         case _:

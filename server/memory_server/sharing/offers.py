@@ -64,8 +64,8 @@ async def _load(service: MemoryServices, principal: Principal, offer_id: str) ->
 
     found, packed, since = await service.backend.read(fetch)
     row: dict[str, bytes] = {name.decode(): value for name, value in found.items()}
-    entry: dict[str, Any] = unpack(packed) if packed else {}
-    if not row or entry.get("owner") != principal.owner or float(row["until"]) <= redis_time.now():
+    entry: dict[str, Any] | None = unpack(packed) if packed else None
+    if not row or entry is None or entry["owner"] != principal.owner or float(row["until"]) <= redis_time.now():
         raise no_offer(offer_id)
     if not offer_proof.is_genuine(integrity, keys.namespace, offer_id, row):
         raise no_offer(offer_id)

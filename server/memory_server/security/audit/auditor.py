@@ -68,10 +68,10 @@ class Auditor:
         self._trimmed[namespace] = now
         return True
 
-    async def flush(self) -> bool:
-        """Write the held entries; return whether all were written. The others stay held."""
+    async def flush(self, *, merged: bool = True) -> bool:
+        """Write the held entries, also those that still merge; return whether all were written."""
         async with self._flushing:
-            for batch in self.recorder.batches():
+            for batch in self.recorder.batches(merged=merged):
                 try:
                     await self._write(batch)
                 except MemoryServiceError as error:
@@ -123,7 +123,7 @@ class Auditor:
             with suppress(TimeoutError):
                 async with asyncio.timeout(FLUSH_SECONDS):
                     await self.recorder.enough.wait()
-            if not await self.flush():
+            if not await self.flush(merged=False):
                 await asyncio.sleep(PAUSE_SECONDS)
 
     async def _seal_forever(self) -> None:
