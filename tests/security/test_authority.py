@@ -16,7 +16,9 @@ from memory_core.records.keys import Keys, token_key
 from memory_core.redis_client import Client
 from memory_core.settings.settings import Settings
 from memory_server.access.tokens import issue_token, revoke_token
+from memory_server.operations.authority_records import unadopted
 from memory_server.operations.doctor import examine
+from memory_server.operations.health.report import Finding
 from memory_server.operations.quarantine import lift, quarantine
 from memory_server.operations.verify_integrity import adopt, verify
 
@@ -59,6 +61,12 @@ async def unsign(client: Client, keys: Keys, ids: dict[str, str]) -> None:
     await client.hdel(token_key(ids["token"]), "mac")
 
 
+async def faults(server: Server, namespace: str) -> list[Finding]:
+    """What doctor finds wrong with a namespace."""
+    settings = Settings.load(redis_url=server.service.backend.url, master_key=server.service.settings.master_key)
+    return [one for one in (await examine(settings)).faults if one.where == namespace]
+
+
 async def test_records_of_an_earlier_release_are_refused_until_adopted(
     server: Server, stack: Stack, alice: Agent, bob: Agent, team: dict[str, str], namespace: str
 ) -> None:
@@ -67,7 +75,11 @@ async def test_records_of_an_earlier_release_are_refused_until_adopted(
     assert (before.healthy, before.authority) == (True, 8)
     await unsign(stack.client, keys, team)
     code, text = await refusal(alice, "retrieve_memory", memory_id=team["memory"])
-    assert (code, "integrity adopt" in text) == ("tampered", True)
+    command = f"redis-memory integrity adopt --namespace {namespace}"
+    assert (code, command in text) == ("tampered", True)
+    service.backend.adopted.discard(namespace)
+    assert command in (await unadopted(service.backend, namespace) or "")
+    assert command in next(one.remedy or "" for one in await faults(server, namespace) if one.id == "authority.records")
     assert await server.runtime.gate.verify(team["text"]) is None
     report = await verify(service.backend, namespace)
     assert {(bad["record"].partition(" ")[0], bad["problem"]) for bad in report.authority_bad} == {
@@ -78,6 +90,7 @@ async def test_records_of_an_earlier_release_are_refused_until_adopted(
     assert await readable(alice, [team["memory"]]) == await readable(bob, [team["memory"]]) == [team["memory"]]
     assert len((await bob.call("get_shared_context"))["offers"]) == 1
     assert await server.runtime.gate.verify(team["text"]) is not None
+    assert await unadopted(service.backend, namespace) is None
     assert (await adopt(service, namespace)).authority_adopted == 0
     entries = [entry for entry in await flushed_entries(server, stack.client, namespace) if "adopt" in entry["op"]]
     assert [(entry["op"], len(entry["ids"].split())) for entry in entries] == [("adopt_authority", 7)]
@@ -123,10 +136,9 @@ async def test_doctor_and_audit_name_a_forged_record(
     entries = await flushed_entries(server, client, namespace)
     refused = [entry for entry in entries if entry["op"] == "refuse_authority"]
     assert [(entry["ids"], entry["outcome"]) for entry in refused] == [("owner-id:bob", "tampered")]
-    settings = Settings.load(redis_url=server.service.backend.url, master_key=server.service.settings.master_key)
-    faults = [one for one in (await examine(settings)).faults if one.where == namespace]
-    assert [fault.id for fault in faults] == ["authority.records"]
-    assert f"owner-id bob {owner.decode()} is unsigned" in faults[0].seen
+    (fault,) = await faults(server, namespace)
+    assert fault.id == "authority.records"
+    assert f"owner-id bob {owner.decode()} is unsigned" in fault.seen
 
 
 @pytest.mark.parametrize("attack", ["mark removed", "token revived", "grant revived"])

@@ -12,7 +12,6 @@ from memory_core.records.names import SEPARATOR, split_labels
 FIELDS = ("owner", "owners", "proofs", "kept", "kept_proofs", "since")
 """Fields of an agent's hash: the current owner id, all of them, those that earlier holders of the name kept, a code
 `<owner id>=<code>` for each, and when the last holder left the name."""
-ADOPT_HINT = "an administrator can sign the records of earlier releases with `redis-memory integrity adopt`"
 VERIFY_HINT = "an administrator sees details with `redis-memory integrity verify`"
 
 
@@ -80,7 +79,7 @@ def read(integrity: AuthorityCodes, namespace: str, agent: str, row: Sequence[An
     where = integrity, namespace, agent
     failed = {one: _failure(*where, Authority.OWNER, raw.proofs, one, raw.since) for one in raw.owners}
     if raw.current is not None and (failure := failed.get(raw.current, IntegrityFailure.ALTERED)):
-        raise _tampered(agent, failure)
+        raise _tampered(namespace, agent, failure)
     kept = (one for one in raw.kept if _failure(*where, Authority.KEPT, raw.kept_proofs, one) is None)
     return Owners(raw.current, tuple(one for one in raw.owners if failed[one] is None), tuple(kept), raw.since)
 
@@ -135,7 +134,12 @@ def join_proofs(codes: dict[str, str]) -> str:
     return SEPARATOR.join(f"{owner}={code}" for owner, code in codes.items())
 
 
-def _tampered(agent: str, failure: IntegrityFailure) -> Tampered:
+def adopt_hint(namespace: str) -> str:
+    """Say how an operator signs what an earlier release wrote."""
+    return f"after an upgrade, an administrator runs `redis-memory integrity adopt --namespace {namespace}` once"
+
+
+def _tampered(namespace: str, agent: str, failure: IntegrityFailure) -> Tampered:
     if failure is IntegrityFailure.UNSIGNED:
-        return Tampered(f"the owner id of agent {agent} has no integrity code", hint=ADOPT_HINT)
+        return Tampered(f"the owner id of agent {agent} has no integrity code", hint=adopt_hint(namespace))
     return Tampered(f"the owner id of agent {agent} fails its integrity check", hint=VERIFY_HINT)

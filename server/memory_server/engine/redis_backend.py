@@ -91,6 +91,8 @@ class Backend:
         self._local: Any = None
         self._audited: set[str] = set()
         self._may_sign: set[str] = set()
+        self.adopted: set[str] = set()
+        """Namespaces where an authorisation record with a code was found."""
 
     @asynccontextmanager
     async def running(self) -> AsyncGenerator[Backend]:

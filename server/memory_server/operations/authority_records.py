@@ -17,6 +17,7 @@ from memory_core.records.audit_entry import system_entry
 from memory_core.records.authority_codes import Authority, IntegrityFailure
 from memory_core.records.codec import DecodeError, pack, unpack
 from memory_core.records.keys import Keys, token_key
+from memory_core.records.owners import adopt_hint
 from memory_core.redis_client import Client
 from memory_core.slices import slices
 from memory_core.store.connection import store_errors
@@ -24,6 +25,7 @@ from memory_server.engine.redis_backend import Backend
 from memory_server.security.audit import reader
 
 _AT_ONCE = 100
+_MOST_PAGES = 20
 _REMOVED, _REVIVED = "removed directly in Redis", "in force again after it was revoked"
 
 
@@ -227,6 +229,40 @@ class AuthorityScan:
             async with store_errors():
                 found = await self._client.hgetall(prefix + name)
             yield name, found
+
+
+async def unadopted(backend: Backend, namespace: str) -> str | None:
+    """Say how to sign a namespace where an earlier release wrote: agents have owner ids, and none has a code.
+
+    It looks at some agents only. None once one with a code was found.
+    """
+    if not backend.integrity.signs or namespace in backend.adopted:
+        return None
+    found = await _some_owners(backend, namespace)
+    if any(one.proofs or one.kept_proofs for one in found):
+        backend.adopted.add(namespace)
+        return None
+    if not any(one.owners or one.kept for one in found):
+        return None
+    return f"namespace {namespace} is from an earlier release: {adopt_hint(namespace)}"
+
+
+async def _some_owners(backend: Backend, namespace: str) -> list[owners.RawOwners]:
+    prefix = Keys(namespace).agent("")
+
+    async def fetch(client: Client) -> list[owners.RawOwners]:
+        cursor, found = 0, list[bytes]()
+        for _ in range(_MOST_PAGES):
+            cursor, page = await client.scan(cursor, match=f"{prefix}*", count=1000)
+            found += page
+            if not cursor or len(found) >= _AT_ONCE:
+                break
+        pipe = client.pipeline(transaction=False)
+        for key in found[:_AT_ONCE]:
+            pipe.hmget(key.decode(), owners.FIELDS)
+        return [owners.parse(row) for row in await pipe.execute()]
+
+    return await backend.read(fetch)
 
 
 async def adopt_authority(backend: Backend, namespace: str) -> int:

@@ -133,11 +133,11 @@ async def _check_authority(inspection: Inspection, keys: Keys) -> None:
     if not failed:
         report.ok("authority.records", f"{len(found)} authorisation records have a valid code", where=where)
         return
-    remedy = f"redis-memory integrity verify --namespace {where} names all; "
     if set(failed.values()) == {IntegrityFailure.UNSIGNED}:
-        remedy += f"if an earlier release wrote them, redis-memory integrity adopt --namespace {where} signs them"
+        remedy = f"if an earlier release wrote them, run redis-memory integrity adopt --namespace {where} once"
     else:
-        remedy += "somebody wrote them without the key: change the passwords of Redis, and restore or delete them"
+        remedy = f"redis-memory integrity verify --namespace {where} names all; somebody wrote them without the key: "
+        remedy += "change the passwords of Redis, and restore or delete them"
     shown = "; ".join(f"{name} is {failure}" for name, failure in sorted(failed.items())[:_MOST_SHOWN])
     seen = f"{len(failed)} of {len(found)} authorisation records fail their check and have no effect: {shown}"
     report.error("authority.records", seen, remedy, where=where)
