@@ -196,8 +196,10 @@ function rm.is_outdated(names, name, proof)
   return proof and proof.since ~= (redis.call('HGET', names.agent .. name, 'since') or '')
 end
 
--- Add an owner id to an agent that has no current one, and make it the current one.
+-- Add an owner id to an agent that has no current one, and make it the current one. Servers without the key of the first
+-- signed one are refused from then on.
 function rm.issue_owner(names, name, owner, proof)
+  if proof then redis.call('HSETNX', names.counters, 'signed', proof.signer) end
   redis.call('HSET', names.agent .. name, 'owner', owner)
   rm.add_owner(names, name, owner, proof and proof.code)
 end

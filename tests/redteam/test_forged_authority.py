@@ -483,7 +483,7 @@ async def test_forged_operator_key_opens_nothing(target: Target, attack: str) ->
     key_id, _, secret = key.partition("_")
     stored = (await target.redis.get(operator_key(key_id))).decode()
     if attack == "forged":
-        stored = f"{hash_of(secret)} {namespace}"
+        stored = f"{hash_of(secret)} {namespace} {FAR}"
     elif attack == "other namespace":
         stored = stored.replace(f"{namespace}-own", namespace)
     elif attack == "later end":

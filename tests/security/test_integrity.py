@@ -307,6 +307,17 @@ async def test_keyless_server_neither_reads_nor_writes_signed_memories(
     assert (await ann.call("retrieve_memory", memory_id=memory_id))["memory"]["tags"] == []
 
 
+async def test_keyless_server_adds_no_owner_id_to_a_namespace_with_signed_ones(
+    server: Server, keyless: Server, stack: Stack, namespace: str
+) -> None:
+    async with server.agent("ann", namespace) as ann:
+        await ann.call("register_agent")  # no memory is signed yet
+    async with keyless.agent("bob", namespace) as bob:
+        for tool, arguments in (("register_agent", {}), ("store_memory", {"content": "Mine."})):
+            assert (await refusal(bob, tool, **arguments))[0] == "key_missing"
+    assert not await stack.client.exists(Keys(namespace).agent("bob"))
+
+
 async def test_without_key_a_concurrent_change_is_not_overwritten(keyless: Server, namespace: str) -> None:
     service, request = keyless.service, RequestContext(Caller(namespace, "ann"))
     async with keyless.agent("ann", namespace) as ann:

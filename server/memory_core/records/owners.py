@@ -28,10 +28,11 @@ class Owners(NamedTuple):
 
 
 def proof(integrity: AuthorityCodes, namespace: str, agent: str, owner: str, since: str) -> dict[str, str] | None:
-    """Return the code of a new owner id, and the `since` that it covers, for the Functions; None without a key."""
+    """Return the code of a new owner id, the `since` that it covers and its key, for the Functions; None without one."""
     if not integrity.signs:
         return None
-    return {"code": integrity.sign_authority(Authority.OWNER, namespace, agent, owner, since), "since": since}
+    code = integrity.sign_authority(Authority.OWNER, namespace, agent, owner, since)
+    return {"code": code, "since": since, "signer": code.partition(":")[0]}
 
 
 def proofs(
