@@ -89,7 +89,8 @@ RESOURCES = {"memory": "READ_MEMORIES", "task": "SEE_TASKS", "agent": "SEE_TEAM"
 UNKNOWN = "0" * 26
 REQUIRED: dict[str, Any] = {
     "memory_id": UNKNOWN, "task_id": UNKNOWN, "grant_id": UNKNOWN, "offer_id": UNKNOWN, "lease_token": "x",
-    "error": "x", "content": "x", "query": "x", "description": "x", "target_agent": "nobody", "operations": [], "memory_ids": [UNKNOWN],
+    "error": "x", "content": "x", "query": "x", "description": "x", "target_agent": "nobody", "operations": [],
+    "memory_ids": [UNKNOWN],
 }  # fmt: skip
 """A value for each required argument. No call finds anything, so allowed calls fail in other ways or change little."""
 EXTRA: dict[str, dict[str, Any]] = {

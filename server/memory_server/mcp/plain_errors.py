@@ -19,10 +19,12 @@ def plain_errors(tools: Collection[str]) -> ServerMiddleware[Any]:
 
     async def middleware(ctx: ServerRequestContext[Any, Any], call_next: CallNext) -> HandlerResult:
         name = (ctx.params or {}).get("name")
-        if ctx.method == "tools/call" and isinstance(name, str) and name not in tools:
-            return refusal(NotFound(f"no tool {echo(name)}", hint="tools/list names them all"))
         try:
-            return await call_next(ctx)
+            result = await call_next(ctx)
+            is_refused = isinstance(result, dict) and result.get("isError", False)
+            if ctx.method == "tools/call" and name not in tools and is_refused:
+                return refusal(NotFound(f"no tool {echo(str(name))}", hint="tools/list names them all"))
+            return result
         except MCPError as error:
             raise MCPError(error.error.code, plain_line(error.error.message[:_MOST]), error.error.data) from error
 
