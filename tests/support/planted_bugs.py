@@ -111,8 +111,13 @@ BUGS = {
     ),
     "a forged owner id counts": Bug(
         _CORE + "records/owners.py",
-        [("tuple(owner for owner in owners if failed[owner] is None)", "owners")],
+        [("tuple(one for one in raw.owners if failed[one] is None)", "raw.owners")],
         ("tests/security/test_authority.py::test_adopt_signs_no_record_with_a_wrong_code",),
+    ),
+    "a forged kept owner id is offered": Bug(
+        _CORE + "records/owners.py",
+        [("_failure(*where, Authority.KEPT, raw.kept_proofs, one) is None", "one")],
+        ("tests/sharing/test_owner_codes.py::test_kept_code_gives_no_owner_id_and_an_owner_code_keeps_none",),
     ),
     "a changed grant counts": Bug(
         _CORE + "records/grant.py",

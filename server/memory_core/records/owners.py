@@ -28,7 +28,7 @@ class Owners(NamedTuple):
 
 
 def proof(integrity: AuthorityCodes, namespace: str, agent: str, owner: str, since: str) -> dict[str, str] | None:
-    """Return the code of a new owner id, the `since` that it covers and its key, for the Functions; None without one."""
+    """Return the code of a new owner id, its key and the `since` that it covers, for the Functions; None without."""
     if not integrity.signs:
         return None
     code = integrity.sign_authority(Authority.OWNER, namespace, agent, owner, since)
