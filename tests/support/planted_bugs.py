@@ -107,12 +107,12 @@ BUGS = {
     "a token without a code is accepted": Bug(
         _CORE + "records/token.py",
         [("(revoked or check(token_id, fields, integrity) is None)", "True")],
-        ("tests/security/test_authority.py::test_records_of_an_earlier_release_are_refused_until_adopted",),
+        ("tests/security/test_authority_records.py::test_records_of_an_earlier_release_are_refused_until_adopted",),
     ),
     "a forged owner id counts": Bug(
         _CORE + "records/owners.py",
         [("tuple(one for one in raw.owners if failed[one] is None)", "raw.owners")],
-        ("tests/security/test_authority.py::test_adopt_signs_no_record_with_a_wrong_code",),
+        ("tests/security/test_authority_records.py::test_adopt_signs_no_record_with_a_wrong_code",),
     ),
     "a forged kept owner id is offered": Bug(
         _CORE + "records/owners.py",
@@ -122,7 +122,7 @@ BUGS = {
     "a changed grant counts": Bug(
         _CORE + "records/grant.py",
         [("        and grant_proof.check(integrity, namespace, agent, grant_id.decode(), entry) is None\n", "")],
-        ("tests/security/test_authority.py::test_adopt_signs_no_record_with_a_wrong_code",),
+        ("tests/security/test_authority_records.py::test_adopt_signs_no_record_with_a_wrong_code",),
     ),
     "a token's scopes are not checked": Bug(
         _CORE + "records/access.py",
