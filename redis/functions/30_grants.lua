@@ -267,10 +267,11 @@ function rm.write_grant(names, id, request, entry, at)
   redis.call('HDEL', names.grant .. id, 'grown')
 end
 
--- Write an offer: its entry, its record and its event.
+-- Write an offer: its entry, its record with the server's code, and its event.
 function rm.write_offer(names, id, request, entry, at)
   redis.call('HSET', names.offers .. request.to, id, cmsgpack.pack(entry))
   write_record(names, id, 'offered', request, entry, at)
+  if request.mac then redis.call('HSET', names.grant .. id, 'mac', request.mac) end
   rm.emit_grant(names, 'offered', id, request.from, request.from, request.to)
 end
 
@@ -350,8 +351,10 @@ end
 
 -- rm1_share: let an agent read what a selector covers, now and later. Sharing the same again replaces the permission,
 -- the end and the note of the grant. With `answers`, only to accept the offer of that id.
+-- The server signs beforehand what the grant may give, and the offer; if they are others by now, the answer is
+-- `changed`, with the ids that they then have.
 -- KEYS: audit, counters, agent (grantor), agent (grantee)
--- Answer: {status = shared | unknown_agent | no_offer | not_found | too_many_grants | too_many_tokens |
+-- Answer: {status = shared | changed | unknown_agent | no_offer | not_found | too_many_grants | too_many_tokens |
 --          too_many_offers | too_many_of_pair, id, ends, offer, accepted, missing,
 --          touched = [agent, ...] who lost what was passed on to them}
 rm.serve('rm1_share', function(request, keys, names)
@@ -374,14 +377,21 @@ rm.serve('rm1_share', function(request, keys, names)
     selector = request.selector, ends = ends, own = own, via = via}
   local problem = rm.limit_problem(granted, id, entry)
   if problem then return {status = problem} end
+  local proofs = request.proofs or {}
+  if not rm.is_proven(entry, id, request.proof) or (new_owner and rm.is_outdated(names, from, proofs[1]))
+    or (new_to_owner and rm.is_outdated(names, to, proofs[2])) then
+    return {status = 'changed', id = id}
+  end
+  rm.prove(entry, request.proof)
   local offers, stale = rm.load_entries(names.offers .. to, to_owner, now)
   local wait = request.seconds and ends or now + request.offer_seconds * 1000000
   local offer, offered, full = plan_offer(request, held, offers, owner, to_owner, now, wait)
   if full then return {status = full} end
+  if offer and request.proof and offer ~= request.offer then return {status = 'changed', id = id, offer = offer} end
 
   now = rm.tick(names)
-  if new_owner then rm.issue_owner(names, from, owner) end
-  if new_to_owner then rm.issue_owner(names, to, to_owner) end
+  if new_owner then rm.issue_owner(names, from, owner, proofs[1]) end
+  if new_to_owner then rm.issue_owner(names, to, to_owner, proofs[2]) end
   for _, past in ipairs(rm.append(over, unpack(stale))) do
     end_grant(names, past, now, 'expired', '', nothing_ended())
   end

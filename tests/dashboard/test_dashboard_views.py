@@ -15,7 +15,7 @@ from support.auth_helpers import issued
 from support.dashboard_helpers import Browser, events_until, log_in, operate
 from support.embedder_fixtures import wait_until
 from support.redis_users import SERVER
-from support.stack import Agent, Server, Stack
+from support.stack import MASTER_KEY, Agent, Server, Stack
 
 from memory_core.records.authority import ALLOWED_BY
 from memory_core.records.keys import Keys, operator_key
@@ -135,7 +135,7 @@ async def test_the_console_prints_an_address_that_opens_the_operators_view(
     stranger: Browser, stack: Stack, namespace: str
 ) -> None:
     command = ["-m", "memory_server", "dashboard", "--namespace", namespace, "--port", "8123", "--json"]
-    environment = {**os.environ, "REDIS_URL": stack.redis.url_of(SERVER)}
+    environment = {**os.environ, "REDIS_URL": stack.redis.url_of(SERVER), "MEMORY_MASTER_KEY": MASTER_KEY}
     console = await asyncio.create_subprocess_exec(
         sys.executable, *command, stdout=asyncio.subprocess.PIPE, env=environment
     )

@@ -5,8 +5,9 @@ The same tokens make the permission clause of queries and the check on loaded re
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 from memory_core.records.keys import digest
@@ -70,12 +71,17 @@ class Part:
 
 @dataclass(frozen=True)
 class Grant:
-    """What a grant in force adds: memories of the grantor, and others' memories that it reshares."""
+    """What a grant in force adds: memories of the grantor, and others' memories that it reshares.
+
+    `own` are the tokens of the grantor's own memories, `ends` when they end (epoch seconds).
+    """
 
     id: str
     grantor: str
     may_write: bool
     parts: tuple[Part, ...]
+    own: tuple[str, ...] = field(default=(), compare=False)
+    ends: float = field(default=math.inf, compare=False)
 
     @cached_property
     def tokens(self) -> frozenset[str]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from memory_core.errors import InvalidArgument
-from memory_core.records import redis_time
+from memory_core.records import offer_proof, redis_time
 from memory_core.records.codec import unpack
 from memory_core.records.keys import Keys, digest
 from memory_core.records.memory import Record
@@ -197,14 +197,20 @@ async def _list_grants(backend: Backend, principal: Principal, other: str | None
     now, ids, rows = await backend.read(fetch)
     answer = SharedContextAnswer()
     for grant_id, row in zip(ids, rows, strict=True):
-        if row and float(row[b"until"]) > now:
-            _add_grant(answer, principal, other, grant_id, {name.decode(): value for name, value in row.items()})
+        fields = {name.decode(): value for name, value in row.items()}
+        if fields and float(fields["until"]) > now and _is_genuine(backend, keys, grant_id, fields):
+            _add_grant(answer, principal, other, grant_id, fields)
     dropped = 0
     for grants in (answer.granted_to_me, answer.granted_by_me, answer.offers):
         dropped += max(len(grants) - _MAX_GRANTS, 0)
         del grants[_MAX_GRANTS:]
     answer.reason = f"{dropped} older grants and offers are not listed" if dropped else None
     return answer
+
+
+def _is_genuine(backend: Backend, keys: Keys, grant_id: str, row: dict[str, bytes]) -> bool:
+    """Whether the server wrote an offer. Grants are checked before: the principal has only genuine ones."""
+    return row["state"] != b"offered" or offer_proof.is_genuine(backend.integrity, keys.namespace, grant_id, row)
 
 
 def _add_grant(

@@ -32,7 +32,7 @@ async def get_task(service: TaskServices, caller: Caller, task_id: str) -> TaskA
         NotFound: no task with that id that the caller may see.
     """
     task, keys = await find_task(service.backend, caller, task_id), Keys(caller.namespace)
-    since = await service.backend.read(lambda client: held_since(client, keys, caller.agent))
+    since = await service.backend.read(lambda client: held_since(client, keys, caller.agent, service.backend.integrity))
     whole = caller.admin or (task.is_party(caller.agent, since) and not caller.public_only)
     history = await load_history(service.backend, caller.namespace, task.id) if whole or caller.oversees else []
     return TaskAnswer(task=TaskView.of(task, whole=whole), history=history)
@@ -94,7 +94,8 @@ async def visible_tasks(backend: Backend, caller: Caller, task_ids: Sequence[str
     keys = Keys(caller.namespace)
 
     async def fetch(client: Client) -> list[Task]:
-        since, tasks = await held_since(client, keys, caller.agent), await load_tasks(client, keys, task_ids)
+        since = await held_since(client, keys, caller.agent, backend.integrity)
+        tasks = await load_tasks(client, keys, task_ids)
         if sum(task.is_party(caller.agent, since) for task in tasks) == len(task_ids):
             return tasks
         profile = await load_agent(client, keys, caller.agent)

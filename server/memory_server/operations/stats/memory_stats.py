@@ -22,6 +22,7 @@ from memory_server.engine.request_context import Caller, RequestContext
 from memory_server.index import queries as candidates
 from memory_server.index import query_builder as build
 from memory_server.index.filters import ResolvedFilters
+from memory_server.operations.authority_records import unadopted
 from memory_server.operations.stats.counts import Queries, caller_figures, count_queries, group
 from memory_server.service import Service
 
@@ -124,6 +125,8 @@ async def is_ready(service: Service) -> str | None:
     if prepared.progress < 1:
         return f"the index is being built ({prepared.progress:.0%})"
     await service.backend.write("rm1_touch", [], counts=[], at="0")
+    if reason := await unadopted(service.backend, service.settings.namespace):
+        return reason
     model = await service.models.current(service.settings.namespace)
     living = await service.backend.read(sidecar.living)
     ready = [status for status in living if status.state == "ready" and status.model == model.name]
