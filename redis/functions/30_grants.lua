@@ -306,13 +306,18 @@ local function shorten_children(names, parent, ends)
 end
 
 -- The offer that a two-way share makes: none if the other direction is shared already, or becomes so by this share.
--- Returns its id, the entry, and why the offer is refused.
+-- `lasts` is when the grant that accepts it ends at the latest. An offer that waits already for the same answer keeps
+-- its id; any other is replaced, so that an answer never accepts what its receiver has not seen.
+-- Returns its id, the entry, why the offer is refused, and the id of the offer that it replaces.
 local function plan_offer(request, held, offers, from_owner, to_owner, now, ends)
   if not request.offer or find_entry(held, request.to, request.selector) then return nil end
-  local id = find_entry(offers, request.from, request.selector)
+  local id, before = find_entry(offers, request.from, request.selector)
   if not id and rm.has_all_offers(offers) then return nil, nil, 'too_many_offers' end
-  return id or request.offer, {owner = to_owner, by = request.from, by_owner = from_owner, selector = request.selector,
-    permission = request.permission, at = now, ends = ends, own = {request.selector}, via = {}}
+  local is_same = id == request.offer or id and before.permission == request.permission and before.lasts == ends
+  local wait = request.seconds and ends or now + request.offer_seconds * 1000000
+  local entry = {owner = to_owner, by = request.from, by_owner = from_owner, selector = request.selector,
+    permission = request.permission, at = now, ends = wait, lasts = ends, own = {request.selector}, via = {}}
+  return is_same and id or request.offer, entry, nil, not is_same and id or nil
 end
 
 -- The grants under which an agent may pass on memories of others.
@@ -331,11 +336,15 @@ function rm.select_tokens(names, request, owners, held)
   return share_labels(request.kind, owners, parents, request.values)
 end
 
--- When a grant that accepts an offer ends: with the grant whose other direction it is. Nil if one of them is over.
+-- When a grant that accepts an offer ends: with the grant whose other direction it is, but no later than was offered.
+-- Nil if one of them is over.
 local function end_of_answer(request, offers, held)
   local offer = offers[request.answers]
   local _, given = find_entry(held, request.to, request.selector)
-  if offer and given and offer.by == request.to and offer.selector == request.selector then return given.ends end
+  if offer and given and offer.by == request.to and offer.selector == request.selector
+    and offer.permission == request.permission then
+    return math.min(given.ends, offer.lasts or offer.ends)
+  end
 end
 
 -- rm1_share: let an agent read what a selector covers, now and later. Sharing the same again replaces the permission,
@@ -365,8 +374,7 @@ rm.serve('rm1_share', function(request, keys, names)
   local problem = rm.limit_problem(granted, id, entry)
   if problem then return {status = problem} end
   local offers, stale = rm.load_entries(names.offers .. to, to_owner, now)
-  local wait = request.seconds and ends or now + request.offer_seconds * 1000000
-  local offer, offered, full = plan_offer(request, held, offers, owner, to_owner, now, wait)
+  local offer, offered, full, replaced = plan_offer(request, held, offers, owner, to_owner, now, ends)
   if full then return {status = full} end
 
   now = rm.tick(names)
@@ -375,6 +383,7 @@ rm.serve('rm1_share', function(request, keys, names)
   for _, past in ipairs(rm.append(over, unpack(stale))) do
     end_grant(names, past, now, 'expired', '', nothing_ended())
   end
+  if replaced then end_grant(names, replaced, now, 'revoked', from, nothing_ended()) end
   date_entry(entry, earlier or {own = {}, via = {}}, now)
   for _, part in pairs(earlier and earlier.via or {}) do unlink_memories(names, id, part, {}) end
   rm.write_grant(names, id, request, entry, now)
