@@ -278,9 +278,10 @@ local function touch_registered(names, name, now)
   if agent then rm.touch_agent(names, agent, now) end
 end
 
--- Keep a completed task's vector with the agent, and count it for its task type.
+-- Keep a completed task's vector with the agent, and count it for its task type. Not that of a task that was assigned to
+-- one agent: the figures that explain a routing would confirm its text to others.
 local function add_performance(names, name, id, task, duration_ms)
-  local field = redis.call('HGET', names.meta, 'field')
+  local field = task.kind == task.open_kind and redis.call('HGET', names.meta, 'field')
   local vector = field and redis.call('HGET', names.task_vector .. id, field)
   if vector then
     redis.call('LPUSH', names.did .. name, field .. '\0' .. vector)

@@ -53,3 +53,22 @@ async def test_offer_accepted_for_an_hour_gives_no_more(alice: Agent, bob: Agent
         assert answer["expires_at"] is not None
 
 
+# Private texts that figures confirm
+
+
+async def test_routing_figures_do_not_confirm_a_private_task(
+    server: Server, namespace: str, alice: Agent, bob: Agent
+) -> None:
+    private = "Pay the ransom of 40,000 in coins to the pirates of Tortuga by Friday noon."
+    await register(alice)
+    await register(bob)
+    task = (await submit(alice, private, assign_to="bob"))["task_id"]
+    held = await claim(bob)
+    await bob.call("complete_task", task_id=task, lease_token=held["lease_token"])
+    async with server.agent("carol", namespace) as carol:
+        assert (await refusal(carol, "get_task", task_id=task))[0] == "not_found"
+        await asyncio.sleep(0.3)  # the roster is cached
+        answer = await submit(carol, private, assign_to="bob")
+        assert [one["closeness"] for one in answer["why"]["considered"]] == [0.0]
+
+
