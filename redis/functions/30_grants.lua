@@ -12,8 +12,14 @@ local function keep_until(key, microseconds)
   redis.call('PEXPIREAT', key, rm.integer(microseconds / 1000 + KEPT_SECONDS * 1000))
 end
 
-function rm.emit_grant(names, op, id, by, grantor, grantee)
-  rm.emit(names, 'grant', op, id, by, {to = grantor .. '\31' .. grantee})
+-- Write an event for the grantor and the grantee of a grant, each while it has its name.
+function rm.emit_grant(names, op, id, by)
+  local grant, to = rm.read(names.grant .. id, 'from', 'from_owner', 'to', 'to_owner'), {}
+  for _, side in ipairs({'from', 'to'}) do
+    local name = grant[side]
+    if redis.call('HGET', names.agent .. name, 'owner') == grant[side .. '_owner'] then to[#to + 1] = name end
+  end
+  rm.emit(names, 'grant', op, id, by, {to = table.concat(to, '\31')})
 end
 
 -- A grant's entry, active or not.
@@ -98,7 +104,7 @@ function end_grant(names, id, now, op, by, ended)
     ended.touched[grant.to] = true
     ended.grants = ended.grants + 1
   end
-  rm.emit_grant(names, op, id, by, grant.from, grant.to)
+  rm.emit_grant(names, op, id, by)
   if grant.state == 'active' then end_children(names, id, now, ended) end
 end
 
@@ -260,7 +266,7 @@ end
 function rm.write_offer(names, id, request, entry, at)
   redis.call('HSET', names.offers .. request.to, id, cmsgpack.pack(entry))
   write_record(names, id, 'offered', request, entry, at)
-  rm.emit_grant(names, 'offered', id, request.from, request.from, request.to)
+  rm.emit_grant(names, 'offered', id, request.from)
 end
 
 -- Whether an agent has as many offers waiting as it may.
@@ -392,7 +398,7 @@ rm.serve('rm1_share', function(request, keys, names)
   rm.end_replaced(names, granted, id, request, earlier, now, ended)
   for name in pairs(ended.touched) do touched[#touched + 1] = name end
   rm.audit(names, now, request.audit, {id, to})
-  rm.emit_grant(names, 'granted', id, from, from, to)
+  rm.emit_grant(names, 'granted', id, from)
   local accepted = find_entry(answered, to, request.selector)
   if accepted then end_grant(names, accepted, now, 'accepted', from, nothing_ended()) end
   if offer then

@@ -72,3 +72,44 @@ async def test_routing_figures_do_not_confirm_a_private_task(
         assert [one["closeness"] for one in answer["why"]["considered"]] == [0.0]
 
 
+# The next holder of a name
+
+
+async def test_events_of_a_former_holders_task_reach_no_new_holder(alice: Agent, bob: Agent) -> None:
+    await register(alice)
+    await register(bob)
+    task = (await submit(alice, "Dig out the chest.", assign_to="bob"))["task_id"]
+    held = await claim(bob)
+    await alice.call("unregister_agent")
+    await register(alice)
+    cursor = (await alice.call("wait_for_events", timeout_seconds=0))["cursor"]
+    await bob.call("complete_task", task_id=task, lease_token=held["lease_token"], result="Gold.")
+    events = (await alice.call("wait_for_events", cursor=cursor, timeout_seconds=0))["events"]
+    assert [event for event in events if event["id"] == task] == []
+
+
+async def test_events_of_a_former_holders_transfer_reach_no_new_holder(alice: Agent, bob: Agent) -> None:
+    await register(alice)
+    await register(bob)
+    await alice.store(SECRET)
+    offer = (await alice.call("unregister_agent", memories="transfer", transfer_to="bob"))["offer_id"]
+    await register(alice)
+    cursor = (await alice.call("wait_for_events", timeout_seconds=0))["cursor"]
+    await bob.call("answer_offer", offer_id=offer)
+    events = (await alice.call("wait_for_events", cursor=cursor, timeout_seconds=0))["events"]
+    assert [event for event in events if event["id"] == offer] == []
+
+
+async def test_former_holders_lease_looks_unknown_to_a_new_holder(alice: Agent, bob: Agent) -> None:
+    await register(alice)
+    await register(bob)
+    task = (await submit(bob, "Dig out the chest.", assign_to="alice"))["task_id"]
+    held = await claim(alice)
+    await alice.call("complete_task", task_id=task, lease_token=held["lease_token"])
+    await alice.call("unregister_agent")
+    await register(alice)
+    for tool, more in (("complete_task", {}), ("fail_task", {"error": "x"})):
+        token = held["lease_token"]
+        assert (await refusal(alice, tool, task_id=task, lease_token=token, **more))[0] == "not_found"
+
+
