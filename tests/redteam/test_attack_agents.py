@@ -72,6 +72,24 @@ async def test_routing_figures_do_not_confirm_a_private_task(
         assert [one["closeness"] for one in answer["why"]["considered"]] == [0.0]
 
 
+async def test_public_memory_does_not_count_the_private_ones(alice: Agent, bob: Agent) -> None:
+    shown = [await alice.store("The harbour opens.", visibility="public", context="port")]
+    await alice.store("The harbour master takes bribes.", context="port")
+    shown.append(await alice.store("The harbour closes.", visibility="public", context="port"))
+    memories = [(await bob.call("retrieve_memory", memory_id=one))["memory"] for one in shown]
+    assert [memory.get("seq") for memory in memories] == [None, None]
+    assert (await alice.call("retrieve_memory", memory_id=shown[1]))["memory"]["seq"] == 3
+
+
+async def test_public_memory_does_not_tell_who_else_reads_it(server: Server, namespace: str, alice: Agent) -> None:
+    public = await alice.store("The harbour opens.", visibility="public")
+    async with server.agent("carol", namespace) as carol, server.agent("dave", namespace) as dave:
+        await carol.call("retrieve_memory", memory_id=public)
+        await asyncio.sleep(1.5)
+        answer = await dave.call("retrieve_memory", memory_id=public)
+        assert (answer["access_count"], answer.get("last_access")) == (0, None)
+
+
 # The next holder of a name
 
 
