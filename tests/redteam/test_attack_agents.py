@@ -131,3 +131,24 @@ async def test_former_holders_lease_looks_unknown_to_a_new_holder(alice: Agent, 
         assert (await refusal(alice, tool, task_id=task, lease_token=token, **more))[0] == "not_found"
 
 
+# The policy on credentials
+
+
+@pytest.mark.parametrize("policy", ["redact", "refuse", "seal"])
+async def test_credentials_are_found_behind_many_others_and_in_names(stack: Stack, namespace: str, policy: str) -> None:
+    real = "ghp_" + "R3a1" * 9
+    many = "\n".join(f"token {n}: ghp_{n:036d}" for n in range(150)) + f"\nand {real}"
+    async with (
+        serving(stack.redis.url, secrets=policy, master_key=MASTER_KEY) as server,
+        server.agent("alice", namespace) as alice,
+    ):
+        for arguments in ({"content": many}, {"content": "Keys.", "metadata": {real: 1}}):
+            answer = (await alice.raw("store_memory", **arguments)).structured_content or {}
+            if policy == "refuse":
+                assert answer["error"]["code"] == "invalid_argument"
+                continue
+            stored = answer["memory_id"]
+            raw = await stack.client.hgetall(f"rm:{{{namespace}}}:mem:{stored}")
+            assert real.encode() not in b"".join(raw.values())
+            shown = json.dumps(await alice.call("retrieve_memory", memory_id=stored))
+            assert (real in shown) == (policy == "seal")
