@@ -90,6 +90,20 @@ async def test_public_memory_does_not_tell_who_else_reads_it(server: Server, nam
         assert (answer["access_count"], answer.get("last_access")) == (0, None)
 
 
+async def test_error_of_a_task_is_for_its_parties(server: Server, namespace: str, alice: Agent, bob: Agent) -> None:
+    await register(alice)
+    await register(bob)
+    task = (await submit(alice, max_retries=0))["task_id"]
+    worker = bob if (await bob.call("get_pending_tasks", claim=False))["tasks"] else alice
+    held = await claim(worker)
+    await worker.call("fail_task", task_id=task, lease_token=held["lease_token"], error=SECRET)
+    async with server.agent("carol", namespace) as carol:
+        await register(carol)
+        shown = await carol.call("get_task", task_id=task)
+        assert SECRET not in json.dumps(shown)
+    assert (await alice.call("get_task", task_id=task))["task"]["error"] == SECRET
+
+
 # The next holder of a name
 
 
@@ -129,6 +143,33 @@ async def test_former_holders_lease_looks_unknown_to_a_new_holder(alice: Agent, 
     for tool, more in (("complete_task", {}), ("fail_task", {"error": "x"})):
         token = held["lease_token"]
         assert (await refusal(alice, tool, task_id=task, lease_token=token, **more))[0] == "not_found"
+
+
+async def test_earlier_failures_do_not_flood_the_next_worker(stack: Stack, namespace: str) -> None:
+    text = "x" * 16_000
+    quick = {"backoff_seconds": 0.01, "backoff_most_seconds": 0.01}
+    async with serving(stack.redis.url, tasks=quick) as server, server.agent("alice", namespace) as alice:
+        await register(alice)
+        task = (await submit(alice, assign_to="alice", max_retries=40))["task_id"]
+        for number in range(30):
+            (held,) = (await alice.call("get_pending_tasks", wait_seconds=5))["tasks"]
+            texts = {"error": f"{number} {text}", "handoff": f"{number} {text}"}
+            await alice.call("fail_task", task_id=task, lease_token=held["lease_token"], **texts)
+        answer = await alice.raw("get_pending_tasks", wait_seconds=5)
+        (held,) = answer_of(answer)["tasks"]
+        assert len(answer.model_dump_json()) < 150_000
+        assert held["handoff"].startswith("29 x")
+        assert "get_task" in answer_of(answer)["reason"]
+        assert len((await alice.raw("get_task", task_id=task)).model_dump_json()) < 300_000
+
+
+async def test_credential_in_metadata_is_not_handed_out_with_a_task(alice: Agent) -> None:
+    about = "Restore the staging database from the nightly backup of the harbour office."
+    await register(alice)
+    await alice.store(about, metadata={"password": "hunter2!Xy7"})
+    await submit(alice, about)
+    (task,) = (await alice.call("get_pending_tasks"))["tasks"]
+    assert "hunter2" not in json.dumps(task)
 
 
 # The policy on credentials
