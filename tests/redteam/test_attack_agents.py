@@ -145,6 +145,34 @@ async def test_former_holders_lease_looks_unknown_to_a_new_holder(alice: Agent, 
         assert (await refusal(alice, tool, task_id=task, lease_token=token, **more))[0] == "not_found"
 
 
+# Answers without bound, and what a read creates
+
+
+@pytest.mark.parametrize(
+    ("tool", "arguments"),
+    [
+        ("memory_stats", {}),
+        ("gpu_status", {}),
+        ("find_similar_memories", {"memory_id": "01arz3ndektsv4rrffq69g5fav"}),
+        ("get_pending_tasks", {"claim": False}),
+        ("wait_for_events", {"timeout_seconds": 0}),
+        ("wait_for_events", {"timeout_seconds": 0, "query": "gold"}),
+        ("get_shared_context", {}),
+        ("get_agent_memories", {}),
+        ("semantic_search", {"query": "gold"}),
+        ("list_agents", {}),
+        ("clear_memory", {"dry_run": True, "tags": ["x"]}),
+    ],
+)
+async def test_reading_creates_no_namespace(
+    stack: Stack, alice: Agent, namespace: str, tool: str, arguments: dict[str, Any]
+) -> None:
+    await alice.raw(tool, **arguments)
+    assert not await stack.client.sismember(NAMESPACES, namespace)
+    keys = [key async for key in stack.client.scan_iter(f"rm:{{{namespace}}}:*")]
+    assert [key for key in keys if await stack.client.ttl(key) == -1] == []
+
+
 async def test_earlier_failures_do_not_flood_the_next_worker(stack: Stack, namespace: str) -> None:
     text = "x" * 16_000
     quick = {"backoff_seconds": 0.01, "backoff_most_seconds": 0.01}
