@@ -200,6 +200,15 @@ async def test_credential_in_metadata_is_not_handed_out_with_a_task(alice: Agent
     assert "hunter2" not in json.dumps(task)
 
 
+async def test_unknown_names_are_echoed_in_part_only(alice: Agent) -> None:
+    name = "z" * 2000
+    for attempt in (alice.client.get_prompt(name), alice.client.read_resource(f"nothing://{name}")):
+        with pytest.raises(MCPError) as error:
+            await attempt
+        assert str(error.value).count("z") <= 80
+        assert json.dumps(error.value.error.data, default=str).count("z") <= 80
+
+
 # The policy on credentials
 
 
