@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from support.stack import MASTER_KEY, Agent, Server, Stack, answer_of, serving
 from support.team_helpers import claim, register, submit
 
 from memory_core.records.keys import NAMESPACES
+from memory_server.transfer.importer import ImportOptions, import_path
 
 pytestmark = pytest.mark.redteam
 
@@ -230,3 +232,29 @@ async def test_credentials_are_found_behind_many_others_and_in_names(stack: Stac
             assert real.encode() not in b"".join(raw.values())
             shown = json.dumps(await alice.call("retrieve_memory", memory_id=stored))
             assert (real in shown) == (policy == "seal")
+
+
+async def test_labels_and_metadata_count_against_a_budget(alice: Agent, bob: Agent) -> None:
+    await register(bob)
+    bulky = {"tags": [f"{n:02}{'t' * 200}" for n in range(30)], "metadata": {"m": "m" * 10_000}}
+    for number in range(10):
+        await alice.store(f"Harbour note {number}.", context="port", visibility="public", wait=False, **bulky)
+    await share(alice, "bob", context="port")
+    private = [await alice.store(f"Harbour log {n}.", context="port", wait=False, **bulky) for n in range(10)]
+    answer = await bob.call("get_shared_context", max_tokens=8000)
+    assert 0 < len(answer["memories"]) < 3
+    assert answer["more"]
+    seen, cursor = list[str](), None
+    for _ in range(12):
+        page = await bob.call("get_shared_context", max_tokens=8000, since=cursor or 0)
+        seen += [shown["memory"]["memory_id"] for shown in page["memories"]]
+        cursor = page["next_cursor"]
+        if not page.get("more"):
+            break
+    assert seen == private
+    found = await bob.call("semantic_search", query="harbour note", limit=10, max_tokens=8000)
+    assert 0 < len(found["hits"]) < 3
+    tiny = await bob.call("get_shared_context", max_tokens=10)
+    assert len(json.dumps(tiny["memories"])) < 1500
+
+

@@ -111,6 +111,11 @@ class Record:
     def is_sensitive(self) -> bool:
         return self.codec == SEALED_CODEC
 
+    @property
+    def length(self) -> int:
+        """The number of characters of its texts: content, metadata and labels."""
+        return sum(len(text) for text in (self.content, self.metadata, self.context, self.source, *self.tags) if text)
+
     def is_live(self, now: float) -> bool:
         return self.expires_at > now
 

@@ -275,8 +275,8 @@ def _cut(ranked: Sequence[ScoredRecord], args: SearchArguments) -> tuple[list[Sc
         return best, 0
     kept, budget = list[ScoredRecord](), args.max_tokens * _CHARS_PER_TOKEN
     for scored in best:
-        if len(scored.record.content) <= budget:
-            budget -= len(scored.record.content)
+        if scored.record.length <= budget:
+            budget -= scored.record.length
             kept.append(scored)
     return kept, len(best) - len(kept)
 
