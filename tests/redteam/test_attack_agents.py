@@ -258,3 +258,14 @@ async def test_labels_and_metadata_count_against_a_budget(alice: Agent, bob: Age
     assert len(json.dumps(tiny["memories"])) < 1500
 
 
+async def test_grants_nobody_asked_for_do_not_flood_an_answer(alice: Agent, bob: Agent) -> None:
+    await register(bob)
+    for number in range(40):
+        tags = [f"{number:02}{n:02}{'t' * 230}" for n in range(30)]
+        await share(alice, "bob", tags=tags, note="n" * 1000)
+    answer = await bob.raw("get_shared_context")
+    assert len(answer.model_dump_json()) < 200_000
+    assert "not listed" in answer_of(answer)["reason"]
+    assert answer_of(answer)["granted_to_me"]
+
+
