@@ -269,3 +269,16 @@ async def test_grants_nobody_asked_for_do_not_flood_an_answer(alice: Agent, bob:
     assert answer_of(answer)["granted_to_me"]
 
 
+async def test_results_do_not_flood_the_list_of_tasks(alice: Agent, bob: Agent) -> None:
+    await register(alice)
+    await register(bob, max_tasks=20)
+    for number in range(15):
+        task = (await submit(alice, f"Task {number}.", assign_to="bob"))["task_id"]
+        token = (await claim(bob))["lease_token"]
+        await bob.call("complete_task", task_id=task, lease_token=token, result="r" * 60_000)
+    answer = await alice.raw("list_tasks")
+    assert len(answer.model_dump_json()) < 200_000
+    assert len(answer_of(answer)["tasks"]) == 15
+    assert "get_task" in answer_of(answer)["reason"]
+
+

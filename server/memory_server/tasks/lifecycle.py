@@ -23,7 +23,7 @@ from memory_server.tasks.services import TaskServices
 DESCRIPTION_BYTES = 16_384
 _MAX_CAPABILITIES = 64
 _MAX_LISTED = 1000
-_HISTORY_CHARS = 100_000
+_HISTORY_CHARS = _LISTED_CHARS = 100_000
 
 
 async def get_task(service: TaskServices, caller: Caller, task_id: str) -> TaskAnswer:
@@ -74,7 +74,10 @@ async def requeue_task(service: TaskServices, request: RequestContext, task_id: 
 
 
 async def list_tasks(service: TaskServices, caller: Caller, states: Sequence[TaskState], limit: int) -> TaskListAnswer:
-    """List the newest tasks that the caller submitted; without `states`, in all states."""
+    """List the newest tasks that the caller submitted; without `states`, in all states.
+
+    Once the list is long, further tasks come without payload, result, metrics and error.
+    """
     keys = Keys(caller.namespace)
 
     async def fetch(client: Client) -> list[Task]:
@@ -82,7 +85,14 @@ async def list_tasks(service: TaskServices, caller: Caller, states: Sequence[Tas
         return await load_tasks(client, keys, [name.decode() for name in names])
 
     tasks = [task for task in await service.backend.read(fetch) if not states or task.state in states]
-    return TaskListAnswer(tasks=[TaskView.of(task) for task in tasks[:limit]])
+    views, chars, omitted = list[TaskView](), _LISTED_CHARS, 0
+    for task in tasks[:limit]:
+        view = TaskView.of(task)
+        chars -= len(view.model_dump_json())
+        omitted += chars < 0
+        views.append(view if chars >= 0 else TaskView.of(task, whole=False, error=False))
+    reason = f"get_task shows payload, result and error of the last {omitted}" if omitted else None
+    return TaskListAnswer(tasks=views, partial=bool(reason), reason=reason)
 
 
 async def find_task(backend: Backend, caller: Caller, task_id: str) -> Task:
