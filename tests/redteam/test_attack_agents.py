@@ -282,3 +282,13 @@ async def test_results_do_not_flood_the_list_of_tasks(alice: Agent, bob: Agent) 
     assert "get_task" in answer_of(answer)["reason"]
 
 
+async def test_import_of_foreign_notes_applies_the_policy(stack: Stack, namespace: str, tmp_path: Path) -> None:
+    real = "ghp_" + "R3a1" * 9
+    (tmp_path / "notes.md").write_text(f"# Keys\n\nThe deploy token is {real}.\n")
+    async with serving(stack.redis.url, secrets="redact", master_key=MASTER_KEY) as server:
+        options = ImportOptions(agent="alice")
+        await import_path(server.service, namespace, tmp_path / "notes.md", options)
+        async with server.agent("alice", namespace) as alice:
+            shown = json.dumps(await alice.call("get_agent_memories"))
+    assert "Keys" in shown
+    assert real not in shown

@@ -35,17 +35,21 @@ class _Found:
 
 
 async def screen(record: Record, policy: Policy) -> tuple[Record, Secrets | None]:
+    """Like `apply_policy`, in a thread if the content is long."""
+    if len(record.content) < _IN_THREAD:
+        return apply_policy(record, policy)
+    return await asyncio.to_thread(apply_policy, record, policy)
+
+
+def apply_policy(record: Record, policy: Policy) -> tuple[Record, Secrets | None]:
     """Return the record as the policy allows it to be written, and what looked like a credential.
 
     The content and metadata of a sensitive memory are encrypted anyway and not examined.
 
     Raises:
-        InvalidArgument: the policy refuses it, or sealing a public memory.
+        InvalidArgument: the policy refuses it.
     """
-    if len(record.content) < _IN_THREAD:
-        found = _find(record)
-    else:
-        found = await asyncio.to_thread(_find, record)
+    found = _find(record)
     if not found.kinds and not found.in_labels:
         return record, None
     kinds = sorted(found.kinds | found.in_labels)

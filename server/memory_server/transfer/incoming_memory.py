@@ -22,6 +22,7 @@ from memory_core.records.vectors import Matrix, from_bytes
 from memory_core.settings.settings import Settings
 from memory_server.contract import validation
 from memory_server.memories.record_encoder import lifetime, scope_of
+from memory_server.memories.secrets_policy import apply_policy
 from memory_server.service import Service
 from memory_server.transfer.export_lines import Header, MemoryLine, from_text
 from memory_server.transfer.exporter import binding, chunking_digest
@@ -82,7 +83,6 @@ def from_foreign(
     settings: Settings, principal: Principal, format_name: str, foreign: Foreign, defaults: ForeignDefaults
 ) -> Arrival:
     """Make a memory of the importing agent; raises InvalidArgument if a value is not valid."""
-    validation.check_secrecy(defaults.sensitive, defaults.visibility)
     now = redis_time.now()
     record = Record(
         id=foreign_id(format_name, principal.agent, foreign.source_id),
@@ -106,6 +106,8 @@ def from_foreign(
         metadata=validation.check_metadata(foreign.metadata, settings),
         codec=SEALED_CODEC if defaults.sensitive else "text",
     )
+    record, _ = apply_policy(record, settings.secrets)
+    validation.check_secrecy(record.is_sensitive, record.visibility)
     return Arrival(
         replace(record, scope=scope_of(record, record.owner)),
         principal.owners,
