@@ -292,3 +292,20 @@ async def test_import_of_foreign_notes_applies_the_policy(stack: Stack, namespac
             shown = json.dumps(await alice.call("get_agent_memories"))
     assert "Keys" in shown
     assert real not in shown
+
+
+async def test_answer_of_a_batch_is_bounded(alice: Agent) -> None:
+    stores = [
+        {"op": "store_memory", "content": f"Note {n}.", "metadata": {"m": "m" * 16_000}, "wait": False}
+        for n in range(100)
+    ]
+    assert (await alice.call("batch_operations", operations=stores))["failed"] == 0
+    operations = [{"op": "get_agent_memories", "limit": 100}] * 70 + [{"op": "store_memory", "content": "Last."}]
+    answer = await alice.call("batch_operations", operations=operations)
+    assert len(json.dumps(answer)) < 25_000_000
+    assert answer["results"][0]["ok"]
+    codes = {outcome["error"]["code"] for outcome in answer["results"] if not outcome["ok"]}
+    assert (codes, answer["results"][-1]["ok"]) == ({"skipped"}, False)
+    assert (await alice.call("get_agent_memories"))["total"] == 100
+
+
