@@ -309,3 +309,16 @@ async def test_answer_of_a_batch_is_bounded(alice: Agent) -> None:
     assert (await alice.call("get_agent_memories"))["total"] == 100
 
 
+async def test_deletions_before_a_grant_stay_private(alice: Agent, bob: Agent) -> None:
+    await register(bob)
+    gone = await alice.store(SECRET, **LABELS)
+    await alice.call("clear_memory", memory_ids=[gone])
+    kept = await alice.store("The map is in the attic.", **LABELS)
+    await share(alice, "bob", context="island")
+    events = (await bob.call("wait_for_events", cursor="0-0", kinds=["memory"], timeout_seconds=0))["events"]
+    assert {event["id"] for event in events} == {kept}
+    await alice.call("clear_memory", memory_ids=[kept])
+    events = (await bob.call("wait_for_events", cursor="0-0", kinds=["memory"], timeout_seconds=0))["events"]
+    assert [(event["op"], event["id"]) for event in events] == [("deleted", kept)]
+
+

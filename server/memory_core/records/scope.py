@@ -123,6 +123,12 @@ class Principal:
         """Whether a record with these tokens is readable."""
         return not scope.isdisjoint(self._held) and scope.isdisjoint(self.hidden)
 
+    def could_read(self, scope: frozenset[str], at: float) -> bool:
+        """Whether a record that is gone was readable at a time (epoch seconds), as its own or under present grants."""
+        parts = (part for grant in self.grants for part in grant.parts if part.at <= at)
+        held = {PUBLIC, *map(owner_token, self.owners)}.union(*(part.tokens for part in parts))
+        return not scope.isdisjoint(held) and scope.isdisjoint(self.hidden)
+
     def may_see(self, record: Record) -> bool:
         """Whether a record is readable and its writer is not in quarantine."""
         since = self.mistrusted.get(record.writer)
