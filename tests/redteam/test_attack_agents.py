@@ -322,3 +322,11 @@ async def test_deletions_before_a_grant_stay_private(alice: Agent, bob: Agent) -
     assert [(event["op"], event["id"]) for event in events] == [("deleted", kept)]
 
 
+async def test_offer_of_others_looks_unknown_to_a_newcomer(
+    server: Server, namespace: str, alice: Agent, bob: Agent
+) -> None:
+    await register(bob)
+    grant = await share(alice, "bob", context="island", bidirectional=True)
+    async with server.agent("carol", namespace) as carol:
+        for known in (grant, (await offer_of(bob))["id"]):
+            assert (await refusal(carol, "answer_offer", offer_id=known))[0] == "not_found"

@@ -61,7 +61,7 @@ async def _load(service: MemoryServices, principal: Principal, offer_id: str) ->
     found, packed = await service.backend.read(fetch)
     row: dict[str, bytes] = {name.decode(): value for name, value in found.items()}
     entry: dict[str, Any] = unpack(packed) if packed else {}
-    if not row or entry.get("owner") != principal.owner or float(row["until"]) <= redis_time.now():
+    if not (row and entry) or entry["owner"] != principal.owner or float(row["until"]) <= redis_time.now():
         raise no_offer(offer_id)
     owners = (token.removeprefix("o:") for token in entry["own"] if token.startswith("o:"))
     return grant_info(offer_id, row), tuple(owners)
