@@ -113,8 +113,8 @@ class Record:
 
     @property
     def length(self) -> int:
-        """The number of characters of its texts: content, metadata and labels."""
-        return sum(len(text) for text in (self.content, self.metadata, self.context, self.source, *self.tags) if text)
+        """The number of characters of its content, metadata and tags."""
+        return sum(map(len, (self.content, self.metadata or "", *self.tags)))
 
     def is_live(self, now: float) -> bool:
         return self.expires_at > now
