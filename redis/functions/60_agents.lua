@@ -23,7 +23,7 @@ end)
 local function renew(names, token, agent, now)
   local id = string.match(token, '^([^.]*)')
   local task = rm.load_task(names, id)
-  if rm.lease_problem(task, {agent = agent, token = token}, now) then return nil end
+  if rm.lease_problem(names, task, {agent = agent, token = token}, now) then return nil end
   local ends = rm.seconds(now + tonumber(task.lease_seconds) * 1000000)
   redis.call('HSET', names.task .. id, 'lease_until', ends)
   redis.call('ZADD', names.leases, ends, id)

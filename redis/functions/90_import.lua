@@ -174,6 +174,6 @@ rm.serve('rm1_import_grant', function(request, _, names)
   rm.prove(entry, request.proof)
   rm.write_grant(names, id, request, entry, math.min(microseconds(request.at), now))
   rm.audit(names, rm.tick(names), request.audit)
-  rm.emit_grant(names, 'granted', id, request.from, request.from, request.to)
+  rm.emit_grant(names, 'granted', id, request.from)
   return {status = 'imported'}
 end)

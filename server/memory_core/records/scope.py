@@ -134,6 +134,12 @@ class Principal:
         shared = {part for token in self.granted for part in token.split(":")[:2]}
         return self.may_read(scope) or any(f"o:{part}" in scope or part == "i" for part in shared)
 
+    def could_read(self, scope: frozenset[str], at: float) -> bool:
+        """Whether a record that is gone was readable at a time (epoch seconds), as its own or under present grants."""
+        parts = (part for grant in self.grants for part in grant.parts if part.at <= at)
+        held = {PUBLIC, *map(owner_token, self.owners)}.union(*(part.tokens for part in parts))
+        return not scope.isdisjoint(held) and scope.isdisjoint(self.hidden)
+
     def may_see(self, record: Record) -> bool:
         """Whether a record is readable and its writer is not in quarantine."""
         since = self.mistrusted.get(record.writer)

@@ -44,7 +44,7 @@ class Memory(BaseModel):
     updated_at: str
     expires_at: str | None = None
     rev: int
-    seq: int = Field(description="order within its owner's context")
+    seq: int | None = Field(default=None, description="order within your context; of your own memories only")
     vector: VectorState
     sensitive: bool = Field(default=False, description="encrypted in Redis")
     pieces: int = Field(default=1, description="number of pieces of a long content; retrieve_memory returns all")
@@ -71,7 +71,7 @@ class Memory(BaseModel):
             updated_at=to_iso(record.updated_at) or "",
             expires_at=to_iso(record.expires_at),
             rev=record.rev,
-            seq=record.seq,
+            seq=record.seq if principal.owns(record.owner) else None,
             vector="ready" if model.is_ready(record.state) else "pending",
             sensitive=record.is_sensitive,
             pieces=record.chunks,
@@ -162,7 +162,7 @@ class MemoryAnswer(Answer):
     """One memory whole."""
 
     memory: Memory
-    access_count: int = 0
+    access_count: int = Field(default=0, description="of your own memories only")
     last_access: str | None = None
 
     def shown(self) -> list[str]:

@@ -143,12 +143,16 @@ async def readable(
     backend: Backend, request: RequestContext, principal: Principal, entries: Sequence[EventEntry]
 ) -> list[EventEntry]:
     """Keep the entries that a principal may see now, and deletions of memories that it could read."""
-    allowed = [
-        entry
-        for entry in entries
-        if (principal.may_read(entry.scope) if entry.kind == MEMORY else entry.is_for(principal.agent))
-        and not (entry.op == DELETED and entry.by in principal.mistrusted)
-    ]
+
+    def may_see(entry: EventEntry) -> bool:
+        if entry.kind != MEMORY:
+            return entry.is_for(principal.agent)
+        if entry.op != DELETED:
+            return principal.may_read(entry.scope)
+        until = (entry.position.milliseconds + 1) / 1000
+        return entry.by not in principal.mistrusted and principal.could_read(entry.scope, until)
+
+    allowed = [entry for entry in entries if may_see(entry)]
     ids = {entry.subject for entry in allowed if entry.kind == MEMORY and entry.op != DELETED}
     records = await _load(backend, request, principal, [Ref(memory_id) for memory_id in ids])
     living = {record.id for record in records}

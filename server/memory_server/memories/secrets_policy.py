@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -18,6 +19,8 @@ from memory_server.security.credentials import find_credentials, redact
 
 Policy = Literal["warn", "redact", "seal", "refuse"]
 _IN_THREAD = 20_000
+_SHORTEST = 12
+"""No shorter text is a credential by itself, without a name before it."""
 _HINT = "leave it out, keep it in a secret store, or pass sensitive=true, which encrypts content and metadata"
 _LABELS_HINT = "remove it from tags, context and source: they are never encrypted"
 
@@ -45,7 +48,7 @@ def apply_policy(record: Record, policy: Policy) -> tuple[Record, Secrets | None
     The content and metadata of a sensitive memory are encrypted anyway and not examined.
 
     Raises:
-        InvalidArgument: the policy refuses it, or sealing a public memory.
+        InvalidArgument: the policy refuses it.
     """
     found = _find(record)
     if not found.kinds and not found.in_labels:
@@ -64,9 +67,11 @@ def apply_policy(record: Record, policy: Policy) -> tuple[Record, Secrets | None
     return replace(record, codec=SEALED_CODEC), Secrets(kinds=kinds, action="encrypted")
 
 
-def has_credential(record: Record) -> bool:
-    """Whether a stored memory looks like a credential, so that it is not attached to an answer unasked."""
-    return bool(find_credentials(record.content))
+def has_credential(texts: Iterable[str | None], metadata: dict[str, Any] | None = None) -> bool:
+    """Whether parts of a stored memory look like a credential, so that they are not attached to an answer unasked."""
+    kinds = set[str]()
+    _clean("", metadata, kinds)
+    return bool(kinds) or any(find_credentials(text) for text in texts if text)
 
 
 def _find(record: Record) -> _Found:
@@ -84,12 +89,13 @@ def _find(record: Record) -> _Found:
 
 
 def _clean(name: str, value: Any, kinds: set[str]) -> Any:
-    """Redact the texts of a JSON value and collect the kinds. A name such as "password" counts for its value."""
+    """Redact the names and texts of a JSON value and collect the kinds. A name such as "password" counts for its
+    value."""
     if isinstance(value, dict):
-        return {key: _clean(key, part, kinds) for key, part in value.items()}
+        return {_clean("", key, kinds): _clean(key, part, kinds) for key, part in value.items()}
     if isinstance(value, list):
         return [_clean(name, part, kinds) for part in value]
-    if not isinstance(value, str):
+    if not isinstance(value, str) or (not name and len(value) < _SHORTEST):
         return value
     before = f'"{name}": "'
     text = f'{before}{value}"'

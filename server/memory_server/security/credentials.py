@@ -12,7 +12,6 @@ from functools import partial
 from itertools import islice
 from typing import Literal
 
-MAX_FINDINGS = 100
 _MAX_VALUE, _MIN_VALUE = 8_192, 4
 _MAX_ATTEMPTS = 10_000
 Kind = Literal["key", "private key", "token", "password", "password in a URL"]
@@ -87,7 +86,7 @@ _PLACEHOLDER = re.compile(
 
 
 def find_credentials(text: str) -> list[Credential]:
-    """Find what looks like a credential, at most 100, without overlaps, in order."""
+    """Find what looks like a credential, without overlaps, in order."""
     tried = (attempt() for attempt in islice(_attempts(text), _MAX_ATTEMPTS))
     found = sorted((one for one in tried if one), key=lambda one: (one.start, -one.end))
     kept, end = list[Credential](), 0
@@ -95,7 +94,7 @@ def find_credentials(text: str) -> list[Credential]:
         if one.start >= end:
             kept.append(one)
             end = one.end
-    return kept[:MAX_FINDINGS]
+    return kept
 
 
 def redact(text: str, found: Sequence[Credential]) -> str:

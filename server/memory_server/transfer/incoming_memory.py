@@ -85,7 +85,6 @@ def from_foreign(
     settings: Settings, principal: Principal, format_name: str, foreign: Foreign, defaults: ForeignDefaults
 ) -> Arrival:
     """Make a memory of the importing agent; raises InvalidArgument if a value is not valid."""
-    validation.check_secrecy(defaults.sensitive, defaults.visibility)
     now = redis_time.now()
     record = Record(
         id=foreign_id(format_name, principal.agent, foreign.source_id),

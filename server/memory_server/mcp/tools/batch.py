@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from mcp.server.mcpserver import Context
 from mcp_types import CallToolResult, TextContent
+from pydantic_core import to_json
 
 from memory_core.errors import InvalidArgument, echo
 from memory_server.contract import arguments as arguments_of
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 
 Ctx = Context[Any, Any]
 _CONCURRENT_READS = 64
+_ANSWER_BYTES = 16 << 20
+"""How long the results of a batch may be, as JSON. Results beyond it are left out, and no further operation runs."""
 Operation = tuple[str, dict[str, Any]]
 
 
@@ -72,6 +75,8 @@ def _set_durability(outcomes: Sequence[Outcome], reached: Mapping[str, Reached])
 
 
 _SKIPPED = Outcome(ok=False, error={"code": "skipped", "message": "an operation before this one failed"})
+_NO_ROOM = "the results before this one fill the answer"
+_FULL = Outcome(ok=False, error={"code": "skipped", "message": _NO_ROOM, "hint": "send it in a new batch"})
 
 
 def _allowed(request: RequestContext, tools: Mapping[str, StrictTool], name: str) -> bool:
@@ -116,12 +121,13 @@ def _text_to_embed(name: str, arguments: Mapping[str, Any]) -> tuple[str, str]:
 async def _run(
     ctx: Ctx, batch: RequestContext, tools: Mapping[str, StrictTool], operations: Sequence[Operation]
 ) -> AsyncGenerator[Outcome]:
-    """Run operations in order; adjacent reads run concurrently."""
+    """Run operations in order while there is room for results; adjacent reads run concurrently."""
 
     def is_read(operation: Operation) -> bool:
         tool = tools.get(operation[0])
         return bool(tool and tool.annotations and tool.annotations.read_only_hint)
 
+    room = _ANSWER_BYTES
     for reads, group in groupby(operations, key=is_read):
         adjacent = list(group)
         size = _CONCURRENT_READS if reads else 1
@@ -129,9 +135,14 @@ async def _run(
             # Writes use no cache, because they change the data that they read.
             cache = BatchCache() if reads else None
             some = adjacent[start : start + size]
+            if room < 0:
+                for _ in some:
+                    yield _FULL
+                continue
             await batch.check_credential()
             for outcome in await asyncio.gather(*(_one(ctx, batch, cache, tools, operation) for operation in some)):
-                yield outcome
+                room -= len(to_json(outcome))
+                yield _FULL if reads and room < 0 else outcome
 
 
 async def _one(
