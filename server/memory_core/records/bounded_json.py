@@ -24,7 +24,7 @@ def parse_json(text: str | bytes, max_tokens: int = MAX_TOKENS) -> Any:
     return from_json(text)
 
 
-def has_too_many_values(text: str | bytes, max_tokens: int = MAX_TOKENS) -> bool:
+def has_too_many_values(text: str | bytes | bytearray, max_tokens: int = MAX_TOKENS) -> bool:
     """Whether a text has more strings and separators than allowed. The cost is linear, and nothing is parsed."""
     data = text.encode(errors="surrogatepass") if isinstance(text, str) else text
     if 2 * sum(map(data.count, _SEPARATORS)) < max_tokens:

@@ -1,4 +1,4 @@
-"""Limits what a client may send before it is served: bytes and number of header fields, and the time for them.
+"""Limits what a client may send before it is served: connections, and bytes, number and time of header fields.
 
 uvicorn's own limit of header bytes works with h11 only, which is several times slower than httptools.
 """
@@ -6,16 +6,49 @@ uvicorn's own limit of header bytes works with h11 only, which is several times 
 from __future__ import annotations
 
 import asyncio
+import os
 from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from memory_core.settings.settings import Settings
+from memory_server.engine.shares import Shares
+from memory_server.http.bodies import address_of, is_own_machine
 
 HEAD_BYTES = 65_536
 """Bytes of a request line and its headers, and of the trailers of a chunked body."""
 HEAD_FIELDS = 200
 HEAD_SECONDS = 10.0
 """Time from the first byte of a request, or from the connection, to the end of its headers."""
+ADDRESS_CONNECTIONS = 1000
+"""Open connections of one address."""
+_MOST_FILES = 8192
+_OTHER_FILES = 200
+"""Open files that the process needs for other things than connections."""
 _EXCESS = f"The headers have more than {HEAD_BYTES} bytes or {HEAD_FIELDS} fields."
+
+
+class Connections:
+    """Counts the open connections of each address.
+
+    Agents of this machine share one address, and so do all clients of a proxy: these may have half of all connections.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        files = os.sysconf("SC_OPEN_MAX") if hasattr(os, "sysconf") else _MOST_FILES
+        self._shares = Shares(min(2 * settings.limits.requests, max(files - _OTHER_FILES, files // 2)))
+        self._behind_proxy = settings.behind_proxy
+
+    def take(self, client: tuple[str, int] | None) -> bool:
+        """Count a connection; False if its address has too many."""
+        scope = {"client": client}
+        is_limited = not (self._behind_proxy or is_own_machine(scope))
+        if is_limited and self._shares.held(address_of(scope)) >= ADDRESS_CONNECTIONS:
+            return False
+        return self._shares.take(address_of(scope))
+
+    def give_back(self, client: tuple[str, int] | None) -> None:
+        self._shares.give_back(address_of({"client": client}))
 
 
 class BoundedConnection(HttpToolsProtocol):
@@ -24,18 +57,26 @@ class BoundedConnection(HttpToolsProtocol):
     A request that is answered before it is complete must also be completed in time.
     """
 
-    def __init__(self, *args: Any, **options: Any) -> None:
+    def __init__(self, *args: Any, opened: Connections, **options: Any) -> None:
         super().__init__(*args, **options)
+        self._open, self._is_counted = opened, False
         self._deadline: asyncio.TimerHandle | None = None
         self._in_message = self._is_excess = False
         self._unparsed = self._kept = self._fields = 0
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)  # pyright: ignore[reportArgumentType]
-        self._expect()
+        self._is_counted = self._open.take(self.client)
+        if self._is_counted:
+            self._expect()
+        else:
+            self.transport.abort()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._met()
+        if self._is_counted:
+            self._is_counted = False
+            self._open.give_back(self.client)
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
