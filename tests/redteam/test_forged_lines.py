@@ -135,6 +135,7 @@ BASES: dict[str, Base] = {
     "clear_memory": _fixed(memory_ids=[UNKNOWN]),
     "share_context_with_agent": _fixed(target_agent="bob"),
     "revoke_shared_context": _fixed(grant_id=UNKNOWN),
+    "answer_offer": _fixed(offer_id=UNKNOWN),
     "register_agent": _fixed(capabilities=["forging"], max_tasks=1000),
     "unregister_agent": _fixed(memories="transfer", transfer_to="nobody-here"),
     "update_agent_heartbeat": _fixed(),

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from memory_server.engine.durability import Reached
 
 Ctx = Context[Any, Any]
-_CONCURRENT_READS = 64
+_CONCURRENT_READS, _FEW_READS = 64, 8
 Operation = tuple[str, dict[str, Any]]
 
 
@@ -124,14 +124,20 @@ async def _run(
 
     for reads, group in groupby(operations, key=is_read):
         adjacent = list(group)
-        size = _CONCURRENT_READS if reads else 1
-        for start in range(0, len(adjacent), size):
+        start = 0
+        while start < len(adjacent):
             # Writes use no cache, because they change the data that they read.
             cache = BatchCache() if reads else None
-            some = adjacent[start : start + size]
+            some = adjacent[start : start + (_reads_at_once(batch) if reads else 1)]
+            start += len(some)
             await batch.check_credential()
             for outcome in await asyncio.gather(*(_one(ctx, batch, cache, tools, operation) for operation in some)):
                 yield outcome
+
+
+def _reads_at_once(batch: RequestContext) -> int:
+    """Return how many reads run side by side: few while others call too, because the event loop runs them in a row."""
+    return _FEW_READS if batch.slot is not None and batch.slot.others_call else _CONCURRENT_READS
 
 
 async def _one(
