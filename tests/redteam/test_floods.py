@@ -154,6 +154,27 @@ async def test_connections_of_an_address_are_limited(
             assert await late.status() == 200, "an ended connection frees its place"
 
 
+async def test_address_that_sends_much_is_read_slowly(
+    stack: Stack, namespace: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connections, "BYTES_PER_SECOND", _MIB)
+    monkeypatch.setattr(connections, "BYTES_AT_ONCE", _MIB)
+    body = json.dumps({"content": "x" * (2 * _MIB)}).encode()
+    async with serving(stack.redis.url) as server:
+        request = call(f"agent=mallory&namespace={namespace}", "store_memory", body)
+        began, answered = time.monotonic(), 0
+
+        async def send() -> None:
+            nonlocal answered
+            await _exchange(server.url, request)
+            answered += 1
+
+        async with flooding(4, send):
+            await check_served(server, namespace)
+            await asyncio.sleep(2)
+        assert answered <= 1 + (time.monotonic() - began) / 2
+
+
 async def test_kinds_of_task_of_many_agents_leave_room_for_another(
     server: Server, stack: Stack, namespace: str
 ) -> None:

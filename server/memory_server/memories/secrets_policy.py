@@ -6,7 +6,6 @@ refused, unless the policy is to warn.
 
 from __future__ import annotations
 
-import asyncio
 import json
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -14,6 +13,7 @@ from typing import Any, Literal
 from memory_core.errors import InvalidArgument
 from memory_core.records.memory import SEALED_CODEC, Record
 from memory_server.contract.memories import Secrets
+from memory_server.memories.slow_work import in_turn
 from memory_server.security.credentials import find_credentials, redact
 
 Policy = Literal["warn", "redact", "seal", "refuse"]
@@ -42,7 +42,7 @@ async def screen(record: Record, policy: Policy) -> tuple[Record, Secrets | None
     if len(record.content) < _IN_THREAD:
         found = _find(record)
     else:
-        found = await asyncio.to_thread(_find, record)
+        found = await in_turn(_find, record)
     if not found.kinds and not found.in_labels:
         return record, None
     kinds = sorted(found.kinds | found.in_labels)
