@@ -152,9 +152,7 @@ async def test_next_share_removes_ended_grants(sharing: Sharing) -> None:
 
 
 @pytest.mark.parametrize(("earlier", "later"), [(511, 1), (512, 0), (1, 511)])
-async def test_tokens_from_one_agent_to_another_are_bounded_exactly(
-    sharing: Sharing, earlier: int, later: int
-) -> None:
+async def test_tokens_from_one_agent_to_another_are_bounded_exactly(sharing: Sharing, earlier: int, later: int) -> None:
     def types(first: int, number: int) -> list[str]:
         return [f"t{first + position}" for position in range(number)]
 

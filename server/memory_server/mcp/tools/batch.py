@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from itertools import groupby
 from typing import TYPE_CHECKING, Any, cast
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 
 Ctx = Context[Any, Any]
 _CONCURRENT_READS, _FEW_READS = 64, 8
+_LONGEST_REST = 0.05
+"""Seconds."""
 Operation = tuple[str, dict[str, Any]]
 
 
@@ -131,13 +134,21 @@ async def _run(
             some = adjacent[start : start + (_reads_at_once(batch) if reads else 1)]
             start += len(some)
             await batch.check_credential()
+            began = time.monotonic()
             for outcome in await asyncio.gather(*(_one(ctx, batch, cache, tools, operation) for operation in some)):
                 yield outcome
+            if _shares_time(batch):
+                await asyncio.sleep(min(time.monotonic() - began, _LONGEST_REST))
 
 
 def _reads_at_once(batch: RequestContext) -> int:
     """Return how many reads run side by side: few while others call too, because the event loop runs them in a row."""
-    return _FEW_READS if batch.slot is not None and batch.slot.others_call else _CONCURRENT_READS
+    return _FEW_READS if _shares_time(batch) else _CONCURRENT_READS
+
+
+def _shares_time(batch: RequestContext) -> bool:
+    """Whether other agents call too. A batch then rests after each step for as long as the step took."""
+    return batch.slot is not None and batch.slot.others_call
 
 
 async def _one(
