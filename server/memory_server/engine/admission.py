@@ -1,8 +1,8 @@
 """Admission control: limits running and waiting calls, and divides both between agents.
 
-The agents take turns. An agent that calls alone may use three quarters of the slots; while others call too, an eighth,
-because calls that run side by side slow each other. If too many calls wait, the agent that has most of them waiting
-loses its latest. After `patience` seconds of waiting fewer may wait.
+The agents take turns. An agent that calls alone may use three quarters of the slots; while others call too, a sixteenth
+(one of 16), because calls that run side by side slow each other. If too many calls wait, the agent that has most of
+them waiting loses its latest. After `patience` seconds of waiting fewer may wait.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ SLOT = "memory.slot"
 """Key in an HTTP request's scope of the slot that it holds."""
 _ACTIVE_SECONDS = 1.0
 """How long an agent counts as active after a call."""
-_LEAST_SHARE = 1
+_SHARE = 16
 _LEAST_PAUSE, _MOST_PAUSE = 0.25, 30.0
 
 
@@ -43,7 +43,7 @@ class Admission:
 
     def __init__(self, at_once: int, waiting: int, patience: float) -> None:
         self._at_once, self._most_waiting, self._patience = at_once, waiting, patience
-        self._shared = max(_LEAST_SHARE, at_once // 16)
+        self._shared = max(1, at_once // _SHARE)
         self._busy = self._waiting = 0
         self._lanes: dict[Hashable, _Lane] = {}
         """The agents with calls, in the order of their turns."""
