@@ -5,8 +5,7 @@ local SUBMISSIONS_KEPT, TRIMMED_ONCE_IN = 10000, 100
 local LOOK, LOOK_FAR = 8, 128
 local CLAIM_BATCH = 8
 local VECTORS_KEPT = 8
-local MOST_KINDS = 64
-local ALL_KINDS = 512
+local KINDS = {agent = 64, namespace = 512}
 
 -- The tasks among `ids` that have not ended. Returns an answer first if one ended without completing.
 local function blockers_among(names, ids)
@@ -30,19 +29,16 @@ local function is_past(deadline, now)
   return deadline and deadline * 1000000 <= now
 end
 
-local function value_of(fields, name)
-  for position = 1, #fields, 2 do
-    if fields[position] == name then return fields[position + 1] end
-  end
-end
-
 -- Whether a task's kind would be one more than its submitter may have open. Each claim looks at the queue of each kind.
 -- Of the queues of all, an agent may open more while it has fewer than are free, so no agent takes them all.
 local function is_kind_too_many(names, request)
-  local kinds, kind = names.kinds_of .. request.audit.who, value_of(request.fields, 'kind')
+  local kinds, kind = names.kinds_of .. request.audit.who, nil
+  for position = 1, #request.fields, 2 do
+    if request.fields[position] == 'kind' then kind = request.fields[position + 1] end
+  end
   if redis.call('HEXISTS', kinds, kind) == 1 then return false end
-  local own, free = redis.call('HLEN', kinds), ALL_KINDS - redis.call('HLEN', names.kinds)
-  return own >= MOST_KINDS or (own >= free and redis.call('HEXISTS', names.kinds, kind) == 0)
+  local own, free = redis.call('HLEN', kinds), KINDS.namespace - redis.call('HLEN', names.kinds)
+  return own >= KINDS.agent or (own >= free and redis.call('HEXISTS', names.kinds, kind) == 0)
 end
 
 -- The answer to a submission that is refused, else nil and the dependencies that have not ended.

@@ -26,6 +26,14 @@ _MIB = 1 << 20
 _ROUNDS = 5
 _SECONDS = 20.0
 """Time for the victim's calls. Alone they take a fraction of a second."""
+_ASKING = {
+    **INITIALIZE,
+    "params": {
+        "protocolVersion": "2025-06-18",
+        "capabilities": {"elicitation": {}},
+        "clientInfo": {"name": "bare", "version": "1"},
+    },
+}
 Flood = Callable[[str, str], Awaitable[None]]
 
 
@@ -89,9 +97,8 @@ async def _endless_headers(url: str, _: str) -> None:
 
 async def _question(url: str, namespace: str) -> None:
     where = f"{url}/mcp?agent=mallory&namespace={namespace}"
-    params = {**INITIALIZE["params"], "capabilities": {"elicitation": {}}}
     async with httpx2.AsyncClient(headers=ACCEPT, timeout=2) as client:
-        session = (await client.post(where, json={**INITIALIZE, "params": params})).headers.get("mcp-session-id", "")
+        session = (await client.post(where, json=_ASKING)).headers.get("mcp-session-id", "")
         await client.post(
             where, json=tool_call("clear_memory", agent_id="mallory"), headers={"Mcp-Session-Id": session}
         )
@@ -123,6 +130,20 @@ async def test_other_agents_are_served_during_a_flood(stack: Stack, namespace: s
 async def _guarded(stack: Stack) -> AsyncGenerator[Server]:
     async with serving(stack.redis.url, auth={"mode": "tokens"}) as server:
         yield server
+
+
+async def test_long_batch_lets_its_agents_other_calls_run(stack: Stack, namespace: str) -> None:
+    stores = [{"op": "store_memory", "content": f"Number {number}."} for number in range(300)]
+    async with serving(stack.redis.url) as server, AsyncExitStack() as opened:
+        alice, victim = [await opened.enter_async_context(server.agent(n, namespace)) for n in ("alice", "victim")]
+        await victim.call("register_agent")
+        batch = asyncio.create_task(alice.call("batch_operations", operations=stores))
+        await asyncio.sleep(0.3)
+        for _ in range(2):
+            await victim.call("update_agent_heartbeat")
+            await alice.call("memory_stats")
+        assert not batch.done()
+        assert (await batch)["succeeded"] == 300
 
 
 async def test_bad_tokens_of_an_address_are_slowed_down(stack: Stack, namespace: str) -> None:

@@ -32,10 +32,16 @@ class _Lane:
     running: int = 0
     queue: deque[asyncio.Future[None]] = field(default_factory=deque[asyncio.Future[None]])
     patient: deque[asyncio.Future[None]] = field(default_factory=deque[asyncio.Future[None]])
+    _was_patient: bool = False
 
     @property
     def waits(self) -> bool:
         return bool(self.queue or self.patient)
+
+    def next_queue(self) -> deque[asyncio.Future[None]]:
+        """Return the queue whose call is next: both in turn."""
+        self._was_patient = bool(self.patient) and not (self.queue and self._was_patient)
+        return self.patient if self._was_patient else self.queue
 
 
 class Admission:
@@ -145,16 +151,14 @@ class Admission:
         """Give the first agent that may run a call its turn, and put it behind the others."""
         for holder, lane in self._lanes.items():
             while lane.waits and self._may_run(lane):
-                turn = lane.patient.popleft() if lane.patient else self._taken(lane.queue.popleft())
+                queue = lane.next_queue()
+                turn = queue.popleft()
+                self._waiting -= queue is lane.queue
                 if not turn.done():
                     self._lanes[holder] = self._lanes.pop(holder)
                     self._run(lane)
                     return turn
         return None
-
-    def _taken(self, turn: asyncio.Future[None]) -> asyncio.Future[None]:
-        self._waiting -= 1
-        return turn
 
     def _forget(self, holder: Hashable, lane: _Lane) -> None:
         if not lane.running and not lane.waits and self._lanes.get(holder) is lane:
@@ -171,7 +175,8 @@ class Admission:
             longest = max(self._lanes.values(), key=_length)
             if self._waiting == self._room() and _length(longest) <= _length(lane) + 1:
                 raise self.refusal()
-            turn = self._taken(longest.queue.pop())
+            turn = longest.queue.pop()
+            self._waiting -= 1
             if not turn.done():
                 turn.set_exception(self.refusal())
 

@@ -27,6 +27,8 @@ ADDRESS_CONNECTIONS = 1000
 BYTES_PER_SECOND, BYTES_AT_ONCE = 8 << 20, 32 << 20
 """What one address may send. The connections of an address that sends more are read more slowly."""
 _SHARED_FACTOR, _LONGEST_PAUSE = 10, 5.0
+_LEAST = 1024
+"""Connections, however few requests are allowed at a time."""
 _MOST_FILES = 8192
 _OTHER_FILES = 200
 """Open files that the process needs for other things than connections."""
@@ -42,7 +44,7 @@ class Connections:
 
     def __init__(self, settings: Settings) -> None:
         files = os.sysconf("SC_OPEN_MAX") if hasattr(os, "sysconf") else _MOST_FILES
-        self._shares = Shares(min(2 * settings.limits.requests, max(files - _OTHER_FILES, files // 2)))
+        self._shares = Shares(min(max(2 * settings.limits.requests, _LEAST), max(files - _OTHER_FILES, files // 2)))
         self._behind_proxy = settings.behind_proxy
         self._bytes = Buckets(BYTES_PER_SECOND, BYTES_AT_ONCE)
 

@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 
 Ctx = Context[Any, Any]
 _CONCURRENT_READS, _FEW_READS = 64, 8
-_LONGEST_REST = 0.05
-"""Seconds."""
+_LONGEST_REST, _TURN_SECONDS = 0.05, 0.25
+"""Seconds of a rest, and those after which another call of the agent gets its turn."""
 Operation = tuple[str, dict[str, Any]]
 
 
@@ -125,6 +125,7 @@ async def _run(
         tool = tools.get(operation[0])
         return bool(tool and tool.annotations and tool.annotations.read_only_hint)
 
+    slot_since = time.monotonic()
     for reads, group in groupby(operations, key=is_read):
         adjacent = list(group)
         start = 0
@@ -139,6 +140,10 @@ async def _run(
                 yield outcome
             if _shares_time(batch):
                 await asyncio.sleep(min(time.monotonic() - began, _LONGEST_REST))
+            if batch.slot is not None and time.monotonic() - slot_since > _TURN_SECONDS:
+                async with batch.slot.waiting():
+                    pass  # another call of the agent may run
+                slot_since = time.monotonic()
 
 
 def _reads_at_once(batch: RequestContext) -> int:
