@@ -151,12 +151,13 @@ async def confirmations(attacker: Attacker) -> None:
 
     async def ask() -> None:
         url = f"{attacker.url}?agent={HOSTILE}&namespace={NAMESPACE}"
-        async with RawClient(url, capabilities={"elicitation": {}}) as client:
-            with suppress(Refused, RuntimeError, OSError, StopIteration):
+        with suppress(Refused, RuntimeError, EOFError):
+            async with RawClient(url, capabilities={"elicitation": {}}) as client:
                 await client.call("clear_memory", agent_id=HOSTILE)
-            await asyncio.sleep(1)
+        await asyncio.sleep(0.1)
 
-    await attacker.call("store_memory", content="x", wait=False)
+    for text in ("one", "two"):
+        await attacker.call("store_memory", content=text, wait=False)
     await attacker.at_once(64, ask)
 
 
@@ -290,10 +291,11 @@ async def measure(running: Product, name: str, seconds: float) -> dict[str, Any]
         await asyncio.sleep(WARM_SECONDS)
         began, used = time.perf_counter(), running.cpu_seconds(flood.pid)
         under = await _victim(url, seconds)
-        lasted, used_then = time.perf_counter() - began, running.cpu_seconds(flood.pid)
         assert flood.returncode is None, f"the flood {name} ended early"
+        lasted, used_then = time.perf_counter() - began, running.cpu_seconds(flood.pid)
     finally:
-        flood.kill()
+        with suppress(ProcessLookupError):
+            flood.kill()
         printed, _ = await flood.communicate()
     await asyncio.sleep(SETTLE_SECONDS)
     before, during = [
