@@ -212,10 +212,15 @@ async def test_address_that_sends_much_is_read_slowly(
 
 async def test_one_agent_does_not_take_the_last_kinds_of_task(server: Server, stack: Stack, namespace: str) -> None:
     kinds = Keys(namespace).kinds
-    await stack.client.hset(kinds, mapping={f"kind-{number}": b"" for number in range(472)})  # of other agents
+    async with server.agent("carol", namespace) as carol:
+        await carol.call("distribute_task", description="hers", min_context_window=5)
+    ((_, spec),) = (await stack.client.hgetall(kinds)).items()
+    others = [f"kind-{number}" for number in range(471)]
+    await stack.client.hset(kinds, mapping=dict.fromkeys(others, spec))
     tasks = [{"op": "distribute_task", "description": "x", "min_context_window": 1000 + n} for n in range(40)]
     async with server.agent("mallory", namespace) as mallory:
         answer = await mallory.call("batch_operations", operations=tasks)
         assert answer["succeeded"] == 20, "half of those that were free"
     async with server.agent("victim", namespace) as victim:
         await victim.call("distribute_task", description="mine", min_context_window=7)
+    await stack.client.hdel(kinds, *others)
