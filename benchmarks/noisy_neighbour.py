@@ -129,7 +129,7 @@ async def labels(attacker: Attacker) -> None:
 
 async def newlines(attacker: Attacker) -> None:
     """Contents that are slow to split."""
-    await attacker.at_once(16, lambda: attacker.call("store_memory", content="a" + "\n" * (1 << 20), wait=False))
+    await attacker.at_once(16, lambda: attacker.call("store_memory", content="a" + "\n" * ((1 << 20) - 1), wait=False))
 
 
 async def big_json(attacker: Attacker) -> None:
@@ -151,12 +151,13 @@ async def confirmations(attacker: Attacker) -> None:
 
     async def ask() -> None:
         url = f"{attacker.url}?agent={HOSTILE}&namespace={NAMESPACE}"
-        async with RawClient(url, capabilities={"elicitation": {}}) as client:
-            with suppress(Refused, RuntimeError, OSError, StopIteration):
+        with suppress(Refused, RuntimeError, EOFError):
+            async with RawClient(url, capabilities={"elicitation": {}}) as client:
                 await client.call("clear_memory", agent_id=HOSTILE)
-            await asyncio.sleep(1)
+        await asyncio.sleep(0.1)
 
-    await attacker.call("store_memory", content="x", wait=False)
+    for text in ("one", "two"):
+        await attacker.call("store_memory", content=text, wait=False)
     await attacker.at_once(64, ask)
 
 
@@ -288,10 +289,13 @@ async def measure(running: Product, name: str, seconds: float) -> dict[str, Any]
     flood = await asyncio.create_subprocess_exec(*command, stdout=subprocess.PIPE)
     try:
         await asyncio.sleep(WARM_SECONDS)
+        began, used = time.perf_counter(), running.cpu_seconds(flood.pid)
         under = await _victim(url, seconds)
         assert flood.returncode is None, f"the flood {name} ended early"
+        lasted, used_then = time.perf_counter() - began, running.cpu_seconds(flood.pid)
     finally:
-        flood.kill()
+        with suppress(ProcessLookupError):
+            flood.kill()
         printed, _ = await flood.communicate()
     await asyncio.sleep(SETTLE_SECONDS)
     before, during = [
@@ -307,6 +311,7 @@ async def measure(running: Product, name: str, seconds: float) -> dict[str, Any]
         "p99 to quiet": during[1] / before[1] if during[1] and before[1] else None,
         "calls": len(under.milliseconds),
         "refused": under.refused,
+        **{f"{who} CPU": (used_then[who] - used[who]) / lasted for who in used},
         "the flood's answers": (printed.decode().splitlines() or [""])[-1],
     }
 

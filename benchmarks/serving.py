@@ -47,6 +47,12 @@ class Product:
         pids = {"server": self.server.pid, "sidecar": state.sidecar_pid, "redis": state.redis_pid}
         return {name: _resident(pid) for name, pid in pids.items() if pid}
 
+    def cpu_seconds(self, *others: int) -> dict[str, float]:
+        """CPU time of each process so far, and of other processes together."""
+        state = self.state()
+        pids = {"server": [self.server.pid], "Redis": [state.redis_pid], "sidecar": [state.sidecar_pid]}
+        return {name: sum(_cpu(pid) for pid in some if pid) for name, some in (pids | {"flood": [*others]}).items()}
+
     def redis(self) -> Client:
         """A client of its embedded Redis."""
         return connect(self.redis_url)
@@ -96,3 +102,8 @@ def _url(server: subprocess.Popen[str]) -> str:
 def _resident(pid: int) -> float:
     lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith("VmRSS:")) / 1024
+
+
+def _cpu(pid: int) -> float:
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")

@@ -5,7 +5,7 @@ local SUBMISSIONS_KEPT, TRIMMED_ONCE_IN = 10000, 100
 local LOOK, LOOK_FAR = 8, 128
 local CLAIM_BATCH = 8
 local VECTORS_KEPT = 8
-local MOST_KINDS = 64
+local KINDS = {agent = 64, namespace = 512}
 
 -- The tasks among `ids` that have not ended. Returns an answer first if one ended without completing.
 local function blockers_among(names, ids)
@@ -30,14 +30,15 @@ local function is_past(deadline, now)
 end
 
 -- Whether a task's kind would be one more than its submitter may have open. Each claim looks at the queue of each kind.
+-- Of the queues of all, an agent may open more while it has fewer than are free, so no agent takes them all.
 local function is_kind_too_many(names, request)
-  local kinds = names.kinds_of .. request.audit.who
+  local kinds, kind = names.kinds_of .. request.audit.who, nil
   for position = 1, #request.fields, 2 do
-    if request.fields[position] == 'kind' and redis.call('HEXISTS', kinds, request.fields[position + 1]) == 1 then
-      return false
-    end
+    if request.fields[position] == 'kind' then kind = request.fields[position + 1] end
   end
-  return redis.call('HLEN', kinds) >= MOST_KINDS
+  if redis.call('HEXISTS', kinds, kind) == 1 then return false end
+  local own, free = redis.call('HLEN', kinds), KINDS.namespace - redis.call('HLEN', names.kinds)
+  return own >= KINDS.agent or (own >= free and redis.call('HEXISTS', names.kinds, kind) == 0)
 end
 
 -- The answer to a submission that is refused, else nil and the dependencies that have not ended.

@@ -178,8 +178,12 @@ async def test_cancelled_calls_never_leak_a_slot() -> None:
         async with admission.slot():
             await never.wait()
 
-    for steps in range(6):
-        calls = [asyncio.create_task(one()) for one in (work, hold, work, hold, hold)]
+    async def wait() -> None:
+        async with admission.slot() as slot, slot.waiting():
+            await asyncio.sleep(0)
+
+    for steps in range(8):
+        calls = [asyncio.create_task(one()) for one in (work, hold, wait, work, hold, wait, hold)]
         for _ in range(steps):
             await asyncio.sleep(0)
         for call in calls:
@@ -187,6 +191,28 @@ async def test_cancelled_calls_never_leak_a_slot() -> None:
         await asyncio.wait(calls)
         async with asyncio.timeout(1), admission.slot():
             pass
+
+
+async def test_waits_of_one_agent_that_end_together_run_in_turn() -> None:
+    admission = Admission(at_once=4, waiting=100, patience=60.0)
+    event, running, most = asyncio.Event(), 0, 0
+
+    async def wait() -> None:
+        nonlocal running, most
+        async with admission.slot("mallory") as slot:
+            async with slot.waiting():
+                await event.wait()
+            running += 1
+            most = max(most, running)
+            await asyncio.sleep(0.001)
+            running -= 1
+
+    waits = [asyncio.create_task(wait()) for _ in range(30)]
+    await asyncio.sleep(0.01)
+    event.set()
+    async with asyncio.timeout(5):
+        await asyncio.gather(*waits)
+    assert most <= 3
 
 
 @contextmanager

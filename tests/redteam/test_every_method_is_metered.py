@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator
 from typing import Any
 
@@ -92,16 +93,19 @@ async def test_notifications_count_against_the_rate_limit(slow_server: Server, n
     assert await refused()
 
 
-async def test_methods_take_a_slot_and_are_refused_when_there_is_none(stack: Stack, namespace: str) -> None:
-    limits = {"calls_at_once": 1, "calls_waiting": 0}
-    async with serving(stack.redis.url, limits=limits) as server:
+async def test_methods_wait_for_a_slot(stack: Stack, namespace: str) -> None:
+    async with serving(stack.redis.url, limits={"calls_at_once": 1, "calls_waiting": 0}) as server:
         url = f"{server.url}/mcp?agent=alice&namespace={namespace}"
         async with httpx2.AsyncClient(headers=ACCEPT, timeout=30) as client:
             session = {"Mcp-Session-Id": (await client.post(url, json=INITIALIZE)).headers["mcp-session-id"]}
-            gate = server.runtime.gate
-            async with gate.message_admission.slot(), gate.admission.slot():
-                for name in ("tools/list", "prompts/get", "resources/read", "an unknown method"):
-                    answer = await client.post(url, json=message(*METHODS[name]), headers=session)
-                    assert "overloaded" in answer.text, name
-            answer = await client.post(url, json=message("tools/list", {}), headers=session)
-            assert '"tools"' in answer.text
+            names = ("tools/list", "prompts/get", "resources/read", "an unknown method")
+            async with server.runtime.gate.admission.slot(patient=True):
+                requests = [
+                    asyncio.create_task(client.post(url, json=message(*METHODS[name]), headers=session))
+                    for name in names
+                ]
+                done, _ = await asyncio.wait(requests, timeout=1.0)
+                assert not done
+            answers = dict(zip(names, await asyncio.gather(*requests), strict=True))
+        assert '"tools"' in answers["tools/list"].text
+        assert not [name for name, answer in answers.items() if "overloaded" in answer.text]

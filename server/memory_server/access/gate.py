@@ -82,13 +82,6 @@ class Gate:
                 raise
             yield await held.enter_async_context(self.admitted(context, op, named, effects, slot))
 
-    @asynccontextmanager
-    async def message(self, context: ServerRequestContext[Any, Any]) -> AsyncGenerator[None]:
-        """Hold a slot for a message other than a call while inside; raises Overloaded."""
-        async with AsyncExitStack() as held:
-            await self._slot(context, held)
-            yield
-
     async def _slot(self, context: ServerRequestContext[Any, Any], held: AsyncExitStack) -> Slot:
         """Hold the slot of the HTTP request, or one of its own for a call that has outlived its request."""
         if slot := _slot_of(context):

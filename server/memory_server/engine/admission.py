@@ -1,8 +1,8 @@
 """Admission control: limits running and waiting calls, and divides both between agents.
 
-The agents take turns. An agent that calls alone may use three quarters of the slots; while others call too, an eighth,
-because calls that run side by side slow each other. If too many calls wait, the agent that has most of them waiting
-loses its latest. After `patience` seconds of waiting fewer may wait.
+The agents take turns. An agent that calls alone may use three quarters of the slots; while others call too, a sixteenth
+(one of 16), because calls that run side by side slow each other. If too many calls wait, the agent that has most of
+them waiting loses its latest. After `patience` seconds of waiting fewer may wait.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ SLOT = "memory.slot"
 """Key in an HTTP request's scope of the slot that it holds."""
 _ACTIVE_SECONDS = 1.0
 """How long an agent counts as active after a call."""
-_LEAST_SHARE = 2
+_SHARE = 16
 _LEAST_PAUSE, _MOST_PAUSE = 0.25, 30.0
 
 
@@ -32,10 +32,16 @@ class _Lane:
     running: int = 0
     queue: deque[asyncio.Future[None]] = field(default_factory=deque[asyncio.Future[None]])
     patient: deque[asyncio.Future[None]] = field(default_factory=deque[asyncio.Future[None]])
+    _was_patient: bool = False
 
     @property
     def waits(self) -> bool:
         return bool(self.queue or self.patient)
+
+    def next_queue(self) -> deque[asyncio.Future[None]]:
+        """Return the queue whose call is next: both in turn."""
+        self._was_patient = bool(self.patient) and not (self.queue and self._was_patient)
+        return self.patient if self._was_patient else self.queue
 
 
 class Admission:
@@ -43,6 +49,7 @@ class Admission:
 
     def __init__(self, at_once: int, waiting: int, patience: float) -> None:
         self._at_once, self._most_waiting, self._patience = at_once, waiting, patience
+        self._shared = max(1, at_once // _SHARE)
         self._busy = self._waiting = 0
         self._lanes: dict[Hashable, _Lane] = {}
         """The agents with calls, in the order of their turns."""
@@ -106,6 +113,10 @@ class Admission:
         """Take a slot again, even if none is free: an admitted call is not refused later."""
         self._run(self._lanes.setdefault(holder, _Lane()))
 
+    async def enter_in_turn(self, holder: Hashable = None) -> None:
+        """Take a slot again when it is the agent's turn. It is not refused."""
+        await self._enter(holder, patient=True)
+
     def leave(self, holder: Hashable = None) -> None:
         """Free a slot for the agent whose turn it is."""
         lane = self._lanes[holder]
@@ -121,9 +132,12 @@ class Admission:
         self._done_at = time.monotonic()
         self._flow.done()
 
+    def several_call(self) -> bool:
+        """Whether more than one agent called in the last second."""
+        return len(self._active) > 1
+
     def _may_run(self, lane: _Lane) -> bool:
-        is_alone = len(self._active) <= 1
-        share = self._at_once - self._at_once // 4 if is_alone else max(_LEAST_SHARE, self._at_once // 8)
+        share = self._shared if self.several_call() else self._at_once - self._at_once // 4
         return self._busy < self._at_once and lane.running < share
 
     def _note_active(self, holder: Hashable) -> None:
@@ -137,16 +151,14 @@ class Admission:
         """Give the first agent that may run a call its turn, and put it behind the others."""
         for holder, lane in self._lanes.items():
             while lane.waits and self._may_run(lane):
-                turn = lane.patient.popleft() if lane.patient else self._taken(lane.queue.popleft())
+                queue = lane.next_queue()
+                turn = queue.popleft()
+                self._waiting -= queue is lane.queue
                 if not turn.done():
                     self._lanes[holder] = self._lanes.pop(holder)
                     self._run(lane)
                     return turn
         return None
-
-    def _taken(self, turn: asyncio.Future[None]) -> asyncio.Future[None]:
-        self._waiting -= 1
-        return turn
 
     def _forget(self, holder: Hashable, lane: _Lane) -> None:
         if not lane.running and not lane.waits and self._lanes.get(holder) is lane:
@@ -163,7 +175,8 @@ class Admission:
             longest = max(self._lanes.values(), key=_length)
             if self._waiting == self._room() and _length(longest) <= _length(lane) + 1:
                 raise self.refusal()
-            turn = self._taken(longest.queue.pop())
+            turn = longest.queue.pop()
+            self._waiting -= 1
             if not turn.done():
                 turn.set_exception(self.refusal())
 
@@ -211,19 +224,22 @@ class Slot:
 
     def __init__(self, admission: Admission, holder: Hashable) -> None:
         self._admission, self._holder = admission, holder
-        self._outside, self._users = 0, 1
+        self._outside, self._users, self._is_held = 0, 1, True
 
     @property
     def is_over(self) -> bool:
         return not self._users
 
+    @property
+    def others_call(self) -> bool:
+        """Whether other agents called in the last second."""
+        return self._admission.several_call()
+
     def end(self) -> None:
         self._users -= 1
-        if self._users:
-            return
-        self._admission.ended()
-        if not self._outside:
-            self._admission.leave(self._holder)
+        if not self._users:
+            self._admission.ended()
+            self._leave()
 
     @contextmanager
     def shared(self) -> Generator[Slot]:
@@ -236,13 +252,43 @@ class Slot:
 
     @contextmanager
     def given_back(self) -> Generator[None]:
-        """Let other calls use the slot while inside."""
+        """Let other calls use the slot while inside. Afterwards the call goes on at once, even if no slot is free."""
+        with self._waiting():
+            yield
+
+    @asynccontextmanager
+    async def waiting(self) -> AsyncGenerator[None]:
+        """Let other calls use the slot while inside. Afterwards the call waits for its agent's turn.
+
+        Thus an event that wakes many calls of one agent does not make them all run at a time.
+        """
+        with self._waiting(returns=False):
+            yield
+        if self._must_return():
+            await self._admission.enter_in_turn(self._holder)
+            self._is_held = self._must_return()
+            if not self._is_held:
+                self._admission.leave(self._holder)
+
+    @contextmanager
+    def _waiting(self, returns: bool = True) -> Generator[None]:
         self._outside += 1
-        if self._outside == 1 and self._users:
-            self._admission.leave(self._holder)
+        self._leave()
         try:
             yield
+        except BaseException:
+            returns = True
+            raise
         finally:
             self._outside -= 1
-            if not self._outside and self._users:
+            if returns and self._must_return():
                 self._admission.enter_again(self._holder)
+                self._is_held = True
+
+    def _leave(self) -> None:
+        if self._is_held:
+            self._is_held = False
+            self._admission.leave(self._holder)
+
+    def _must_return(self) -> bool:
+        return bool(self._users) and not self._outside and not self._is_held

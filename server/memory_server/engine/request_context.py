@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Iterable, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import wraps
 from typing import Concatenate, ParamSpec, TypeVar
@@ -159,7 +159,7 @@ class RequestContext:
     @asynccontextmanager
     async def waiting(self) -> AsyncGenerator[None]:
         """Wait without the slot for an event, a task or a person, and check the credential afterwards."""
-        with self.without_slot():
+        async with nullcontext() if self.slot is None else self.slot.waiting():
             yield
         await self.check_credential()
 

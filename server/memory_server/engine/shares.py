@@ -21,6 +21,9 @@ class Shares:
         free = self._capacity - self._used
         return amount <= free and (amount == 0 or self._held[holder] < min(free, self._most))
 
+    def held(self, holder: Hashable) -> int:
+        return self._held.get(holder, 0)
+
     def take(self, holder: Hashable, amount: int = 1) -> bool:
         """Take an amount for a holder; False if that is more than its share."""
         if not self.has_room(holder, amount):

@@ -28,6 +28,7 @@ from memory_server.engine.admission import SLOT
 from memory_server.engine.shares import Shares
 from memory_server.http.bodies import replay, unavailable
 from memory_server.http.limits import PLACE, Place
+from memory_server.http.pace import KnownTokens
 from memory_server.mcp.tools.tool_factory import refusal
 
 _MAX_PARSED = 65_536
@@ -45,8 +46,10 @@ _SESSION, _VERSION = "mcp-session-id", "mcp-protocol-version"
 class AgentLimits:
     """Wraps the application of the SDK's session manager, and the one behind its check of the body's length."""
 
-    def __init__(self, manager: StreamableHTTPSessionManager, gate: Gate, settings: Settings) -> None:
-        self._gate, self._settings = gate, settings
+    def __init__(
+        self, manager: StreamableHTTPSessionManager, gate: Gate, settings: Settings, known: KnownTokens
+    ) -> None:
+        self._gate, self._settings, self._known = gate, settings, known
         self._bytes = Shares(settings.limits.request_bytes)
         self._sessions = _Sessions(manager, settings.limits.sessions)
         self._read, self._serve = manager.asgi_app, manager.asgi_app.app
@@ -55,6 +58,7 @@ class AgentLimits:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Count the request against its agent instead of its address, before its body is read."""
+        self._known.add(scope)
         place: Place = scope[PLACE]
         if place.pass_to(holder_of(Request(scope), self._settings)):
             await self._read(scope, receive, send)

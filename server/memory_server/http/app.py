@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import math
 import socket
 import sys
-from typing import Any
+from functools import partial
+from typing import Any, cast
 
 import uvicorn
 from mcp.server.mcpserver import MCPServer
@@ -23,11 +25,12 @@ from memory_server.engine.shares import Shares
 from memory_server.http.agent_limits import AgentLimits
 from memory_server.http.binding import check_bind, transport_security
 from memory_server.http.bodies import BodyLimits
-from memory_server.http.connection import BoundedConnection
+from memory_server.http.connection import BoundedConnection, Connections
 from memory_server.http.greeting import greeting, operators_greeting
 from memory_server.http.limits import RequestLimits
 from memory_server.http.metrics import metrics_route
 from memory_server.http.open_responses import OpenResponses
+from memory_server.http.pace import KnownTokens, Pace
 from memory_server.http.probes import Probes, unready_reason
 from memory_server.mcp import lazy
 from memory_server.mcp.server import build_server
@@ -38,6 +41,10 @@ _KEEP_ALIVE_SECONDS = 75
 """How long an idle connection stays open: longer than clients keep theirs (httpx 5 s). If both closed it at the same
 moment, a client could send a call on a closing connection and would not know whether it ran.
 """
+
+
+HANDSHAKE_SECONDS = 5.0
+"""How long a client may take for the TLS handshake. Until then its connection is not counted."""
 
 
 def bind(settings: Settings) -> socket.socket:
@@ -90,7 +97,7 @@ def server_config(application: Starlette, settings: Settings, **options: Any) ->
     """Make uvicorn's settings, with bounded connections."""
     return uvicorn.Config(
         application,
-        http=BoundedConnection,
+        http=cast(Any, partial(BoundedConnection, opened=Connections(settings))),
         ws="none",
         log_level="warning",
         access_log=False,
@@ -110,6 +117,16 @@ class HttpServer(uvicorn.Server):
         super().__init__(config)
         self._runtime = runtime
 
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Listen. asyncio waits 60 s for a TLS handshake, and uvicorn has no setting for it."""
+        loop: Any = asyncio.get_running_loop()
+        if self.config.ssl is not None:
+            loop.create_server = partial(loop.create_server, ssl_handshake_timeout=HANDSHAKE_SECONDS)
+        try:
+            await super().startup(sockets)
+        finally:
+            vars(loop).pop("create_server", None)
+
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         self._runtime.stop_waiting()
         await super().shutdown(sockets)
@@ -126,7 +143,8 @@ def http_application(server: MCPServer[Any], runtime: Runtime) -> Starlette:
         max_request_body_size=settings.limits.body_bytes,
         max_sessions=settings.limits.sessions,
     )
-    AgentLimits(server.session_manager, runtime.gate, settings)
+    known = KnownTokens(settings.auth.mode == "off")
+    AgentLimits(server.session_manager, runtime.gate, settings, known)
     application.router.routes.extend(dashboard(server, runtime, transport))
     verify = None if settings.auth.mode == "off" else runtime.gate.verify
     application.add_middleware(OpenResponses, verify=verify, send_seconds=settings.limits.send_seconds)
@@ -137,6 +155,7 @@ def http_application(server: MCPServer[Any], runtime: Runtime) -> Starlette:
     application.add_middleware(RequestLimits, requests=requests)
     application.add_middleware(BodyLimits, limits=settings.limits)
     application.add_middleware(Probes, requests=requests, runtime=runtime)
+    application.add_middleware(Pace, known=known)
     return application
 
 
@@ -178,6 +197,8 @@ async def _greet(runtime: Runtime, server: uvicorn.Server, url: str) -> None:
             log.info("not ready yet: %s", reason)
         last_reason = reason
         await asyncio.sleep(0.25)
+    gc.collect()
+    gc.freeze()  # what stays until the end is not looked at again: a collection took 100 ms
     print("Ready: memories can be stored and searched.", flush=True)
     service = await runtime.service()
     key = None

@@ -23,18 +23,24 @@ from memory_core.settings.groups import LimitSettings
 
 SMALL_BODY = 20_000
 """Bytes of a body on every path that is not for tool calls, such as the login."""
-_MCP = "/mcp"
+MCP = "/mcp"
 _CALLS = "/api/call/"
 GRACE_SECONDS = 10.0
 _SLOWEST = 65_536
 """Bytes per second that a client must send, after the grace."""
 _SHARE = 4
 """One address may hold this part of the bytes that all may hold."""
+_FIRST_CHECK = 1 << 17
+"""Bytes after which the JSON values are counted for the first time; then each time that a body has doubled."""
 _OVERHEAD = 4096
 """Bytes that a body counts for before its first byte."""
 PAUSE = 1
 _NETWORK = 8
 """Bytes of an IPv6 address that name its network."""
+
+
+class _TooManyValues(ValueError):
+    """A body has too many JSON values."""
 
 
 class BodyLimits:
@@ -52,15 +58,16 @@ class BodyLimits:
         if declared == 0:
             await self.app(scope, receive, send)
             return
-        is_mcp = scope["path"] == _MCP
+        is_mcp = scope["path"] == MCP
         for_calls = is_mcp or scope["path"].startswith(_CALLS)
         most = self._limits.body_bytes if for_calls else SMALL_BODY
         if is_mcp and declared and declared > most:
             await self.app(scope, receive, send)  # the SDK checks the token and then refuses the length, both unread
             return
         with self._held.by(address_of(scope)) as body:
-            content = await self._read(body, receive, declared or most, most)
-            if isinstance(content, bytes) and for_calls and has_too_many_values(content):
+            try:
+                content = await self._read(body, receive, declared or most, most, for_calls)
+            except _TooManyValues:
                 content = _refusal(413, "the request has too many JSON values", is_mcp)
             if isinstance(content, bytes):
                 whole: Message = {"type": "http.request", "body": content, "more_body": False}
@@ -68,13 +75,15 @@ class BodyLimits:
             elif content is not None:
                 await content(scope, receive, send)
 
-    async def _read(self, body: Body, receive: Receive, expected: int, most: int) -> bytes | Response | None:
-        """Return the body, an answer that refuses it, or None if the client left."""
+    async def _read(
+        self, body: Body, receive: Receive, expected: int, most: int, is_json: bool
+    ) -> bytes | Response | None:
+        """Return the body, an answer that refuses it, or None if the client left. Raises _TooManyValues."""
         if expected > most:
             return _refusal(413, f"the request is longer than {most} bytes")
         if expected > self._limits.request_bytes:
             return unavailable()
-        content = bytearray()
+        content, unchecked_from = bytearray(), _FIRST_CHECK
         try:
             async with asyncio.timeout(GRACE_SECONDS + expected / _SLOWEST) as body.deadline:
                 has_room, more = self._held.add(body, _OVERHEAD), True
@@ -86,6 +95,10 @@ class BodyLimits:
                     more = message.get("more_body", False)
                     if len(content) > most:
                         return _refusal(413, f"the request is longer than {most} bytes")
+                    if is_json and (not more or len(content) > unchecked_from):
+                        if has_too_many_values(content):
+                            raise _TooManyValues
+                        unchecked_from = 2 * len(content)
                     has_room = self._held.add(body, len(content) + _OVERHEAD - body.size)
         except TimeoutError:
             return unavailable() if body.gave_way else _too_slow()
@@ -179,6 +192,11 @@ def address_of(scope: Scope) -> str:
     except ValueError:
         return host
     return host if address.version == 4 else address.packed[:_NETWORK].hex()
+
+
+def is_own_machine(scope: Scope) -> bool:
+    """Whether a client has the usual address of this machine, which all its programs share."""
+    return (scope.get("client") or ("",))[0] in ("127.0.0.1", "::1")
 
 
 def replay(message: Message, receive: Receive) -> Receive:

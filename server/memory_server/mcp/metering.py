@@ -1,6 +1,6 @@
-"""Limits the rate of all MCP messages other than tool calls, and how many requests among them run at a time.
+"""Limits the rate of all MCP messages other than tool calls, which the gate limits. Resource reads have both limits.
 
-Tool calls have limits of their own in the gate, on all transports. Resource reads and subscriptions have both.
+How many run at a time is limited before they are parsed, see `http/agent_limits.py`; on stdio there is one client.
 """
 
 from __future__ import annotations
@@ -12,11 +12,8 @@ import mcp_types as types
 from mcp.server.context import CallNext, HandlerResult, ServerRequestContext
 from mcp.shared.exceptions import MCPError
 
-from memory_core.errors import InvalidArgument, MemoryServiceError, Overloaded, RateLimited
+from memory_core.errors import InvalidArgument, MemoryServiceError, RateLimited
 from memory_server.access.gate import Gate
-
-_WITHOUT_SLOT = frozenset({"ping", "resources/read", "subscriptions/listen"})
-"""They do no work, take their slot in the gate, or stay open."""
 
 
 class Metering:
@@ -35,13 +32,7 @@ class Metering:
             if ctx.request_id is None:
                 return None  # a notification has no answer
             raise protocol_error(error) from error
-        if ctx.request_id is None or ctx.method in _WITHOUT_SLOT:
-            return await call_next(ctx)
-        try:
-            async with self._gate.message(ctx):
-                return await call_next(ctx)
-        except Overloaded as error:
-            raise protocol_error(error) from error
+        return await call_next(ctx)
 
 
 def protocol_error(error: MemoryServiceError) -> MCPError:

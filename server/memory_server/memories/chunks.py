@@ -6,7 +6,6 @@ chunk records. Any process may settle a chore, even twice; the sweeper settles t
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import Sequence
 from contextlib import suppress
@@ -27,6 +26,7 @@ from memory_server.index import loader
 from memory_server.index.loader import Ref
 from memory_server.memories.record_encoder import RecordEncoder, embedding_text, encoder_of, flat, signed_elsewhere
 from memory_server.memories.services import MemoryServices
+from memory_server.memories.slow_work import in_turn
 from memory_server.memories.splitter import split, split_stepwise
 
 AHEAD_SECONDS = 30.0
@@ -34,7 +34,7 @@ EMBED_AT_ONCE = 8
 """A store that waits for vectors embeds at most so many chunks before it writes; longer contents leave jobs."""
 _SLICE = 8  # chunks written by one Function call: each may insert a vector into the graph
 _ATTEMPTS = 10
-_IN_THREAD = 20_000
+_IN_THREAD = 8_000
 _OPTIONAL = ("tags", "context", "source", "occurred_at")
 
 
@@ -53,11 +53,11 @@ class ChunkedContent:
 
 
 async def split_content(content: str) -> list[str]:
-    """Split a content; a long one in threads, step by step: other calls do not wait, and a cancelled one ends."""
+    """Split a content; a long one in a thread, step by step: other calls do not wait, and a cancelled one ends."""
     if len(content) < _IN_THREAD:
         return split(content)
     steps, chunks = split_stepwise(content), list[str]()
-    while (found := await asyncio.to_thread(next, steps, None)) is not None:
+    while (found := await in_turn(next, steps, None)) is not None:
         chunks += found
     return chunks
 

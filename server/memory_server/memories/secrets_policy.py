@@ -6,7 +6,6 @@ refused, unless the policy is to warn.
 
 from __future__ import annotations
 
-import asyncio
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -15,6 +14,7 @@ from typing import Any, Literal
 from memory_core.errors import InvalidArgument
 from memory_core.records.memory import SEALED_CODEC, Record, Visibility
 from memory_server.contract.memories import Secrets
+from memory_server.memories.slow_work import in_turn
 from memory_server.security.credentials import find_credentials, redact
 
 Policy = Literal["warn", "redact", "seal", "refuse"]
@@ -39,7 +39,7 @@ async def screen(record: Record, policy: Policy) -> tuple[Record, Secrets | None
     """Apply the policy as `apply_policy`, for a long content in a thread, so that other calls do not wait."""
     if len(record.content) < _IN_THREAD:
         return apply_policy(record, policy)
-    return await asyncio.to_thread(apply_policy, record, policy)
+    return await in_turn(apply_policy, record, policy)
 
 
 def apply_policy(record: Record, policy: Policy) -> tuple[Record, Secrets | None]:

@@ -177,8 +177,9 @@ def _raise_for(answer: dict[str, Any], args: DistributeArguments, settings: Sett
             message = f"you have {settings.quotas.open_tasks} open tasks, the limit for one agent"
             raise QuotaExceeded(message, hint="wait until some have ended, or cancel_task", retry_after=5.0)
         case "too_many_kinds":
-            message = "your open tasks have 64 combinations of assign_to, required_capabilities and min_context_window"
-            raise QuotaExceeded(f"{message}, the limit for one agent", hint="use one of them again", retry_after=5.0)
+            message = "too many combinations of assign_to, required_capabilities and min_context_window"
+            hint = "use a combination of your open tasks again"
+            raise QuotaExceeded(f"your open tasks have {message}", hint=hint, retry_after=5.0)
         case "idempotency_conflict":
             message = "this idempotency_key was used for another task within the last day"
             raise Conflict(message, hint="use a new key for a new task")

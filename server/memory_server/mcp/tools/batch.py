@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from itertools import groupby
 from typing import TYPE_CHECKING, Any, cast
@@ -24,9 +25,11 @@ if TYPE_CHECKING:
     from memory_server.engine.durability import Reached
 
 Ctx = Context[Any, Any]
-_CONCURRENT_READS = 64
 _ANSWER_BYTES = 16 << 20
 """How long the results of a batch may be, as JSON. Results beyond it are left out, and no further operation runs."""
+_CONCURRENT_READS, _FEW_READS = 64, 8
+_LONGEST_REST, _TURN_SECONDS = 0.05, 0.25
+"""Seconds of a rest, and those after which another call of the agent gets its turn."""
 Operation = tuple[str, dict[str, Any]]
 
 
@@ -127,22 +130,40 @@ async def _run(
         tool = tools.get(operation[0])
         return bool(tool and tool.annotations and tool.annotations.read_only_hint)
 
-    room = _ANSWER_BYTES
+    room, slot_since = _ANSWER_BYTES, time.monotonic()
     for reads, group in groupby(operations, key=is_read):
         adjacent = list(group)
-        size = _CONCURRENT_READS if reads else 1
-        for start in range(0, len(adjacent), size):
+        start = 0
+        while start < len(adjacent):
             # Writes use no cache, because they change the data that they read.
             cache = BatchCache() if reads else None
-            some = adjacent[start : start + size]
+            some = adjacent[start : start + (_reads_at_once(batch) if reads else 1)]
+            start += len(some)
             if room < 0:
                 for _ in some:
                     yield _FULL
                 continue
             await batch.check_credential()
+            began = time.monotonic()
             for outcome in await asyncio.gather(*(_one(ctx, batch, cache, tools, operation) for operation in some)):
                 room -= len(to_json(outcome))
                 yield _FULL if reads and room < 0 else outcome
+            if _shares_time(batch):
+                await asyncio.sleep(min(time.monotonic() - began, _LONGEST_REST))
+            if batch.slot is not None and time.monotonic() - slot_since > _TURN_SECONDS:
+                async with batch.slot.waiting():
+                    pass  # another call of the agent may run
+                slot_since = time.monotonic()
+
+
+def _reads_at_once(batch: RequestContext) -> int:
+    """Return how many reads run side by side: few while others call too, because the event loop runs them in a row."""
+    return _FEW_READS if _shares_time(batch) else _CONCURRENT_READS
+
+
+def _shares_time(batch: RequestContext) -> bool:
+    """Whether other agents call too. A batch then rests after each step for as long as the step took."""
+    return batch.slot is not None and batch.slot.others_call
 
 
 async def _one(

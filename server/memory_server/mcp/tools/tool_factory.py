@@ -111,8 +111,11 @@ class StrictTool(Tool):
 
 def _is_json(arguments: dict[str, Any]) -> bool:
     """Whether the arguments can be sent as UTF-8; Redis and answers carry nothing else."""
+    texts = [value for value in arguments.values() if isinstance(value, str)]
     try:
-        to_json(arguments)
+        to_json({name: None if isinstance(value, str) else value for name, value in arguments.items()})
+        for text in texts:
+            text.encode()  # ten times faster than `to_json` for long texts
     except ValueError:
         return False
     return True
