@@ -109,6 +109,7 @@ def from_foreign(
         codec=SEALED_CODEC if defaults.sensitive else "text",
     )
     record, secrets = apply_policy(record, settings.secrets)
+    validation.check_secrecy(record.is_sensitive, record.visibility)
     return Arrival(
         replace(record, scope=scope_of(record, record.owner)),
         principal.owners,
