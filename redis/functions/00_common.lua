@@ -172,10 +172,16 @@ function rm.remember(key, idempotency, ...)
   redis.call('EXPIRE', key, idempotency.ttl)
 end
 
--- Add an owner id to an agent.
-function rm.add_owner(names, name, owner)
-  local owners = redis.call('HGET', names.agent .. name, 'owners')
-  redis.call('HSET', names.agent .. name, 'owners', owners and owners .. '\31' .. owner or owner)
+-- Add an item to a stored list.
+function rm.push(key, field, item)
+  local items = redis.call('HGET', key, field)
+  redis.call('HSET', key, field, items and items .. '\31' .. item or item)
+end
+
+-- Add an owner id to an agent. `proof` is its code for this name, which only the server can make; nil without a key.
+function rm.add_owner(names, name, owner, proof)
+  rm.push(names.agent .. name, 'owners', owner)
+  if proof then rm.push(names.agent .. name, 'proofs', owner .. '=' .. proof) end
   redis.call('HSET', names.owner .. owner, 'agent', name)
 end
 
@@ -185,8 +191,27 @@ function rm.is_before_holder(names, name, time)
   return since and tonumber(time) < tonumber(since)
 end
 
--- Add an owner id to an agent that has no current one, and make it the current one.
-function rm.issue_owner(names, name, owner)
+-- Whether the server may have signed a new owner id for another holder of the name: its code covers `since`.
+function rm.is_outdated(names, name, proof)
+  return proof and proof.since ~= (redis.call('HGET', names.agent .. name, 'since') or '')
+end
+
+-- Add an owner id to an agent that has no current one, and make it the current one. Servers without the key of the first
+-- signed one are refused from then on.
+function rm.issue_owner(names, name, owner, proof)
+  if proof then redis.call('HSETNX', names.counters, 'signed', proof.signer) end
   redis.call('HSET', names.agent .. name, 'owner', owner)
-  rm.add_owner(names, name, owner)
+  rm.add_owner(names, name, owner, proof and proof.code)
+end
+
+-- The owner ids that have a proof; nil if one is not `known` to the server, which then proves them again. The server
+-- does not prove an id that fails its check: it is left behind.
+function rm.proven_owners(owners, known, proofs)
+  if not proofs then return owners end
+  local found, seen = {}, rm.set(known)
+  for _, owner in ipairs(owners) do
+    if not seen[owner] then return nil end
+    if proofs[owner] then found[#found + 1] = owner end
+  end
+  return found
 end

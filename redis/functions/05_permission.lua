@@ -1,13 +1,36 @@
 -- Write permission by grants. `granted:<name>` holds an entry for each grant to that agent:
 -- {owner, by, by_owner, permission, selector, at, ends, own = [token], via = {parent = {tokens, at, ends}}}.
 -- An entry is active while `owner` is the agent's owner id, and until `ends` (microseconds, or inf). `own` lists tokens
--- of the grantor's own memories, `via` those of others that the grantor passes on under a grant that it holds.
+-- of the grantor's own memories, `via` those of others that the grantor passes on under a grant that it holds. `proof`
+-- is what the server signed of the entry, the most that it may give, and `code` the signature; without a key there are
+-- none. A Function only narrows an entry: it cannot sign.
 
 function rm.intersects(tokens, set)
   for _, token in ipairs(tokens) do
     if set[token] then return true end
   end
   return false
+end
+
+-- Add to an entry what the server signed of it.
+function rm.prove(entry, proof)
+  if proof then entry.proof, entry.code = proof.body, proof.code end
+end
+
+-- Whether the server signed all that an entry gives. Without a key it signs nothing.
+function rm.is_proven(entry, id, proof)
+  if not proof then return true end
+  local signed = cjson.decode(proof.body)
+  local allowed = rm.set(signed.tokens)
+  local lists = {entry.own}
+  for _, part in pairs(entry.via) do lists[#lists + 1] = part.tokens end
+  for _, tokens in ipairs(lists) do
+    for _, token in ipairs(tokens) do
+      if not allowed[token] then return false end
+    end
+  end
+  return signed.id == id and signed.permission == entry.permission and signed.by_owner == entry.by_owner
+    and signed.owner == entry.owner and (signed.ends < 0 or entry.ends <= signed.ends)
 end
 
 -- The parts of an entry that are active now; nil if none are.

@@ -1,4 +1,4 @@
--- MACs of memories, which reveal changes made outside the Functions. memory_core/integrity.py verifies them.
+-- MACs of memories, which reveal changes made outside the Functions. The server makes those of authorisation records. memory_core/integrity.py verifies them.
 
 -- The fields that a memory's MAC covers, as SIGNED_FIELDS in memory_core/records.py.
 local SIGNED = {'content', 'type', 'priority', 'owner', 'writer', 'visibility', 'scope', 'tags', 'context', 'source',
@@ -59,5 +59,21 @@ rm.serve('rm1_adopt', function(request, keys, names)
     end
   end
   if #adopted > 0 then rm.audit(names, now, request.audit, adopted) end
+  return {adopted = adopted}
+end)
+
+-- rm1_adopt_authority: replace fields of authorisation records by signed ones, where they are as the server read them.
+-- KEYS: audit and counters, or for tokens none, then from the position `first` a key for each item
+-- Answer: {adopted}
+rm.serve('rm1_adopt_authority', function(request, keys, names)
+  local adopted = 0
+  for position, item in ipairs(request.items) do
+    local key = keys[request.first + position - 1]
+    if (redis.call('HGET', key, item.field) or nil) == item.was then
+      redis.call('HSET', key, item.field, item.value)
+      adopted = adopted + 1
+    end
+  end
+  if request.audit and adopted > 0 then rm.audit(names, rm.tick(names), request.audit) end
   return {adopted = adopted}
 end)

@@ -1,10 +1,11 @@
 -- Storing, updating and deleting memories.
 
 -- rm1_owner: the owner id of an agent's name; issues the candidate if the name has none.
--- KEYS: agent, owner:<candidate>. Answer: {owner}
+-- KEYS: agent, owner:<candidate>. Answer: {owner}; no owner if the name was left since the server signed the candidate.
 rm.serve('rm1_owner', function(request, keys, names)
   local owner = redis.call('HGET', keys[1], 'owner')
-  if not owner then rm.issue_owner(names, request.agent, request.candidate) end
+  if not owner and rm.is_outdated(names, request.agent, request.proof) then return {} end
+  if not owner then rm.issue_owner(names, request.agent, request.candidate, request.proof) end
   return {owner = owner or request.candidate}
 end)
 

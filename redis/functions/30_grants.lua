@@ -14,8 +14,14 @@ local function keep_until(key, microseconds)
   redis.call('PEXPIREAT', key, rm.integer(microseconds / 1000 + KEPT_SECONDS * 1000))
 end
 
-function rm.emit_grant(names, op, id, by, grantor, grantee)
-  rm.emit(names, 'grant', op, id, by, {to = grantor .. '\31' .. grantee})
+-- Write an event for the grantor and the grantee of a grant, each while it has its name.
+function rm.emit_grant(names, op, id, by)
+  local grant, to = rm.read(names.grant .. id, 'from', 'from_owner', 'to', 'to_owner'), {}
+  for _, side in ipairs({'from', 'to'}) do
+    local name = grant[side]
+    if redis.call('HGET', names.agent .. name, 'owner') == grant[side .. '_owner'] then to[#to + 1] = name end
+  end
+  rm.emit(names, 'grant', op, id, by, {to = table.concat(to, '\31')})
 end
 
 -- A grant's entry, active or not.
@@ -100,7 +106,7 @@ function end_grant(names, id, now, op, by, ended)
     ended.touched[grant.to] = true
     ended.grants = ended.grants + 1
   end
-  rm.emit_grant(names, op, id, by, grant.from, grant.to)
+  rm.emit_grant(names, op, id, by)
   if grant.state == 'active' then end_children(names, id, now, ended) end
 end
 
@@ -267,11 +273,12 @@ function rm.write_grant(names, id, request, entry, at)
   redis.call('HDEL', names.grant .. id, 'grown')
 end
 
--- Write an offer: its entry, its record and its event.
+-- Write an offer: its entry, its record with the server's code, and its event.
 function rm.write_offer(names, id, request, entry, at)
   redis.call('HSET', names.offers .. request.to, id, cmsgpack.pack(entry))
   write_record(names, id, 'offered', request, entry, at)
-  rm.emit_grant(names, 'offered', id, request.from, request.from, request.to)
+  if request.mac then redis.call('HSET', names.grant .. id, 'mac', request.mac) end
+  rm.emit_grant(names, 'offered', id, request.from)
 end
 
 -- Whether an agent has as many offers waiting as it may.
@@ -315,14 +322,19 @@ local function shorten_children(names, parent, ends)
 end
 
 -- The offer that a two-way share makes: none if the other direction is shared already, or becomes so by this share.
--- Returns its id, the entry, and why the offer is refused.
+-- `lasts` is when the grant that accepts it ends at the latest. An offer that waits already for the same answer keeps
+-- its id; any other is replaced, so that an answer never accepts what its receiver has not seen.
+-- Returns its id, the entry, why the offer is refused, and the id of the offer that it replaces.
 local function plan_offer(request, held, offers, from_owner, to_owner, now, ends)
   if not request.offer or find_entry(held, request.to, request.selector) then return nil end
-  local id = find_entry(offers, request.from, request.selector)
+  local id, before = find_entry(offers, request.from, request.selector)
   if not id and rm.has_all_offers(offers) then return nil, nil, 'too_many_offers' end
   if not id and count_entries(offers, nil, request.from) >= OF_PAIR.offers then return nil, nil, 'too_many_of_pair' end
-  return id or request.offer, {owner = to_owner, by = request.from, by_owner = from_owner, selector = request.selector,
-    permission = request.permission, at = now, ends = ends, own = {request.selector}, via = {}}
+  local is_same = id == request.offer or id and before.permission == request.permission and before.lasts == ends
+  local wait = request.seconds and ends or now + request.offer_seconds * 1000000
+  local entry = {owner = to_owner, by = request.from, by_owner = from_owner, selector = request.selector,
+    permission = request.permission, at = now, ends = wait, lasts = ends, own = {request.selector}, via = {}}
+  return is_same and id or request.offer, entry, nil, not is_same and id or nil
 end
 
 -- The grants under which an agent may pass on memories of others.
@@ -341,17 +353,23 @@ function rm.select_tokens(names, request, owners, held)
   return share_labels(request.kind, owners, parents, request.values)
 end
 
--- When a grant that accepts an offer ends: with the grant whose other direction it is. Nil if one of them is over.
+-- When a grant that accepts an offer ends: with the grant whose other direction it is, but no later than was offered.
+-- Nil if one of them is over.
 local function end_of_answer(request, offers, held)
   local offer = offers[request.answers]
   local _, given = find_entry(held, request.to, request.selector)
-  if offer and given and offer.by == request.to and offer.selector == request.selector then return given.ends end
+  if offer and given and offer.by == request.to and offer.selector == request.selector
+    and offer.permission == request.permission then
+    return math.min(given.ends, offer.lasts or offer.ends)
+  end
 end
 
 -- rm1_share: let an agent read what a selector covers, now and later. Sharing the same again replaces the permission,
 -- the end and the note of the grant. With `answers`, only to accept the offer of that id.
+-- The server signs beforehand what the grant may give, and the offer; if they are others by now, the answer is
+-- `changed`, with the ids that they then have.
 -- KEYS: audit, counters, agent (grantor), agent (grantee)
--- Answer: {status = shared | unknown_agent | no_offer | not_found | too_many_grants | too_many_tokens |
+-- Answer: {status = shared | changed | unknown_agent | no_offer | not_found | too_many_grants | too_many_tokens |
 --          too_many_offers | too_many_of_pair, id, ends, offer, accepted, missing,
 --          touched = [agent, ...] who lost what was passed on to them}
 rm.serve('rm1_share', function(request, keys, names)
@@ -374,17 +392,24 @@ rm.serve('rm1_share', function(request, keys, names)
     selector = request.selector, ends = ends, own = own, via = via}
   local problem = rm.limit_problem(granted, id, entry)
   if problem then return {status = problem} end
+  local proofs = request.proofs or {}
+  if not rm.is_proven(entry, id, request.proof) or (new_owner and rm.is_outdated(names, from, proofs[1]))
+    or (new_to_owner and rm.is_outdated(names, to, proofs[2])) then
+    return {status = 'changed', id = id}
+  end
+  rm.prove(entry, request.proof)
   local offers, stale = rm.load_entries(names.offers .. to, to_owner, now)
-  local wait = request.seconds and ends or now + request.offer_seconds * 1000000
-  local offer, offered, full = plan_offer(request, held, offers, owner, to_owner, now, wait)
+  local offer, offered, full, replaced = plan_offer(request, held, offers, owner, to_owner, now, ends)
   if full then return {status = full} end
+  if offer and request.proof and offer ~= request.offer then return {status = 'changed', id = id, offer = offer} end
 
   now = rm.tick(names)
-  if new_owner then rm.issue_owner(names, from, owner) end
-  if new_to_owner then rm.issue_owner(names, to, to_owner) end
+  if new_owner then rm.issue_owner(names, from, owner, proofs[1]) end
+  if new_to_owner then rm.issue_owner(names, to, to_owner, proofs[2]) end
   for _, past in ipairs(rm.append(over, unpack(stale))) do
     end_grant(names, past, now, 'expired', '', nothing_ended())
   end
+  if replaced then end_grant(names, replaced, now, 'revoked', from, nothing_ended()) end
   date_entry(entry, earlier or {own = {}, via = {}}, now)
   for _, part in pairs(earlier and earlier.via or {}) do unlink_memories(names, id, part, {}) end
   rm.write_grant(names, id, request, entry, now)
@@ -393,7 +418,7 @@ rm.serve('rm1_share', function(request, keys, names)
   rm.end_replaced(names, granted, id, request, earlier, now, ended)
   for name in pairs(ended.touched) do touched[#touched + 1] = name end
   rm.audit(names, now, request.audit, {id, to})
-  rm.emit_grant(names, 'granted', id, from, from, to)
+  rm.emit_grant(names, 'granted', id, from)
   local accepted = find_entry(answered, to, request.selector)
   if accepted then end_grant(names, accepted, now, 'accepted', from, nothing_ended()) end
   if offer then

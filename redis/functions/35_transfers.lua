@@ -1,22 +1,34 @@
 -- Transfers of all memories of an agent that left. A transfer is an offer: its receiver accepts or declines it. Until
 -- then, and if it is declined or expires, the memories are kept: no agent has their owner ids, which are listed in
--- `kept` of the agent's hash.
+-- `kept` of the agent's hash, with their codes in `kept_proofs`. The offer holds the codes that give them to its
+-- receiver: the server makes them when it offers, from owner ids that passed their check.
 
 local WHOLE = 'o'  -- the selector of an offer of owner ids, which no selector of a grant equals
 
+local function save_list(key, field, items)
+  if #items == 0 then return redis.call('HDEL', key, field) end
+  redis.call('HSET', key, field, table.concat(items, '\31'))
+end
+
 local function save_kept(names, name, owners)
-  local key = names.agent .. name
-  if #owners == 0 then return redis.call('HDEL', key, 'kept') end
-  redis.call('HSET', key, 'kept', table.concat(owners, '\31'))
+  local key, left, proofs = names.agent .. name, rm.set(owners), {}
+  for _, proof in ipairs(rm.split(redis.call('HGET', key, 'kept_proofs'))) do
+    if left[string.match(proof, '^[^=]*')] then proofs[#proofs + 1] = proof end
+  end
+  save_list(key, 'kept', owners)
+  save_list(key, 'kept_proofs', proofs)
 end
 
 local function load_kept(names, name)
   return rm.split(redis.call('HGET', names.agent .. name, 'kept') or '')
 end
 
--- Keep owner ids that an agent left.
-function rm.keep_owners(names, name, owners)
-  for _, owner in ipairs(owners) do redis.call('HSET', names.owner .. owner, 'agent', name) end
+-- Keep owner ids that an agent left. `proofs` are their codes as kept ones; nil without a key.
+function rm.keep_owners(names, name, owners, proofs)
+  for _, owner in ipairs(owners) do
+    redis.call('HSET', names.owner .. owner, 'agent', name)
+    if proofs then rm.push(names.agent .. name, 'kept_proofs', owner .. '=' .. proofs[owner]) end
+  end
   save_kept(names, name, rm.append(load_kept(names, name), unpack(owners)))
 end
 
@@ -34,50 +46,65 @@ function rm.transfer_problem(names, name, target, now)
   if rm.has_all_offers(offers) then return 'too_many_offers' end
 end
 
--- Offer kept owner ids to an agent. Request: id, agent, target, offer_seconds, count (of memories, for display)
+-- Whether the server signed an offer for another receiver, or for other owner ids.
+function rm.is_other_offer(names, request, owners)
+  local receiver = redis.call('HGET', names.agent .. request.target, 'owner')
+  return request.given and (request.to_owner ~= receiver or request.by_owner ~= owners[#owners])
+end
+
+-- Offer kept owner ids to an agent. Request: id, agent, target, offer_seconds, count (of memories, for display), and
+-- what the server signed: mac, and `given`, the code of each owner id for the receiver; nil without a key
 function rm.offer_transfer(names, request, owners)
   local now, own = rm.tick(names), {}
   for _, owner in ipairs(owners) do own[#own + 1] = 'o:' .. owner end
   local described = {from = request.agent, to = request.target, permission = 'write', kind = WHOLE,
-    shown = {request.count}, note = ''}
+    shown = {request.count}, note = '', mac = request.mac}
   local entry = {owner = redis.call('HGET', names.agent .. request.target, 'owner'), by = request.agent,
     by_owner = owners[#owners], selector = WHOLE, permission = 'write', at = now,
-    ends = now + request.offer_seconds * 1000000, own = own, via = {}}
+    ends = now + request.offer_seconds * 1000000, own = own, via = {}, proofs = request.given}
   rm.write_offer(names, request.id, described, entry, now)
 end
 
 -- rm1_offer_kept: offer an agent what former holders of a name left.
--- KEYS: agent (the name). Answer: {status = offered | nothing_kept | unknown_agent | offer_waits | too_many_offers}
+-- KEYS: agent (the name)
+-- Answer: {status = offered | changed | nothing_kept | unknown_agent | offer_waits | too_many_offers}
 rm.serve('rm1_offer_kept', function(request, _, names)
-  local now, owners = rm.now(), load_kept(names, request.agent)
+  local now = rm.now()
+  local owners = rm.proven_owners(load_kept(names, request.agent), request.known, request.given)
+  if not owners then return {status = 'changed'} end
   if #owners == 0 then return {status = 'nothing_kept'} end
   local problem = rm.transfer_problem(names, request.agent, request.target, now)
   if problem then return {status = problem} end
+  if rm.is_other_offer(names, request, owners) then return {status = 'changed'} end
   rm.offer_transfer(names, request, owners)
   rm.audit(names, now, request.audit)
   return {status = 'offered'}
 end)
 
--- The offered owner ids that are still kept, and the other kept ones.
-local function divide_kept(names, name, tokens)
+-- The offered owner ids that are still kept, and the other kept ones. With `proofs`, the codes that the server has
+-- checked, only ids with a code are offered.
+local function divide_kept(names, name, tokens, proofs)
   local offered, found, rest = rm.set(tokens), {}, {}
   for _, owner in ipairs(load_kept(names, name)) do
-    local list = offered['o:' .. owner] and found or rest
+    local list = offered['o:' .. owner] and (not proofs or proofs[owner]) and found or rest
     list[#list + 1] = owner
   end
   return found, rest
 end
 
--- rm1_accept_transfer: give an agent the owner ids that an offer transfers to it.
+-- rm1_accept_transfer: give an agent the owner ids that an offer transfers to it. `proofs` are the codes of the offer
+-- that the server has checked.
 -- KEYS: audit, counters, agent. Answer: {status = accepted | not_found}
 rm.serve('rm1_accept_transfer', function(request, _, names)
   local name, now = request.agent, rm.now()
   local offer = waiting_offers(names, name, now)[request.id]
   if not offer or offer.selector ~= WHOLE then return {status = 'not_found'} end
-  local owners, rest = divide_kept(names, offer.by, offer.own)
+  local owners, rest = divide_kept(names, offer.by, offer.own, request.proofs)
   if #owners == 0 then return {status = 'not_found'} end
   save_kept(names, offer.by, rest)
-  for _, owner in ipairs(owners) do rm.add_owner(names, name, owner) end
+  for _, owner in ipairs(owners) do
+    rm.add_owner(names, name, owner, request.proofs and request.proofs[owner])
+  end
   rm.end_offer(names, request.id, 'accepted', name)
   rm.audit(names, rm.tick(names), request.audit)
   return {status = 'accepted'}

@@ -22,11 +22,13 @@ function rm.add_history(names, id, now, entry)
   end
 end
 
--- Write an event for the submitter and the agent that the task is assigned to.
+-- Write an event for the agent that the task is assigned to, and for the submitter while it has its name.
 function rm.emit_task(names, op, id, by, task)
-  local to = task.submitter or ''
-  if task.assigned and task.assigned ~= to then to = to .. '\31' .. task.assigned end
-  rm.emit(names, 'task', op, id, by, {to = to})
+  local to, created_at = {task.assigned}, redis.call('HGET', names.task .. id, 'created_at')
+  if task.submitter ~= task.assigned and not rm.is_before_holder(names, task.submitter, created_at) then
+    to[#to + 1] = task.submitter
+  end
+  rm.emit(names, 'task', op, id, by, {to = table.concat(to, '\31')})
 end
 
 -- Write both: a history entry, and an event by its agent.

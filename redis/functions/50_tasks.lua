@@ -280,10 +280,12 @@ rm.serve('rm1_task_claim', function(request, _, names)
   return claimed
 end)
 
--- Why a token does not hold the lease now: `unknown` for an agent that never held the task; nil if it holds it.
-function rm.lease_problem(task, request, now)
+-- Why a token does not hold the lease now: `unknown` for an agent that never held the task; nil if it holds it. What was
+-- leased last before the agent took over its name was leased to another.
+function rm.lease_problem(names, task, request, now)
   if not task.state then return 'unknown' end
   if not rm.contains(rm.split(task.holders), request.agent) then return 'unknown' end
+  if rm.is_before_holder(names, request.agent, task.leased_at) then return 'unknown' end
   if task.lease_token ~= request.token or task.state ~= 'leased' or task.assigned ~= request.agent then
     return 'stale'
   end
@@ -302,9 +304,10 @@ local function touch_registered(names, name, now)
   if agent then rm.touch_agent(names, agent, now) end
 end
 
--- Keep a completed task's vector with the agent, and count it for its task type.
+-- Keep a completed task's vector with the agent, and count it for its task type. Not that of a task that was assigned to
+-- one agent: the figures that explain a routing would confirm its text to others.
 local function add_performance(names, name, id, task, duration_ms)
-  local field = redis.call('HGET', names.meta, 'field')
+  local field = task.kind == task.open_kind and redis.call('HGET', names.meta, 'field')
   local vector = field and redis.call('HGET', names.task_vector .. id, field)
   if vector then
     redis.call('LPUSH', names.did .. name, field .. '\0' .. vector)
@@ -319,7 +322,7 @@ rm.serve('rm1_task_complete', function(request, _, names)
   local id, now, name = request.id, rm.now(), request.agent
   local task = rm.load_task(names, id)
   if is_repeated(task, request) then return {status = 'completed'} end
-  local problem = rm.lease_problem(task, request, now)
+  local problem = rm.lease_problem(names, task, request, now)
   if problem then return {status = problem, state = task.state} end
 
   local spent = math.floor((now - tonumber(task.leased_at) * 1000000) / 1000)
@@ -347,7 +350,7 @@ rm.serve('rm1_task_fail', function(request, _, names)
     return {status = task.state == 'dead' and 'dead' or 'retrying',
       next_at = redis.call('HGET', names.task .. id, 'next_at') or nil}
   end
-  local problem = rm.lease_problem(task, request, now)
+  local problem = rm.lease_problem(names, task, request, now)
   if problem then return {status = problem, state = task.state} end
 
   local kind = cmsgpack.unpack(task.kind_spec)

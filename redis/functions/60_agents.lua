@@ -5,11 +5,12 @@ local PROFILE = {'registered_at', 'type', 'capabilities', 'context_window', 'max
 
 -- rm1_agent_register: register a name, or change its registration. A name without owner id gets the candidate, so the
 -- new holder of a name owns nothing that an earlier one left.
--- KEYS: agent. Answer: {status = registered, again, owner}
+-- KEYS: agent. Answer: {status = registered | changed, again, owner}
 rm.serve('rm1_agent_register', function(request, keys, names)
   local name, now = request.agent, rm.now()
   local known = rm.read(keys[1], 'owner', 'registered_at')
-  if not known.owner then rm.issue_owner(names, name, request.candidate) end
+  if not known.owner and rm.is_outdated(names, name, request.proof) then return {status = 'changed'} end
+  if not known.owner then rm.issue_owner(names, name, request.candidate, request.proof) end
   redis.call('HSET', keys[1], 'registered_at', known.registered_at or rm.seconds(now), 'status', 'active',
     unpack(request.fields))
   rm.touch_agent(names, rm.load_agent(names, name), now)
@@ -22,7 +23,7 @@ end)
 local function renew(names, token, agent, now)
   local id = string.match(token, '^([^.]*)')
   local task = rm.load_task(names, id)
-  if rm.lease_problem(task, {agent = agent, token = token}, now) then return nil end
+  if rm.lease_problem(names, task, {agent = agent, token = token}, now) then return nil end
   local ends = rm.seconds(now + tonumber(task.lease_seconds) * 1000000)
   redis.call('HSET', names.task .. id, 'lease_until', ends)
   redis.call('ZADD', names.leases, ends, id)
@@ -66,35 +67,40 @@ rm.serve('rm1_agent_lost', function(request, keys, names)
 end)
 
 -- Delete an agent's owner ids, and the data keys with them: sensitive memories cannot be read any more.
-local function delete_owners(names, owners)
+local function delete_owners(names, owners, proofs)
   for _, owner in ipairs(owners) do
     redis.call('DEL', names.data_key .. owner)
     redis.call('SREM', names.keyed, owner)
     redis.call('SADD', names.tombstones, owner)
+    if proofs then redis.call('HSET', names.owner .. owner, 'deleted', proofs[owner]) end
   end
 end
 
 -- Take the owner ids from an agent that leaves. Its memories are deleted, or kept without a reader; the next holder of
--- the name gets neither them nor the tasks and events before `now`.
-local function leave_memories(names, name, owners, mode, now)
+-- the name gets neither them nor the tasks and events before `now`. `proofs` has the code of each owner id as a kept one,
+-- or of its tombstone.
+local function leave_memories(names, name, owners, mode, now, proofs)
   local key = names.agent .. name
-  if mode == 'delete' then delete_owners(names, owners) else rm.keep_owners(names, name, owners) end
-  redis.call('HDEL', key, 'owner', 'owners')
+  if mode == 'delete' then delete_owners(names, owners, proofs) else rm.keep_owners(names, name, owners, proofs) end
+  redis.call('HDEL', key, 'owner', 'owners', 'proofs')
   redis.call('HSET', key, 'since', rm.seconds(now))
 end
 
 -- rm1_agent_unregister: remove a name from the registry, and with a target offer its memories to that agent.
--- rm1_agent_release then releases its tasks.
+-- rm1_agent_release then releases its tasks. The server signed each of the `known` owner ids beforehand, and the offer.
 -- KEYS: agent
--- Answer: {status = unregistered | unknown | unknown_agent | offer_waits | too_many_offers, owners, grants}
+-- Answer: {status = unregistered | unknown | unknown_agent | offer_waits | too_many_offers | changed, owners, grants}
 rm.serve('rm1_agent_unregister', function(request, keys, names)
   local name, now = request.agent, rm.now()
   if not rm.load_agent(names, name) then return {status = 'unknown'} end
   local problem = request.memories == 'transfer' and rm.transfer_problem(names, name, request.target, now)
   if problem then return {status = problem} end
+  local owners = rm.proven_owners(rm.split(redis.call('HGET', keys[1], 'owners')), request.known, request.proofs)
+  if not owners or (request.memories == 'transfer' and rm.is_other_offer(names, request, owners)) then
+    return {status = 'changed'}
+  end
   local grants = rm.end_all_grants(names, name)
-  local owners = rm.split(redis.call('HGET', keys[1], 'owners') or '')
-  leave_memories(names, name, owners, request.memories, now)
+  leave_memories(names, name, owners, request.memories, now, request.proofs)
   if request.memories == 'transfer' then rm.offer_transfer(names, request, owners) end
   redis.call('HDEL', keys[1], unpack(PROFILE))
   redis.call('ZREM', names.agents, name)

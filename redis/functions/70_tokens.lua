@@ -9,10 +9,12 @@ rm.serve('rm1_token_issue', function(request, keys)
   return {issued = true}
 end)
 
--- rm1_token_revoke: an expired token does not come back by it. KEYS: token. Request: namespace. Answer: {revoked}
+-- rm1_token_revoke: without its hash and MAC the token cannot be revived. An expired token does not come back by it.
+-- KEYS: token. Request: namespace. Answer: {revoked}
 rm.serve('rm1_token_revoke', function(request, keys)
   if redis.call('HGET', keys[1], 'namespace') ~= request.namespace then return {revoked = false} end
   redis.call('HSET', keys[1], 'revoked', '1')
+  redis.call('HDEL', keys[1], 'hash', 'mac')
   return {revoked = true}
 end)
 

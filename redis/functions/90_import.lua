@@ -4,14 +4,14 @@
 local FIXED, EACH = 6, 5
 
 -- What becomes of one memory: `new`, or why it is not imported.
-local function import_status(item, own, file, tombstones, now)
+local function import_status(item, own, tombstones, now)
   local found = redis.call('HMGET', own.mem, 'owner', 'rev', 'hash')
   if found[1] then
     if not rm.contains(item.owners, found[1]) then return 'taken' end
     return (found[2] == tostring(item.rev) and found[3] == item.hash) and 'kept' or 'differs'
   end
   local owner = rm.read(own.owner, 'agent', 'file')
-  if owner.agent ~= item.agent or (file and owner.file ~= file) or
+  if owner.agent ~= item.agent or (item.mark and owner.file ~= item.mark) or
     redis.call('SISMEMBER', tombstones, item.owner) == 1 then
     return 'unknown_owner'
   end
@@ -42,7 +42,7 @@ local function write_memory(names, own, item, grace)
 end
 
 -- rm1_import: write memories that are not here yet, with one audit entry. Missing times and sequence numbers are set.
--- With a `file`, which no key signed, they go only to owner ids that came with that file.
+-- With a `mark`, of a file that no key signed, one goes only to an owner id that came with that file.
 -- KEYS: audit, counters, jobs, chores, events, tombstones, then mem, owner, seq, same and key of each
 -- Answer: {status = imported | key_missing | key_changed | bad_vector, id,
 --          fates = [new | kept | differs | taken | unknown_owner | expired, ...]}
@@ -50,7 +50,7 @@ rm.serve('rm1_import', function(request, keys, names)
   local now, fates, done = rm.now(), {}, {}
   for position, item in ipairs(request.items) do
     local own = keys_of(keys, position)
-    fates[position] = import_status(item, own, request.file, names.tombstones, now)
+    fates[position] = import_status(item, own, names.tombstones, now)
     if fates[position] == 'new' then
       local problem = rm.write_problem(names, own.mem, own.key, item)
       if problem then return {status = problem, id = item.id} end
@@ -66,10 +66,10 @@ end)
 
 -- Whether a file that no key signed names an agent or an owner id that did not come with this very file.
 local function is_known(request, keys, names, present)
-  if not request.file then return false end
+  if not request.marks then return false end
   for _, owner in ipairs(rm.append({unpack(request.owners)}, unpack(rm.append({unpack(request.kept)}, unpack(present))))) do
     local found = rm.read(names.owner .. owner, 'agent', 'file')
-    if found.agent and (found.agent ~= request.agent or found.file ~= request.file) then return true end
+    if found.agent and (found.agent ~= request.agent or found.file ~= request.marks[owner]) then return true end
   end
   return #present == 0 and redis.call('EXISTS', keys[1]) == 1
 end
@@ -88,7 +88,9 @@ local function missing_owners(names, name, owners, present)
 end
 
 -- rm1_import_agent: give a name its owner ids from elsewhere, except those that another agent has or that are deleted.
--- KEYS: agent, audit, counters, tombstones, then owner:<id> for each. Answer: {status = imported | kept | other_agents}
+-- With `marks`, of a file that no key signed, each owner id is marked as one of that file. The server signs the marks.
+-- KEYS: agent, audit, counters, tombstones, then owner:<id> for each
+-- Answer: {status = imported | kept | other_agents | changed}
 rm.serve('rm1_import_agent', function(request, keys, names)
   local found, name = redis.call('HMGET', keys[1], 'owner', 'owners', 'kept'), request.agent
   local owners = rm.split(found[2])
@@ -97,11 +99,12 @@ rm.serve('rm1_import_agent', function(request, keys, names)
   local added = missing_owners(names, name, request.owners, present)
   local kept = missing_owners(names, name, request.kept, rm.append(present, unpack(added)))
   if #added + #kept == 0 then return {status = 'kept'} end
+  if rm.is_outdated(names, name, request.proofs) then return {status = 'changed'} end
   local first = not found[1] and #owners == 0 and rm.contains(added, request.owner or '')
-  for _, owner in ipairs(added) do rm.add_owner(names, name, owner) end
-  if #kept > 0 then rm.keep_owners(names, name, kept) end
-  for _, owner in ipairs(request.file and rm.append({unpack(added)}, unpack(kept)) or {}) do
-    redis.call('HSET', names.owner .. owner, 'file', request.file)
+  for _, owner in ipairs(added) do rm.add_owner(names, name, owner, request.proofs and request.proofs.codes[owner]) end
+  if #kept > 0 then rm.keep_owners(names, name, kept, request.proofs and request.proofs.kept) end
+  for _, owner in ipairs(request.marks and rm.append({unpack(added)}, unpack(kept)) or {}) do
+    redis.call('HSET', names.owner .. owner, 'file', request.marks[owner])
   end
   if first then redis.call('HSET', keys[1], 'owner', request.owner) end
   rm.audit(names, rm.tick(names), request.audit, rm.append(added, unpack(kept)))
@@ -157,7 +160,7 @@ end
 -- rm1_import_grant: a grant between agents that have the same owner ids here as elsewhere. Its tokens are derived again.
 -- KEYS: audit, counters
 -- Answer: {status = imported | kept | other_agents | expired | no_parent | no_memories | too_many_grants |
---          too_many_tokens | too_many_of_pair}
+--          too_many_tokens | too_many_of_pair | changed}
 rm.serve('rm1_import_grant', function(request, _, names)
   local now, id = rm.now(), request.id
   if redis.call('EXISTS', names.grant .. id) == 1 then return {status = 'kept'} end
@@ -167,8 +170,10 @@ rm.serve('rm1_import_grant', function(request, _, names)
   entry.own, entry.via = derive_tokens(names, request, now)
   local problem = import_problem(names, request, entry, now)
   if problem then return {status = problem} end
+  if not rm.is_proven(entry, id, request.proof) then return {status = 'changed'} end
+  rm.prove(entry, request.proof)
   rm.write_grant(names, id, request, entry, math.min(microseconds(request.at), now))
   rm.audit(names, rm.tick(names), request.audit)
-  rm.emit_grant(names, 'granted', id, request.from, request.from, request.to)
+  rm.emit_grant(names, 'granted', id, request.from)
   return {status = 'imported'}
 end)

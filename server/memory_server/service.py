@@ -9,9 +9,11 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Hashable, Itera
 from contextlib import AsyncExitStack, asynccontextmanager
 
 from memory_core.cancellation import cancel
-from memory_core.errors import MemoryServiceError
+from memory_core.errors import MemoryServiceError, Tampered
 from memory_core.records import redis_time
 from memory_core.records.agent import Agent
+from memory_core.records.audit_entry import system_entry
+from memory_core.records.authority_codes import Authority
 from memory_core.records.keys import Keys, bell, lane_of
 from memory_core.records.times import to_redis
 from memory_core.settings.settings import Settings
@@ -49,7 +51,12 @@ class Service:
         self.backend = Backend(settings)
         self.models = KnownModels(self.backend.read, settings.vector_store)
         self.namespaces = Namespaces(self.backend, self.models)
-        self.auditor = Auditor(self.backend, recorder or Recorder())
+        self.recorder = recorder or Recorder()
+        self.auditor = Auditor(self.backend, self.recorder)
+        self.backend.on_authority_failure = self._audit_failure
+        self.backend.on_library_restored = lambda: self.recorder.add(
+            settings.namespace, system_entry("server", "restore_functions")
+        )
         self.embeddings = Embeddings(self.backend, self.models)
         self.bulk = BulkClient(self.backend, self.models, self.embeddings.replies)
         self.vault = Vault(self.backend)
@@ -95,6 +102,12 @@ class Service:
             task = asyncio.create_task(self._do(key, action, seconds))
             self._running.add(task)
             task.add_done_callback(self._running.discard)
+
+    def _audit_failure(self, kind: Authority, namespace: str, name: str) -> None:
+        """Record that an authorisation record failed its check. A forged token or key names any namespace."""
+        is_claimed = kind in (Authority.CREDENTIAL, Authority.OPERATOR_KEY)
+        entry = system_entry("server", "refuse_authority", [f"{kind}:{name.replace(' ', ':')}"])
+        self.recorder.add(self.settings.namespace if is_claimed else namespace, {**entry, "outcome": Tampered.code})
 
     async def drained(self) -> None:
         """Wait for the pending actions, before a process without background work ends."""

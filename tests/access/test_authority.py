@@ -71,6 +71,8 @@ list_agents                          SEE_TEAM
 share_context_with_agent             SHARE_MEMORIES
 get_shared_context                   SEE_OWN READ_MEMORIES
 revoke_shared_context                END_GRANTS
+answer_offer                         END_GRANTS SHARE_MEMORIES MOVE_MEMORIES
+answer_offer accept=False            END_GRANTS
 memory_stats                         SEE_TEAM
 gpu_status                           SEE_TEAM
 wait_for_events                      SEE_OWN READ_MEMORIES
@@ -86,8 +88,9 @@ dashboard_audit_check                SEE_AUDIT
 RESOURCES = {"memory": "READ_MEMORIES", "task": "SEE_TASKS", "agent": "SEE_TEAM"}
 UNKNOWN = "0" * 26
 REQUIRED: dict[str, Any] = {
-    "memory_id": UNKNOWN, "task_id": UNKNOWN, "grant_id": UNKNOWN, "lease_token": "x", "error": "x", "content": "x",
-    "query": "x", "description": "x", "target_agent": "nobody", "operations": [], "memory_ids": [UNKNOWN],
+    "memory_id": UNKNOWN, "task_id": UNKNOWN, "grant_id": UNKNOWN, "offer_id": UNKNOWN, "lease_token": "x",
+    "error": "x", "content": "x", "query": "x", "description": "x", "target_agent": "nobody", "operations": [],
+    "memory_ids": [UNKNOWN],
 }  # fmt: skip
 """A value for each required argument. No call finds anything, so allowed calls fail in other ways or change little."""
 EXTRA: dict[str, dict[str, Any]] = {
@@ -120,7 +123,10 @@ def is_allowed(effects: Iterable[str], powers: Iterable[str]) -> bool:
 def arguments(call: str, tool: StrictTool) -> dict[str, Any]:
     """Valid arguments of a call of the table."""
     _, *given = call.split()
-    values = {name: {"True": True}.get(value, value) for name, _, value in (one.partition("=") for one in given)}
+    values = {
+        name: {"True": True, "False": False}.get(value, value)
+        for name, _, value in (one.partition("=") for one in given)
+    }
     required = {name: REQUIRED[name] for name in tool.parameters.get("required", ())}
     return {**required, **EXTRA.get(tool.name, {}), **EXTRA.get(call, {}), **values}
 

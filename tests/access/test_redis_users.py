@@ -129,7 +129,7 @@ async def test_view_user_reads_and_changes_nothing(acl_redis: RedisServer) -> No
 
 async def test_migration_user_cannot_run_functions_loaded_by_the_server(acl_redis: RedisServer) -> None:
     async with connect(acl_redis.url) as admin:
-        assert await allowed(admin, MIGRATE, ["FCALL rm1_owner 0", "CLIENT UNBLOCK 1"]) == []
+        assert await allowed(admin, MIGRATE, ["FCALL rm1_owner 0", "FUNCTION LOAD x", "CLIENT UNBLOCK 1"]) == []
     async with connect(acl_redis.url_of(MIGRATE)) as client:
         await check_server(client)
         assert await load_library(client) is False

@@ -9,6 +9,7 @@ from support.stdio import stdio_agent
 
 from memory_core.errors import InvalidArgument
 from memory_core.records.names import RESERVED_AGENTS
+from memory_server.engine.request_context import Caller, check_writes_as
 
 
 @pytest.mark.parametrize("name", sorted(RESERVED_AGENTS))
@@ -29,3 +30,9 @@ async def test_reserved_name_is_refused_on_stdio(stack: Stack, namespace: str) -
     async with stdio_agent("console", REDIS_URL=stack.redis.url, MEMORY_NAMESPACE=namespace) as agent:
         answer = await agent.raw("memory_stats")
     assert "reserved" in str(answer.content)
+
+
+@pytest.mark.parametrize("name", sorted(RESERVED_AGENTS))
+def test_admin_cannot_act_for_a_reserved_name(name: str) -> None:
+    with pytest.raises(InvalidArgument, match="reserved"):
+        check_writes_as(Caller("team", "boss", admin=True), name)

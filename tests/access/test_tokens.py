@@ -119,9 +119,10 @@ async def test_retried_issue_does_not_restore_a_revoked_token(
 ) -> None:
     text = await issued(token_server, "alice", namespace)
     token_id, secret = tokens.parse(text) or ("", "")
-    found = await tokens.load(stack.client, token_id)
+    integrity = token_server.service.backend.integrity
+    found = await tokens.load(stack.client, token_id, integrity)
     assert found is not None
-    fields = [part for pair in found[0].fields(secret).items() for part in pair]
+    fields = [part for pair in found[0].fields(secret, integrity).items() for part in pair]
     await revoke_token(token_server.service.backend, token_id)
     expires_at = found[0].expires_at
     await functions.call(stack.client, "rm1_token_issue", [token_key(token_id)], fields=fields, expires_at=expires_at)

@@ -326,8 +326,9 @@ async def test_agent_that_completed_a_similar_task_is_chosen(
     server: Server, boss: Agent, abe: Agent, zoe: Agent
 ) -> None:
     await register(abe)
-    await register(zoe)
-    await submit(boss, "The database server crashes at night.", task_type="repair", assign_to="zoe")
+    await register(zoe, capabilities=["repair"])
+    crash = "The database server crashes at night."
+    await submit(boss, crash, task_type="repair", required_capabilities=["repair"])
     task = await claim(zoe)
     await zoe.call("complete_task", task_id=task["task_id"], lease_token=task["lease_token"])
     assert await _chosen(server, boss, "Our database server is down.", task_type="other") == "zoe"

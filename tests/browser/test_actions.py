@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncGenerator
 
 import pytest
-import pytest_asyncio
 from fill import Team
 from pages import opened, shoot, wait_for_view
 from playwright.async_api import Browser, Page, expect
+from support import dashboard_fixtures
 from support.auth_helpers import issued
-from support.redis_users import SERVER
-from support.stack import Server, Stack, in_own_task, serving
+from support.stack import Server
 
 from memory_server.access.operator_login import admit_once
 
@@ -24,12 +22,7 @@ _FIRST_POINT = """async (element) => {
 UNAUTHORISED = ("401 (Unauthorized)",)
 
 
-@pytest_asyncio.fixture(scope="module", loop_scope="session")
-async def guarded(stack: Stack) -> AsyncGenerator[Server]:
-    """A server that requires tokens."""
-    url = stack.redis.url_of(SERVER)
-    async with in_own_task(serving(url, auth={"mode": "tokens"}, embed_wait_seconds=15.0)) as server:
-        yield server
+guarded = dashboard_fixtures.guarded
 
 
 async def search(page: Page, query: str) -> None:

@@ -22,6 +22,8 @@ HEARTBEAT_SECONDS = 0.5
 MOST_TASKS = 4
 LEASES = (1.0, 2.0)
 LONG_LEASE = 6.0
+STOP = "stop"
+"""Submitters submit nothing more once their folder has a file of this name."""
 _CLAIM_WAIT = 0.3
 _PATIENCE = 20
 """After this many consecutive calls without an answer the server counts as gone."""
@@ -202,7 +204,7 @@ class Submitter:
         self._background: set[asyncio.Task[None]] = set()
 
     async def submit_all(self) -> None:
-        """Submit all tasks, a few at a time, then create the `.done` file."""
+        """Submit all tasks, a few at a time, until told to stop, then create the `.done` file."""
         numbers = iter(range(self._spec.tasks))
         await asyncio.gather(*(self._submit_some(numbers) for _ in range(6)))
         await asyncio.gather(*self._background)
@@ -210,6 +212,8 @@ class Submitter:
 
     async def _submit_some(self, numbers: Any) -> None:
         for number in numbers:
+            if (Path(self._spec.folder) / STOP).exists():
+                return
             await self._submit(number)
             if self._random.random() < 0.02:
                 await self._requeue_one()

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from redis.exceptions import BusyLoadingError
-from support.embedder_fixtures import RedisServer, wait_until
+from support.embedder_fixtures import RedisServer
 from support.redis_users import SERVER
 
 from memory_core.errors import MemoryServiceError
@@ -30,12 +30,14 @@ from memory_server.service import Service
 
 from .memories import power
 from .memories.machine import short_folder
+from .progress import Patience, settle
 
 _log = logging.getLogger(__name__)
 LEVELS = {"always": "always", "everysec": "everysec", "critical": "everysec"}
 """`appendfsync` at each level. At `critical`, only critical memories answered as synced count."""
 DURABLE = ("always", "critical")
 _NAMESPACE = "power"
+_OFTEN = Patience(pause=0.02)
 _AGENTS = 8
 _CRITICAL_AGENTS = 64
 """Each gets only a few answers, because it waits for the disk while the other agents keep storing."""
@@ -43,7 +45,7 @@ _CRITICAL_AGENTS = 64
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """The number of cuts at each level, and their delay after the first acknowledged write."""
+    """The number of cuts at each level, and their delay after the first acknowledged write. Levels share the time."""
 
     seed: int
     cuts: int = 50
@@ -91,16 +93,16 @@ class Report:
 
 
 async def run(plan: Plan, folder: Path) -> Report:
-    """Cut the power repeatedly."""
+    """Cut the power repeatedly, at least once at each level."""
     report = Report(plan)
     if power.compiler() is None:
         report.skipped = "no C compiler (cc)"
         return report
-    ends = time.monotonic() + plan.minutes * 60
     for level in LEVELS:
         chance = random.Random(f"{plan.seed} {level}")
-        for _ in range(plan.cuts):
-            if time.monotonic() > ends:
+        ends = time.monotonic() + plan.minutes * 60 / len(LEVELS)
+        for number in range(plan.cuts):
+            if number and time.monotonic() > ends:
                 break
             place = short_folder()
             try:
@@ -143,8 +145,8 @@ async def _write(redis: RedisServer, plan: Plan, level: str, chance: random.Rand
                 if level != "critical" or answer.durability == "synced":
                     acknowledged[answer.memory_id] = time.monotonic()
 
-        async def answered() -> bool:
-            return bool(acknowledged)
+        async def unanswered() -> list[str]:
+            return [] if acknowledged else ["no write is acknowledged"]
 
         await store_memory(
             service, RequestContext(Caller(_NAMESPACE, "first")), StoreArguments(content="the first", wait=False)
@@ -153,7 +155,8 @@ async def _write(redis: RedisServer, plan: Plan, level: str, chance: random.Rand
         if level == "critical":
             priorities += [Priority.CRITICAL] * _CRITICAL_AGENTS
         working = [asyncio.create_task(work(*numbered)) for numbered in enumerate(priorities)]
-        await wait_until(answered)
+        left = await settle(unanswered, _OFTEN)
+        assert not left, left
         await asyncio.sleep(chance.uniform(plan.least, plan.most))
         redis.kill()
         cut_at = time.monotonic()
@@ -168,13 +171,15 @@ async def _missing(redis: RedisServer, ids: list[str]) -> list[str]:
     keys = Keys(_NAMESPACE)
     async with connect(redis.url) as client:
 
-        async def loaded() -> bool:
+        async def loading() -> list[str]:
             try:
-                return bool(await client.ping())
+                await client.ping()
             except BusyLoadingError:
-                return False
+                return ["Redis is loading"]
+            return []
 
-        await wait_until(loaded)
+        left = await settle(loading, _OFTEN)
+        assert not left, left
         pipe = client.pipeline(transaction=False)
         for memory_id in ids:
             pipe.exists(keys.memory(memory_id))

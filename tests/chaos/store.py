@@ -28,6 +28,7 @@ from .memories.evidence import Evidence
 from .memories.faults import Faults
 from .memories.load import NAMESPACE, Actor, Load
 from .memories.machine import Machine, short_folder
+from .progress import settle
 
 _log = logging.getLogger(__name__)
 AGENTS = ("alice", "bob", "carol", "dave")
@@ -68,6 +69,8 @@ class Report:
     outcomes: Counter[str] = field(default_factory=Counter[str])
     faults: Counter[str] = field(default_factory=Counter[str])
     skipped: dict[str, str] = field(default_factory=dict[str, str])
+    slowest: tuple[float, str] = (0.0, "no fault")
+    """The longest time from the end of a fault to the next acknowledged write, and that fault."""
     unsynced: int = 0
     violations: list[Violation] = field(default_factory=list[Violation])
 
@@ -91,6 +94,7 @@ class Report:
             f"({_counts(self.acknowledged)})",
             f"faults: {sum(self.faults.values())} of {len(self.faults)} kinds: {_counts(self.faults)}",
             *(f"SKIPPED {name}: {why}" for name, why in sorted(self.skipped.items())),
+            f"slowest recovery: {self.slowest[0]:.1f} s after {self.slowest[1]}",
             f"power losses removed {self.unsynced} unsynced bytes",
             f"calls: {_counts(self.outcomes)}",
             f"violations: {len(self.violations)} ({_counts(found)})",
@@ -182,7 +186,10 @@ class _Epoch:
             kind = left.pop(0)
             _log.info("%d acknowledged; %s", load.acknowledged, kind)
             await faults.strike(kind)
-            if not await _recovers(load):
+            healed = time.monotonic()
+            recovers = await _recovers(load)
+            self.report.slowest = max(self.report.slowest, (time.monotonic() - healed, kind))
+            if not recovers:
                 self.report.violations.append(Violation("did not recover", kind, f"within {RECOVERY_SECONDS:.0f} s"))
             if time.monotonic() > self.ends:
                 load.stopping.set()
@@ -194,8 +201,11 @@ class _Epoch:
         self, machine: Machine, recorder: Recorder, histories: Path, forgotten: frozenset[str]
     ) -> Evidence:
         _log.info("waiting until nothing is pending")
-        await machine.until_ready()
-        left = await memory_records.settle(machine.client, self.keys)
+
+        async def unfinished() -> list[str]:
+            return [*await machine.not_ready(), *await memory_records.unfinished(machine.client, self.keys)]
+
+        left = await settle(unfinished)
         rested = time.monotonic()
         calls, _ = history.load(histories)
         _log.info("final reads, after %d calls", len(calls))
@@ -205,7 +215,7 @@ class _Epoch:
             )
         except* final_reads.StillRefused as refused:
             self.report.violations.append(Violation("refused at rest", "all", str(refused.exceptions[0])))
-        await memory_records.settle(machine.client, self.keys)
+        left = left or await settle(unfinished)
         _log.info("judging")
         calls, clock = history.load(histories)
         state = await memory_records.read(machine.client, self.keys, machine.keyring, left)

@@ -1,6 +1,7 @@
 """The chaos scenario of tasks: a team works while its processes are killed and paused and Redis is cut off.
 
-Faults are spread over the run by progress, so that a faster machine has as many. Afterwards the checker compares the
+Faults are spread over the run by progress, so that a faster machine has as many. When all tasks are submitted or the
+time is over, the team finishes what is open, for as long as it makes progress. Afterwards the checker compares the
 histories of all processes with what Redis stores.
 """
 
@@ -24,9 +25,10 @@ from memory_core.redis_client import Client
 from memory_core.store.connection import connect
 
 from . import checker, history, task_records
-from .actors import LEASES, ProcessSpec
+from .actors import LEASES, STOP, ProcessSpec
 from .evidence import Evidence, Violation
 from .processes import Processes
+from .progress import PATIENCE, Patience, settle
 
 _LAST_FAULT = 0.85
 """Share of tasks that have ended at the last fault."""
@@ -34,7 +36,7 @@ _LAST_FAULT = 0.85
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """The size of a run, and its number of faults."""
+    """The size of a run, and its number of faults. Submitters and faults stop at the time limit."""
 
     seed: int
     tasks: int = 10_000
@@ -45,6 +47,7 @@ class Plan:
     redis_kills: int = 3
     server_kills: int = 2
     minutes: float = 60.0
+    patience: Patience = PATIENCE
 
 
 @dataclass(slots=True)
@@ -101,9 +104,9 @@ async def run(plan: Plan, folder: Path) -> Report:
         async with connect(redis.url) as client:
             the_run = Run(plan, folder, redis, client)
             async with the_run.running():
-                await the_run.until_all_ended()
+                left = await the_run.until_all_ended()
             seconds = time.monotonic() - began
-            return await _judge(the_run, seconds)
+            return await _judge(the_run, seconds, left)
     finally:
         redis.kill()
 
@@ -130,22 +133,35 @@ class Run:
         for part in self._specs():
             self._parts[part.name] = part
             self._processes.start(part)
-        faults = asyncio.create_task(self._apply_faults())
+        self._faults = asyncio.create_task(self._apply_faults())
         try:
             yield
-            await faults
         finally:
-            faults.cancel()
-            await asyncio.gather(faults, return_exceptions=True)
+            self._faults.cancel()
+            await asyncio.gather(self._faults, return_exceptions=True)
             self._processes.end()
 
-    async def until_all_ended(self) -> None:
-        """Wait until all tasks are submitted and ended, or the time is over."""
-        done = [self._histories / f"s{number}.done" for number in range(self.plan.submitters)]
-        while time.monotonic() < self._deadline:
-            if all(path.exists() for path in done) and await self._counter("open_tasks") == 0:
-                return
+    async def until_all_ended(self) -> list[str]:
+        """Apply the faults, then wait until all tasks have ended; return what is left when progress ends."""
+        await self._faults
+        while time.monotonic() < self._deadline and self._submitting():
             await asyncio.sleep(0.1)
+        (self._histories / STOP).touch()
+        return await settle(self._unfinished, self.plan.patience)
+
+    def _submitting(self) -> int:
+        """How many submitters are at work."""
+        done = [self._histories / f"s{number}.done" for number in range(self.plan.submitters)]
+        return sum(not path.exists() for path in done)
+
+    async def _unfinished(self) -> list[str]:
+        """Describe the tasks that have not ended. Offers are no progress: a task may be offered forever."""
+        submitting, still_open = self._submitting(), int(await self.client.hget(self.keys.counters, "open_tasks") or 0)
+        if not submitting and not still_open:
+            return []
+        leased, retrying = await self.client.zcard(self.keys.leases), await self.client.zcard(self.keys.delayed)
+        tasks = f"{await self._ended()} tasks have ended, {still_open} are open, {leased} leased, {retrying} retrying"
+        return [tasks, *([f"{submitting} submitters are at work"] if submitting else [])]
 
     def evidence_folder(self) -> Path:
         """The folder of the histories."""
@@ -223,10 +239,10 @@ class Run:
         try:
             return int(await self.client.hget(self.keys.counters, name) or 0)
         except (RedisError, OSError):
-            return 0 if name != "open_tasks" else 1
+            return 0
 
 
-async def _judge(the_run: Run, seconds: float) -> Report:
+async def _judge(the_run: Run, seconds: float, left: list[str]) -> Report:
     calls, clock = history.load(the_run.evidence_folder())
     workers = [f"w{number}" for number in range(the_run.plan.workers)]
     evidence = Evidence(
@@ -246,6 +262,6 @@ async def _judge(the_run: Run, seconds: float) -> Report:
         Counter(f"{call.op} {call.answer['code']}" for call in calls if "code" in call.answer),
         happened,
         seconds,
-        checker.violations(evidence),
+        [*(Violation("not at rest", "all", what) for what in left), *checker.violations(evidence)],
         the_run.log.read_text(errors="replace"),
     )

@@ -116,7 +116,7 @@ async def test_kept_memories_are_offered_to_an_agent(shell: Shell, alice: Agent,
     offered = await shell.json("agents", "transfer", "alice", "--to", "bob")
     assert (offered["from_agent"], offered["to_agent"], offered["memories"]) == ("alice", "bob", 1)
     listed = (await shell.run("grants", "list")).stdout
-    assert ("offered" in listed, "1 memories to take over" in listed) == (True, True)
+    assert ("offered" in listed, "1 memory to take over" in listed) == (True, True)
     await bob.call("answer_offer", offer_id=offered["offer_id"])
     assert (await bob.call("retrieve_memory", memory_id=memory_id))["memory"]["trust"] == "received"
     assert [(entry["op"], entry["ids"]) for entry in await shell.audited() if entry["op"] == "offer_kept"] == [

@@ -150,4 +150,4 @@ async def _check_prompts(agent: AgentClient) -> None:
     prompts = set(await agent.peer.ask("prompts"))
     expect(prompts == PROMPTS, "the prompts are listed", sorted(prompts))
     text = await agent.peer.ask("prompt", name="recall_before_you_start", arguments={"task": "book berths"})
-    expect("Task: book berths" in text, "a prompt comes with its argument", text)
+    expect("\n> book berths" in text, "a prompt comes with its argument", text)

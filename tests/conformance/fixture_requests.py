@@ -93,7 +93,7 @@ def _asking_in_rounds(name: str, rounds: list[InputRequests]) -> Tool:
         return InputRequiredResult(input_requests=rounds[current], request_state=str(current))
 
     ask.__name__ = name
-    return make_tool(ask, NoArguments)
+    return make_tool(ask, NoArguments, effects=())
 
 
 def _asking_what_is_possible() -> Tool:
@@ -111,7 +111,7 @@ def _asking_what_is_possible() -> Tool:
             return TextAnswer(message="answered")
         return InputRequiredResult(input_requests=requests)
 
-    return make_tool(test_input_required_result_capabilities, NoArguments)
+    return make_tool(test_input_required_result_capabilities, NoArguments, effects=())
 
 
 def _needing_a_capability() -> Tool:
@@ -124,4 +124,4 @@ def _needing_a_capability() -> Tool:
         """Need sampling, as clear_memory may need elicitation."""
         return TextAnswer(message=sampled.model)
 
-    return make_tool(test_missing_capability, NoArguments)
+    return make_tool(test_missing_capability, NoArguments, effects=())

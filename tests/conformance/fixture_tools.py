@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import Any, Literal
 
 from mcp.server.mcpserver import Context, MCPServer
@@ -23,7 +24,7 @@ from memory_core.errors import InvalidArgument
 from memory_server.contract.answer import Answer
 from memory_server.contract.arguments import Arguments, NoArguments
 from memory_server.engine.request_context import RequestContext
-from memory_server.mcp.tools.tool_factory import make_tool
+from memory_server.mcp.tools.tool_factory import StrictTool, make_tool
 
 Ctx = Context[Any, Any]
 STEP_SECONDS = 0.05
@@ -138,9 +139,9 @@ def _answering_tools() -> list[Tool]:
         return TextAnswer(message=args.region)
 
     return [
-        make_tool(test_simple_text, NoArguments),
-        make_tool(test_error_handling, NoArguments),
-        _with_schema(make_tool(test_x_mcp_header, Headed), HEADED_SCHEMA),
+        _fixture(test_simple_text, NoArguments),
+        _fixture(test_error_handling, NoArguments),
+        _with_schema(_fixture(test_x_mcp_header, Headed), HEADED_SCHEMA),
     ]
 
 
@@ -166,10 +167,10 @@ def _asking_tools() -> list[Tool]:
         return await _ask(ctx, "Please choose", Choices)
 
     return [
-        make_tool(test_sampling, Prompted),
-        make_tool(test_elicitation, Messaged),
-        make_tool(test_elicitation_sep1034_defaults, NoArguments),
-        make_tool(test_elicitation_sep1330_enums, NoArguments),
+        _fixture(test_sampling, Prompted),
+        _fixture(test_elicitation, Messaged),
+        _fixture(test_elicitation_sep1034_defaults, NoArguments),
+        _fixture(test_elicitation_sep1330_enums, NoArguments),
     ]
 
 
@@ -217,7 +218,7 @@ def _notifying_tools() -> list[Tool]:
 
     methods = (test_tool_with_logging, test_logging_tool, test_tool_with_progress, test_reconnection)
     return [
-        make_tool(method, NoArguments) for method in (*methods, test_trigger_tool_change, test_trigger_prompt_change)
+        _fixture(method, NoArguments) for method in (*methods, test_trigger_tool_change, test_trigger_prompt_change)
     ]
 
 
@@ -226,7 +227,12 @@ def _rich_schema_tool() -> Tool:
         """Tool with JSON Schema 2020-12 features"""
         return TextAnswer(message="Only its schema matters.")
 
-    return _with_schema(make_tool(json_schema_2020_12_tool, NoArguments), RICH_SCHEMA)
+    return _with_schema(_fixture(json_schema_2020_12_tool, NoArguments), RICH_SCHEMA)
+
+
+def _fixture(method: Callable[..., Any], arguments: type[Arguments]) -> StrictTool:
+    """A tool that needs no scope."""
+    return make_tool(method, arguments, effects=())
 
 
 def _with_schema(tool: Tool, schema: dict[str, Any]) -> Tool:

@@ -15,10 +15,12 @@ from support.auth_helpers import issued
 from support.dashboard_helpers import Browser, events_until, log_in, operate
 from support.embedder_fixtures import wait_until
 from support.redis_users import SERVER
-from support.stack import Agent, Server, Stack
+from support.stack import MASTER_KEY, Agent, Server, Stack
 
 from memory_core.records.authority import ALLOWED_BY
 from memory_core.records.keys import Keys, operator_key
+from memory_core.records.names import check_name
+from memory_server.access import tokens
 from memory_server.access.operator_login import admit_once
 
 guarded = dashboard_fixtures.guarded
@@ -84,7 +86,10 @@ async def test_reads_of_an_operator_do_not_count_as_uses(
     assert await stack.client.hget(Keys(namespace).use(memory), "count") == b"1"
 
 
-async def test_operator_of_the_name_of_an_agent_reads_public_texts_only(stranger: Browser, namespace: str) -> None:
+async def test_operator_of_the_name_of_an_agent_reads_public_texts_only(
+    stranger: Browser, namespace: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tokens, "check_agent_name", check_name)  # an earlier release issued tokens for this name
     async with stranger.server.agent(
         "operator", namespace, token=await issued(stranger.server, "operator", namespace)
     ) as agent:
@@ -130,7 +135,7 @@ async def test_the_console_prints_an_address_that_opens_the_operators_view(
     stranger: Browser, stack: Stack, namespace: str
 ) -> None:
     command = ["-m", "memory_server", "dashboard", "--namespace", namespace, "--port", "8123", "--json"]
-    environment = {**os.environ, "REDIS_URL": stack.redis.url_of(SERVER)}
+    environment = {**os.environ, "REDIS_URL": stack.redis.url_of(SERVER), "MEMORY_MASTER_KEY": MASTER_KEY}
     console = await asyncio.create_subprocess_exec(
         sys.executable, *command, stdout=asyncio.subprocess.PIPE, env=environment
     )

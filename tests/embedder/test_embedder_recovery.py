@@ -20,16 +20,19 @@ from support.embedder_fixtures import (
     start_process,
     wait_until,
 )
+from support.redis_users import SIDECAR
 
 from memory_core.records import keys
 from memory_core.records.vectors import Matrix
 from memory_core.redis_client import Client
+from memory_core.store import functions
 from memory_core.store import sidecar as sidecars
 from memory_core.store.connection import connect
 from memory_embedder.engines.encoder import Tokens, encode
 from memory_embedder.engines.fake import FakeEncoder
 from memory_embedder.engines.weights import DEFAULT_MODEL
 from memory_embedder.sidecar import Sidecar, SidecarOptions
+from memory_embedder.streams.backlog import MAX_DELIVERIES
 from memory_embedder.streams.inference import EncoderBroken
 
 server, client, team = embedder_fixtures.server, embedder_fixtures.client, embedder_fixtures.team
@@ -269,3 +272,35 @@ async def test_sidecar_serves_a_flushed_redis(server: RedisServer, client: Clien
         team = await Team(client, "fake", 16, namespace="again").open()
         await team.wait_for_vectors([await team.store("after the flush")])
         assert (await await_reply(client, await ask(client, "fake", ["x"]))).error == ""
+
+
+async def test_jobs_wait_for_functions_that_only_a_server_may_load(
+    server: RedisServer, client: Client, team: Team
+) -> None:
+    encoder = GatedEncoder()
+    async with running(server.url_of(SIDECAR), encoder):
+        encoder.close()
+        memory_ids = await team.store_many(["one text", "another text"])
+        await encoder.until_waiting()
+        await client.execute_command("FUNCTION", "FLUSH")
+        encoder.gate.set()
+        await asyncio.sleep(2 * MAX_DELIVERIES * FAST.lease)  # long enough to bury jobs that are delivered again
+        await functions.load_library(client)
+        await team.wait_for_vectors(memory_ids)
+        await team.wait_until_drained()
+
+
+async def test_job_whose_commit_failed_is_delivered_again(server: RedisServer, client: Client, team: Team) -> None:
+    encoder = GatedEncoder()
+    async with running(server.url, encoder):
+        encoder.close()
+        broken, intact = await team.store_many(["one text", "another text"])
+        await encoder.until_waiting()
+        record = team.names.memory(broken)
+        await client.rename(record, "aside")
+        await client.set(record, "not a hash")
+        encoder.gate.set()
+        await asyncio.sleep(FAST.lease / 2)
+        await client.rename("aside", record)
+        await team.wait_for_vectors([broken, intact])
+        await team.wait_until_drained()

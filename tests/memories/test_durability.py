@@ -129,7 +129,7 @@ async def test_write_that_never_reaches_the_disk_is_not_called_synced(everysec: 
 
 async def test_write_lost_before_the_wait_is_not_called_synced(everysec: RedisServer) -> None:
     async with _service(everysec) as service, connect(everysec.url) as client:
-        batch = RequestContext(Caller(TEAM, "alice")).of_batch(DeferredWrites())
+        batch = RequestContext(Caller(TEAM, "alice")).of_batch(DeferredWrites(), wait_seconds=60.0)
         news = [
             StoreArguments(content=f"Of two {number}.", priority=Priority.CRITICAL, wait=False) for number in range(2)
         ]

@@ -5,11 +5,17 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncGenerator
+from pathlib import Path
 from typing import Any
 
 import pytest
 import pytest_asyncio
 from support.stack import Refused, Server, Stack, in_own_task, serving
+
+from memory_core.errors import InvalidArgument, UnsafeStart
+from memory_core.settings.settings import Settings
+from memory_server.local.running import keyring_of
+from memory_server.transfer.importer import ImportOptions, import_path
 
 SECRET = "The staging database password is hunter2!"
 KEY = "0123456789abcdef" * 4
@@ -82,7 +88,7 @@ async def test_strict_policies_refuse_a_secret_in_a_label(
     secret: Any = ["password is hunter2"] if where == "tags" else "password is hunter2"
     async with server.agent("alice", f"{namespace}-{policy}") as alice:
         for sensitive in (False, True):
-            with pytest.raises(Refused, match="tags, context or source"):
+            with pytest.raises(Refused, match=r"tags, context or source.*never encrypted"):
                 await alice.call("store_memory", content="DB", sensitive=sensitive, **{where: secret})
 
 
@@ -91,14 +97,13 @@ async def test_public_memory_is_not_encrypted_but_refused(strict: tuple[str, Ser
     async with server.agent("alice", f"{namespace}-{policy}") as alice:
         if policy == "redact":
             return
-        with pytest.raises(Refused):
+        with pytest.raises(Refused, match="look like a credential"):
             await alice.call("store_memory", content=SECRET, visibility="public")
 
 
-async def test_seal_without_a_master_key_is_refused(stack: Stack, namespace: str) -> None:
-    async with serving(stack.redis.url, secrets="seal") as server, server.agent("alice", namespace) as alice:
-        with pytest.raises(Refused, match="master key"):
-            await alice.call("store_memory", content=SECRET)
+def test_seal_without_a_master_key_does_not_start() -> None:
+    with pytest.raises(UnsafeStart, match="secrets=seal needs a master key"):
+        keyring_of(Settings.load(secrets="seal"), None)
 
 
 async def test_similar_shows_the_same_fact_only(server: Server, namespace: str) -> None:
@@ -133,6 +138,25 @@ async def test_tasks_come_with_memories_on_their_subject_only(server: Server, na
         await alice.call("distribute_task", description="Fix the importer's failure on two headers", assign_to="alice")
         (task,) = (await alice.call("get_pending_tasks"))["tasks"]
         assert [hit["memory"]["memory_id"] for hit in task["memories"]] == [about]
+
+
+@pytest.mark.parametrize("policy", ["warn", "redact", "refuse", "seal"])
+async def test_import_of_foreign_memories_follows_the_policy(
+    stack: Stack, namespace: str, tmp_path: Path, policy: str
+) -> None:
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "database.md").write_text(SECRET)
+    options = ImportOptions(agent="alice")
+    async with serving(stack.redis.url, master_key=KEY, namespace=namespace, secrets=policy) as server:
+        if policy == "refuse":
+            with pytest.raises(InvalidArgument, match="look like a credential"):
+                await import_path(server.service, namespace, tmp_path / "notes", options)
+            return
+        report = await import_path(server.service, namespace, tmp_path / "notes", options)
+        assert any("1 memory. Looks like a credential (password)" in note for note in report.notes)
+        async with server.agent("alice", namespace) as alice:
+            (memory,) = (await alice.call("get_agent_memories"))["memories"]
+    assert ("hunter2" in memory["content"], memory["sensitive"]) == (policy != "redact", policy == "seal")
 
 
 async def test_long_content_is_examined_without_holding_up_others(server: Server, namespace: str) -> None:

@@ -7,7 +7,7 @@ from chaos import power_loss, store
 
 SMALL = store.Plan(
     seed=8,
-    minutes=1.5,
+    minutes=10,
     agents=2,
     per_epoch=1500,
     pause=0.1,

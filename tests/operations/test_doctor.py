@@ -77,7 +77,7 @@ REDIS_FAULTS: dict[str, tuple[list[tuple[Any, ...]], list[tuple[Any, ...]], str]
     "redis.functions": (
         [("FUNCTION", "LOAD", "REPLACE", functions.library_code() + "\n-- of another release")],
         [("FUNCTION", "LOAD", "REPLACE", functions.library_code())],
-        "restart the servers of the other release",
+        "change the passwords of Redis",
     ),
 }
 

@@ -79,6 +79,7 @@ async def test_tail_shows_the_last_entries(stack: Stack, sealed: str) -> None:
     rows = await run(stack, "audit", "tail", "--no-follow", "--json", "--namespace", sealed)
     assert len(lines.stdout.splitlines()) == 2
     assert all("ann store_memory ok" in line for line in lines.stdout.splitlines())
+    assert all(line.split()[1].endswith("Z") for line in lines.stdout.splitlines())
     assert [json.loads(line)["n"] for line in rows.stdout.splitlines()] == ["1", "2", "3"]
 
 

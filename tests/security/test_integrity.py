@@ -19,9 +19,10 @@ from support.redis_users import SERVER
 from support.sharing_helpers import found_ids, ids_of, refusal
 from support.stack import Agent, Server, Stack, in_own_task, serving
 
-from memory_core.crypto.integrity import Integrity, IntegrityFailure
+from memory_core.crypto.integrity import Integrity
 from memory_core.crypto.keyring import Keyring, Secret
 from memory_core.package_data import resource
+from memory_core.records.authority_codes import IntegrityFailure
 from memory_core.records.keys import Keys
 from memory_core.records.memory import CODE_FIELDS, SIGNED_FIELDS, UNSIGNED_FIELDS
 from memory_server.engine.principals import resolve
@@ -29,6 +30,7 @@ from memory_server.engine.request_context import Caller, RequestContext
 from memory_server.index import loader
 from memory_server.memories import update
 from memory_server.operations import verify_integrity
+from memory_server.operations.authority_records import adopt_authority
 from memory_server.operations.verify_integrity import adopt, verify
 from memory_server.security.open_records import load_readable
 
@@ -305,6 +307,17 @@ async def test_keyless_server_neither_reads_nor_writes_signed_memories(
     assert (await ann.call("retrieve_memory", memory_id=memory_id))["memory"]["tags"] == []
 
 
+async def test_keyless_server_adds_no_owner_id_to_a_namespace_with_signed_ones(
+    server: Server, keyless: Server, stack: Stack, namespace: str
+) -> None:
+    async with server.agent("ann", namespace) as ann:
+        await ann.call("register_agent")  # no memory is signed yet
+    async with keyless.agent("bob", namespace) as bob:
+        for tool, arguments in (("register_agent", {}), ("store_memory", {"content": "Mine."})):
+            assert (await refusal(bob, tool, **arguments))[0] == "key_missing"
+    assert not await stack.client.exists(Keys(namespace).agent("bob"))
+
+
 async def test_without_key_a_concurrent_change_is_not_overwritten(keyless: Server, namespace: str) -> None:
     service, request = keyless.service, RequestContext(Caller(namespace, "ann"))
     async with keyless.agent("ann", namespace) as ann:
@@ -332,6 +345,8 @@ async def test_adopt_signs_unsigned_records_but_not_wrongly_signed_ones(
         stored = [await reader.store(f"Note {number} on lighthouses.") for number in range(9)]
         stored.append(await reader.store(LONG))
     async with server.agent("ann", namespace) as ann:
+        assert (await refusal(ann, "get_agent_memories"))[0] == "tampered"  # its owner id has no code either
+        assert await adopt_authority(server.service.backend, namespace) == 1
         hidden = await ann.call("get_agent_memories")
         assert hidden["memories"] == []
         assert "10 memories have no integrity code" in hidden["reason"]

@@ -101,3 +101,9 @@ def test_each_purpose_has_its_own_key_and_repr_hides_secrets() -> None:
 
 def test_different_lists_never_encode_to_the_same_bytes() -> None:
     assert len({framed(parts) for parts in ([b"ab", b"c"], [b"a", b"bc"], [b"abc"], [b"ab", b"", b"c"])}) == 4
+
+
+def test_unreadable_key_file_is_reported_without_its_path() -> None:
+    with pytest.raises(UnsafeStart, match="cannot read master_key_file: No such file") as refused:
+        load_keyring(Settings.load(master_key_file=Path("/nowhere/c2VjcmV0")))
+    assert "c2VjcmV0" not in f"{refused.value} {refused.value.hint}"

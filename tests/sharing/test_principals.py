@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 
+from memory_core.crypto.integrity import Integrity
+from memory_core.crypto.keyring import Keyring
 from memory_core.records.codec import pack
 from memory_core.records.grant import principal_of
 from memory_core.records.memory import MemoryType, Visibility
@@ -36,13 +38,13 @@ def principal(*entries: dict[str, Any] | bytes, owner: bytes | None = b"o2", **m
     """Build a principal from Redis replies."""
     granted = {f"g{n}".encode(): one if isinstance(one, bytes) else pack(one) for n, one in enumerate(entries)}
     rows = [
-        [owner, None if owner is None else f"o1{SEPARATOR}o2".encode(), b"o0"],
+        [owner, None if owner is None else f"o1{SEPARATOR}o2".encode(), None, b"o0", None, None],
         granted,
         more.get("tombstones", set[bytes]()),
         more.get("quarantined", dict[bytes, bytes]()),
         (int(NOW), int(NOW % 1 * 1_000_000)),
     ]
-    return principal_of("team", "ann", False, rows)
+    return principal_of("team", "ann", False, rows, Integrity(Keyring()))
 
 
 def test_active_grant_gives_its_tokens_from_its_creation_time() -> None:

@@ -12,8 +12,10 @@ from support.embedder_fixtures import wait_until
 from support.sharing_helpers import readable, refusal, register, share
 from support.stack import Agent, Server, Stack, in_own_task
 
+from memory_core.records import owners
 from memory_core.records.keys import Keys
 from memory_server.engine.request_context import Caller, RequestContext
+from memory_server.service import Service
 from memory_server.sharing import grants
 
 SECRET = "The treasure chest is buried under the old lighthouse."
@@ -177,13 +179,15 @@ async def test_batch_and_agent_id_do_not_bypass_permissions(
 
 
 async def test_new_agent_with_the_same_name_inherits_nothing(
-    alice: Agent, bob: Agent, carol: Agent, secret: str, stack: Stack, namespace: str
+    alice: Agent, bob: Agent, carol: Agent, secret: str, stack: Stack, service: Service, namespace: str
 ) -> None:
     grant = await share(alice, "bob", context="island", permission="write")
     given = await share(bob, "carol", tags=["his"])
     keys = Keys(namespace)
-    earlier = await stack.client.hget(keys.agent("bob"), "owner")
-    await stack.client.hset(keys.agent("bob"), mapping={"owner": "another", "owners": "another"})
+    earlier = await stack.client.hgetall(keys.agent("bob"))
+    codes = owners.proofs(service.backend.integrity, namespace, "bob", ["another"], "")
+    another = {"owner": "another", "owners": "another", "proofs": owners.join_proofs(codes or {})}
+    await stack.client.hset(keys.agent("bob"), mapping=another)
     assert await readable(bob, [secret]) == []
     assert (await bob.call("get_shared_context"))["granted_to_me"] == []
     assert (await refusal(bob, "update_memory", memory_id=secret, content="x"))[0] == "not_found"
@@ -191,7 +195,7 @@ async def test_new_agent_with_the_same_name_inherits_nothing(
     assert (await refusal(bob, REVOKE, grant_id=given))[0] == "not_found"
     await share(bob, "carol", context="island")
     assert await readable(carol, [secret]) == []
-    await stack.client.hset(keys.agent("bob"), mapping={"owner": earlier, "owners": earlier})
+    await stack.client.hset(keys.agent("bob"), mapping=earlier)
     assert await readable(bob, [secret]) == [secret]
     await alice.call(REVOKE, grant_id=grant)
 

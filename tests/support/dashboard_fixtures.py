@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator
+from typing import Any
 
 import httpx2
 import pytest_asyncio
 
 from support.dashboard_helpers import Browser
 from support.redis_users import SERVER
-from support.stack import Server, Stack, in_own_task, serving
+from support.stack import MASTER_KEY, Server, Stack, in_own_task, serving
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="session")
 async def guarded(stack: Stack) -> AsyncGenerator[Server]:
     """A server that requires tokens."""
     url = stack.redis.url_of(SERVER)
-    async with in_own_task(serving(url, auth={"mode": "tokens"}, embed_wait_seconds=15.0)) as server:
+    settings: dict[str, Any] = {"auth": {"mode": "tokens"}, "master_key": MASTER_KEY, "embed_wait_seconds": 15.0}
+    async with in_own_task(serving(url, **settings)) as server:
         yield server
 
 

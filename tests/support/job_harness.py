@@ -14,7 +14,7 @@ from memory_embedder.engines.encoder import TextKind, Tokens
 from memory_embedder.engines.fake import FakeEncoder
 from memory_embedder.streams.backlog import HeldJobs, TokenisedJob
 from memory_embedder.streams.jobs import JobConsumer
-from memory_embedder.streams.outbox import Action, Outbox
+from memory_embedder.streams.outbox import Action, GiveUp, Outbox
 from memory_embedder.streams.throughput import Throughput
 from support.embedder_fixtures import Team
 
@@ -30,7 +30,7 @@ class PausedOutbox(Outbox):
         super().__init__("test", asyncio.Event())
         self.actions: list[Action] = []
 
-    def put(self, action: Action) -> None:
+    def put(self, action: Action, give_up: GiveUp | None = None) -> None:
         self.actions.append(action)
 
     async def send(self) -> int:

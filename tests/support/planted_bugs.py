@@ -97,9 +97,32 @@ BUGS = {
         ("tests/access/test_tokens.py::test_every_invalid_token_gets_the_same_answer",),
     ),
     "a revoked token is accepted": Bug(
-        _CORE + "records/token.py",
-        [("or found[0].revoked or", "or")],
+        _LUA + "70_tokens.lua",
+        [
+            ("  redis.call('HSET', keys[1], 'revoked', '1')\n", ""),
+            ("  redis.call('HDEL', keys[1], 'hash', 'mac')\n", ""),
+        ],
         ("tests/access/test_tokens.py::test_revoked_token_stops_working_mid_session",),
+    ),
+    "a token without a code is accepted": Bug(
+        _CORE + "records/token.py",
+        [("(revoked or check(token_id, fields, integrity) is None)", "True")],
+        ("tests/security/test_authority_records.py::test_records_of_an_earlier_release_are_refused_until_adopted",),
+    ),
+    "a forged owner id counts": Bug(
+        _CORE + "records/owners.py",
+        [("tuple(one for one in raw.owners if failed[one] is None)", "raw.owners")],
+        ("tests/security/test_authority_records.py::test_adopt_signs_no_record_with_a_wrong_code",),
+    ),
+    "a forged kept owner id is offered": Bug(
+        _CORE + "records/owners.py",
+        [("_failure(*where, Authority.KEPT, raw.kept_proofs, one) is None", "one")],
+        ("tests/sharing/test_owner_codes.py::test_kept_code_gives_no_owner_id_and_an_owner_code_keeps_none",),
+    ),
+    "a changed grant counts": Bug(
+        _CORE + "records/grant.py",
+        [("        and grant_proof.check(integrity, namespace, agent, grant_id.decode(), entry) is None\n", "")],
+        ("tests/security/test_authority_records.py::test_adopt_signs_no_record_with_a_wrong_code",),
     ),
     "a token's scopes are not checked": Bug(
         _CORE + "records/access.py",

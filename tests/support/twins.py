@@ -49,7 +49,7 @@ _TOKEN = re.compile(r"\.\d{16}\.[0-9a-f]{16}")
 _CURSOR = re.compile(r"\d{13}-\d+|\bc1\.[\w-]+|cursor=[\w-]+")
 _FENCE = re.compile(r'"fence": \d{16}')
 _LOADS = re.compile(r"\w+, \d+ of \d+ tasks")
-_MILLISECONDS = re.compile(r"\d+(\.\d+)? ms\b|p50 None ms")
+_MILLISECONDS = re.compile(r"\d+(\.\d+)? ms\b|p50 unknown")
 
 
 @dataclass(frozen=True, slots=True)

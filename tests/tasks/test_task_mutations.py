@@ -120,7 +120,7 @@ MUTATIONS: dict[str, tuple[str, list[tuple[str, str]]]] = {
     ),
     "a stale token renews": (
         "token_ends_with_its_lease",
-        [("  if rm.lease_problem(task, {agent = agent, token = token}, now) then return nil end\n", "")],
+        [("  if rm.lease_problem(names, task, {agent = agent, token = token}, now) then return nil end\n", "")],
     ),
     "repeated submissions not recognised": (
         "repeated_call_has_one_effect_and_one_answer",

@@ -105,6 +105,24 @@ async def test_export_of_an_imported_namespace_is_byte_identical(
     assert first.read_bytes() == again.read_bytes()
 
 
+async def test_memories_that_an_agent_kept_are_imported_too(
+    shell: Shell, namespace: str, server: Server, tmp_path: Path
+) -> None:
+    there, here = f"{namespace}-from", namespace
+    first, second = tmp_path / "first.jsonl", tmp_path / "second.jsonl"
+    async with server.agent("leaver", there) as leaver, server.agent("heir", there) as heir:
+        await register(leaver, "leaver")
+        await register(heir, "heir")
+        await leaver.store("Kept until an operator transfers it.")
+        await leaver.call("unregister_agent", memories="keep")
+    await shell.done("export", first, "--namespace", there)
+    planned = await shell.done("import", first, "--namespace", here, "--dry-run")
+    done = await shell.done("import", first, "--namespace", here)
+    assert planned["memories"] == done["memories"] == {"new": 1}
+    await shell.done("export", second, "--namespace", here)
+    assert first.read_bytes() == second.read_bytes()
+
+
 async def test_imported_namespace_reads_searches_and_shares_like_the_source(
     shell: Shell, filled: Filled, namespace: str, server: Server, tmp_path: Path
 ) -> None:

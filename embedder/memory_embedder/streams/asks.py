@@ -16,7 +16,7 @@ from memory_core.redis_client import Client
 from memory_core.store.streams import Ask, BadMessage, Fields, Reply
 from memory_embedder.engines.encoder import Encoder, Tokens
 from memory_embedder.streams import groups
-from memory_embedder.streams.outbox import Outbox
+from memory_embedder.streams.outbox import Action, Outbox
 from memory_embedder.streams.replies import check_reply_stream, send_reply
 
 _log = logging.getLogger(__name__)
@@ -153,7 +153,7 @@ class AskConsumer:
     def _reply(self, stream: str, entry: bytes, ask: Ask, reply: Reply) -> None:
         if ask.seal in self._transports:
             reply = replace(reply, seal=ask.seal)
-        self._outbox.put(partial(self._send, stream, entry, ask.reply_to, reply))
+        self._put(stream, entry, partial(self._send, stream, entry, ask.reply_to, reply))
 
     def _drop_expired(self, asked: TokenisedAsk) -> bool:
         """Drop an ask whose deadline has passed. Returns whether it was dropped."""
@@ -164,7 +164,10 @@ class AskConsumer:
         return True
 
     def _drop(self, stream: str, entry: bytes) -> None:
-        self._outbox.put(partial(self._acknowledge, stream, entry))
+        self._put(stream, entry, partial(self._acknowledge, stream, entry))
+
+    def _put(self, stream: str, entry: bytes, action: Action) -> None:
+        self._outbox.put(action, partial(self._held.discard, (stream, entry)))
 
     async def _send(self, stream: str, entry: bytes, reply_to: str, reply: Reply) -> None:
         await send_reply(self._client, reply_to, reply, self._transports)

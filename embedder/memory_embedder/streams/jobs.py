@@ -124,14 +124,15 @@ class JobConsumer:
             by_namespace[job.names].append((job, vector))
         for names, pairs in by_namespace.items():
             for start in range(0, len(pairs), COMMIT_AT_ONCE):
-                self._outbox.put(partial(self._commit, names, pairs[start : start + COMMIT_AT_ONCE]))
+                part = pairs[start : start + COMMIT_AT_ONCE]
+                self._outbox.put(partial(self._commit, names, part), partial(self._drop_all, [job for job, _ in part]))
 
     def fail(self, job: TokenisedJob, reason: str) -> None:
         """Leave a job for a later delivery, or bury it after MAX_DELIVERIES."""
         if job.deliveries < MAX_DELIVERIES:
             self._drop(job)
         else:
-            self._outbox.put(partial(self._bury, job, reason))
+            self._outbox.put(partial(self._bury, job, reason), partial(self._drop, job))
 
     async def renew(self, older_than: float) -> None:
         """Renew the jobs that were read or renewed more than `older_than` seconds ago."""
@@ -276,6 +277,10 @@ class JobConsumer:
             error=reason,
         )
         self.verdicts["buried"] += 1
+
+    def _drop_all(self, jobs: Sequence[TokenisedJob]) -> None:
+        for job in jobs:
+            self._drop(job)
 
     def _drop(self, job: TokenisedJob) -> None:
         self.held_jobs.drop(self._stream(job.names), job.job.entry.encode())

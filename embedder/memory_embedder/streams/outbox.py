@@ -12,6 +12,7 @@ from memory_embedder.streams.retry import is_outage, retry
 
 _log = logging.getLogger(__name__)
 Action = Callable[[], Awaitable[None]]
+GiveUp = Callable[[], None]
 
 
 class Outbox:
@@ -20,11 +21,11 @@ class Outbox:
     def __init__(self, name: str, stopping: asyncio.Event) -> None:
         self._name = name
         self._stopping = stopping
-        self._queue: asyncio.Queue[Action | None] = asyncio.Queue()
+        self._queue: asyncio.Queue[tuple[Action, GiveUp | None] | None] = asyncio.Queue()
 
-    def put(self, action: Action) -> None:
-        """Queue an action."""
-        self._queue.put_nowait(action)
+    def put(self, action: Action, give_up: GiveUp | None = None) -> None:
+        """Queue an action. If Redis refuses it, `give_up` lets go of its entry, so that it is delivered again."""
+        self._queue.put_nowait((action, give_up))
 
     def close(self) -> None:
         """Let the workers end when the queue is empty."""
@@ -32,12 +33,15 @@ class Outbox:
 
     async def work(self) -> None:
         """Run queued actions until closed. Several workers may share an outbox."""
-        while (action := await self._queue.get()) is not None:
+        while (queued := await self._queue.get()) is not None:
+            action, give_up = queued
             try:
                 await retry(self._name, self._stopping, action)
             except redis_errors.RedisError as error:
-                # The entry stays pending in its stream and is delivered again after the lease.
+                # The entry stays pending in its stream. Once let go of, it is delivered again after the lease.
                 _log.error("%s failed: %s", self._name, type(error).__name__)
+                if give_up:
+                    give_up()
             except Exception as error:
                 if not is_outage(error):
                     raise

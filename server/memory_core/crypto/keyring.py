@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
-from memory_core.crypto.secret_files import secret_of
+from memory_core.crypto.secret_files import cannot_read, secret_of
 from memory_core.errors import KeyMissing, UnsafeStart
 
 if TYPE_CHECKING:  # the supervisor starts without pydantic
@@ -30,7 +30,9 @@ if TYPE_CHECKING:  # the supervisor starts without pydantic
 log = logging.getLogger(__name__)
 KEY_BYTES = 32
 COMMAND_SECONDS = 30.0
-HOW_TO_SET = "make one with `redis-memory keys new`, and set MEMORY_MASTER_KEY, MEMORY_MASTER_KEY_FILE or _COMMAND"
+HOW_TO_SET = (
+    "set MEMORY_MASTER_KEY, MEMORY_MASTER_KEY_FILE or _COMMAND; `redis-memory keys new` makes one if you have none"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,7 +145,7 @@ def _of_file(path: Path) -> str:
             log.warning("other users of this machine can read the master key; chmod 600 its file")
         return path.read_text(encoding="utf-8")
     except (OSError, ValueError) as error:
-        raise UnsafeStart(f"cannot read master_key_file: {type(error).__name__}") from None
+        raise cannot_read("master_key_file", error) from None
 
 
 def _of_command(command: str) -> str:

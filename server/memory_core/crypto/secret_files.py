@@ -28,6 +28,12 @@ _NO_WAIT: int = getattr(os, "O_NONBLOCK", 0)  # a FIFO must not stop the process
 _SAFE = _NO_LINK | _NO_WAIT | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
 
 
+def cannot_read(setting: str, error: OSError | ValueError) -> UnsafeStart:
+    """Return the error for an unreadable secret file. It omits the path, which may be a secret set by mistake."""
+    reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+    return UnsafeStart(f"cannot read {setting}: {reason}", hint="check its path and permissions")
+
+
 def secret_of(value: SecretStr | None, path: Path | None, name: str) -> str | None:
     """Return a secret; None if it is not set. Raises UnsafeStart if it is set twice, or its file is unusable."""
     if value is not None and path is not None:
@@ -37,7 +43,7 @@ def secret_of(value: SecretStr | None, path: Path | None, name: str) -> str | No
     try:
         text = path.read_text(encoding="utf-8").strip()
     except (OSError, ValueError) as error:
-        raise UnsafeStart(f"cannot read {name}_file: {type(error).__name__}") from None
+        raise cannot_read(f"{name}_file", error) from None
     if not text:
         raise UnsafeStart(f"{name}_file is empty", hint="write the secret into it, or leave the setting out")
     return text
@@ -68,7 +74,7 @@ def narrow(paths: Iterable[Path]) -> None:
     """Take the permissions of other users from files and folders that exist.
 
     Raises:
-        UnsafeStart: one is a link or belongs to another user. OSError.
+        UnsafeStart: one is a link, a device or a pipe, or belongs to another user. OSError.
     """
     for path in paths:
         try:
@@ -76,6 +82,8 @@ def narrow(paths: Iterable[Path]) -> None:
         except FileNotFoundError:
             continue
         _check(path, info)
+        if not (stat.S_ISREG(info.st_mode) or stat.S_ISDIR(info.st_mode)):
+            raise _special(path)  # a pipe would stop its reader
         if info.st_mode & OTHERS and sys.platform != "win32":
             path.chmod(stat.S_IMODE(info.st_mode) & ~OTHERS)
 

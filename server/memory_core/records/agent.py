@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
+from memory_core.records import owners
+from memory_core.records.authority_codes import AuthorityCodes
 from memory_core.records.keys import Keys
 from memory_core.records.model import Model
 from memory_core.records.names import split_labels
@@ -96,9 +98,14 @@ FIELDS = (
 _COMMANDS = 5
 
 
-async def held_since(client: Client, keys: Keys, name: str) -> float:
-    """Return when the last holder of a name left it, in epoch seconds: what is older is not the present one's."""
-    return float(await client.hget(keys.agent(name), "since") or 0)
+async def held_since(client: Client, keys: Keys, name: str, integrity: AuthorityCodes) -> float:
+    """Return when the last holder of a name left it, in epoch seconds: what is older is not the present one's.
+
+    Raises:
+        Tampered: the owner id of the name, or this time, fails its check.
+    """
+    row = await client.hmget(keys.agent(name), owners.FIELDS)
+    return float(owners.read(integrity, keys.namespace, name, row).since or 0)
 
 
 async def load_agent(client: Client, keys: Keys, name: str) -> Agent | None:

@@ -7,6 +7,7 @@ import os
 import stat
 from collections.abc import Generator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, cast
 
@@ -24,13 +25,15 @@ _MAX_WINDOW = 128 << 20
 
 
 @contextmanager
-def opened(path: Path) -> Generator[BinaryIO]:
+def opened(path: Path, folder: int | None = None) -> Generator[BinaryIO]:
     """Open a regular file to read its bytes, and decompress it if its name ends in .zst.
+
+    With the descriptor of its folder, the file is opened there, and a link is not followed.
 
     Raises:
         InvalidArgument: it is another kind of file, or it unpacks to far more bytes than it has.
     """
-    with open(path, "rb", opener=_open_regular) as raw:
+    with open(path, "rb", opener=partial(_open_regular, folder=folder)) as raw:
         if path.suffix != PACKED:
             yield raw
             return
@@ -46,9 +49,13 @@ def check_kind(path: Path, mode: int) -> None:
         raise InvalidArgument(f"{path} is neither a file nor a folder", hint="choose a regular file")
 
 
-def _open_regular(path: str, flags: int) -> int:
+def _open_regular(path: str, flags: int, folder: int | None) -> int:
     """Open without waiting for the writer of a pipe, and refuse what is not a regular file."""
-    descriptor = os.open(path, flags | os.O_NONBLOCK | os.O_CLOEXEC)
+    flags |= os.O_NONBLOCK | os.O_CLOEXEC
+    if folder is None:
+        descriptor = os.open(path, flags)
+    else:
+        descriptor = os.open(os.path.basename(path), flags | os.O_NOFOLLOW, dir_fd=folder)
     try:
         check_kind(Path(path), os.fstat(descriptor).st_mode)
     except InvalidArgument:

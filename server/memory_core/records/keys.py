@@ -11,6 +11,7 @@ NAMESPACES = "rm:namespaces"  # set of all namespaces; sidecars and the sweeper 
 SIDECARS = "rm:sidecars"  # sorted set: sidecar id → deadline (epoch seconds) of its last heartbeat
 SWEEPER = "rm:sweeper"  # string: the server process that currently sweeps; expires if it stops
 AUDITED = "rm:audited"  # set of the namespaces with an audit stream, including those without memories
+LIBRARY_PROOF = "rm:functions"  # string: release and SHA-256 of the newest Functions library, signed
 LANES = 2  # fixed number of bell and ask streams; each is read on its own connection
 GROUP = "embedders"  # the consumer group of all sidecars, on job and ask streams
 

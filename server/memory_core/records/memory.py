@@ -111,6 +111,11 @@ class Record:
     def is_sensitive(self) -> bool:
         return self.codec == SEALED_CODEC
 
+    @property
+    def length(self) -> int:
+        """The number of characters of its content, metadata and tags."""
+        return sum(map(len, (self.content, self.metadata or "", *self.tags)))
+
     def is_live(self, now: float) -> bool:
         return self.expires_at > now
 

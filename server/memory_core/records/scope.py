@@ -5,8 +5,9 @@ The same tokens make the permission clause of queries and the check on loaded re
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 from memory_core.records.keys import digest
@@ -70,12 +71,17 @@ class Part:
 
 @dataclass(frozen=True)
 class Grant:
-    """What a grant in force adds: memories of the grantor, and others' memories that it reshares."""
+    """What a grant in force adds: memories of the grantor, and others' memories that it reshares.
+
+    `own` are the tokens of the grantor's own memories, `ends` when they end (epoch seconds).
+    """
 
     id: str
     grantor: str
     may_write: bool
     parts: tuple[Part, ...]
+    own: tuple[str, ...] = field(default=(), compare=False)
+    ends: float = field(default=math.inf, compare=False)
 
     @cached_property
     def tokens(self) -> frozenset[str]:
@@ -127,6 +133,12 @@ class Principal:
         """Whether a record of an owner in a scope could be readable: all are shared by token but those shared by id."""
         shared = {part for token in self.granted for part in token.split(":")[:2]}
         return self.may_read(scope) or any(f"o:{part}" in scope or part == "i" for part in shared)
+
+    def could_read(self, scope: frozenset[str], at: float) -> bool:
+        """Whether a record that is gone was readable at a time (epoch seconds), as its own or under present grants."""
+        parts = (part for grant in self.grants for part in grant.parts if part.at <= at)
+        held = {PUBLIC, *map(owner_token, self.owners)}.union(*(part.tokens for part in parts))
+        return not scope.isdisjoint(held) and scope.isdisjoint(self.hidden)
 
     def may_see(self, record: Record) -> bool:
         """Whether a record is readable and its writer is not in quarantine."""

@@ -28,7 +28,7 @@ def parse_time(value: str | float, what: str = "time") -> float:
     if isinstance(value, bool):
         raise InvalidArgument(f"{what} {value} is not a time", hint=_HINT)
     seconds = value if isinstance(value, int | float) else _parse_text(value.strip(), what)
-    if not math.isfinite(seconds) or not _EARLIEST <= seconds <= _LATEST:
+    if not _EARLIEST <= seconds <= _LATEST:  # also refuses NaN, and an integer too large for a float
         raise InvalidArgument(f"{what} {echo(value)} is outside the years 1 to 9999", hint=_HINT)
     return float(seconds)
 

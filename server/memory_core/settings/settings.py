@@ -138,7 +138,7 @@ class Settings(BaseSettings):
             problems, hints = zip(*(_problem(e["type"], e["loc"], e["msg"]) for e in error.errors()), strict=True)
             hint = "; ".join(dict.fromkeys(filter(None, hints))) or "`redis-memory settings` describes each"
             raise InvalidArgument(f"settings are not valid: {'; '.join(problems)}", hint=hint) from None
-        except SettingsError:
+        except (SettingsError, RecursionError):
             names = ", ".join(_unreadable_variables()) or "an environment variable"
             raise InvalidArgument(f"settings are not valid: {names} is not JSON", hint="quote it as JSON") from None
 
@@ -244,5 +244,5 @@ def _unreadable_variables() -> Iterator[str]:
         if name.upper() in groups:
             try:
                 json.loads(value)
-            except ValueError:
+            except (ValueError, RecursionError):
                 yield name

@@ -76,12 +76,12 @@ def connect(url: str, *, timeout: float | None = None) -> Client:
     """
     try:
         parsed = read_url(url)
+        pool = _make_pool(parsed, timeout)
     except ValueError:
         # Without its cause: urllib quotes a part of the URL, which may be the password.
         raise InvalidArgument("REDIS_URL is not a URL of Redis", hint=_URLS) from None
     if parsed.kind == "cluster":
         return ClusterClient(parsed, lambda address: _make_pool(parsed, timeout, address))
-    pool = _make_pool(parsed, timeout)
     if parsed.kind == "sentinel":
         pool = follow_master(pool, parsed)
     return Redis.from_pool(pool)

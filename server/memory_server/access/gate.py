@@ -67,7 +67,7 @@ class Gate:
         if self._oauth:
             return await self._oauth.verify(token)
         backend = await self._backend()
-        return await backend.read(lambda client: tokens.verify(client, token))
+        return await backend.read(lambda client: tokens.verify(client, token, backend.integrity))
 
     @asynccontextmanager
     async def call(

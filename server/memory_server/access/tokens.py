@@ -28,7 +28,7 @@ async def issue_token(
         raise InvalidArgument("a token's lifetime must be over 0 seconds and at most ten years", hint="such as 90d")
     token, secret = tokens.new_token(agent, namespace, scopes, seconds)
     await _note(backend, token, "token_issue", expires_at=token.expires_at)
-    fields = [part for pair in token.fields(secret).items() for part in pair]
+    fields = [part for pair in token.fields(secret, backend.integrity).items() for part in pair]
     await backend.write("rm1_token_issue", [token_key(token.id)], fields=fields, expires_at=token.expires_at)
     return token, tokens.text_of(token, secret)
 
@@ -39,7 +39,7 @@ async def list_tokens(backend: Backend, namespace: str) -> list[Token]:
 
     async def fetch(client: Client) -> list[Token]:
         ids: list[bytes] = await client.zrange(keys.tokens, 0, -1)
-        found = [await tokens.load(client, token_id.decode()) for token_id in ids]
+        found = [await tokens.load(client, token_id.decode(), backend.integrity) for token_id in ids]
         return sorted((pair[0] for pair in found if pair), key=lambda token: token.id)
 
     return await backend.read(fetch)
@@ -47,7 +47,9 @@ async def list_tokens(backend: Backend, namespace: str) -> list[Token]:
 
 async def revoke_token(backend: Backend, token_id: str) -> Token:
     """End a token immediately; raises NotFound if there is none or it has expired."""
-    found = await backend.read(lambda client: tokens.load(client, token_id)) if is_id(token_id) else None
+    found = None
+    if is_id(token_id):
+        found = await backend.read(lambda client: tokens.load(client, token_id, backend.integrity))
     if found is None:
         raise NotFound(f"no token {echo(token_id)}", hint="`redis-memory agents tokens` lists them")
     token, _ = found

@@ -8,7 +8,7 @@ from contextlib import suppress
 from typing import Any
 
 from memory_core.errors import Conflict, Forbidden, InvalidArgument, MemoryServiceError, NotFound, after_write, echo
-from memory_core.records import redis_time
+from memory_core.records import offer_proof, owners, redis_time
 from memory_core.records.agent import Agent, AgentStatus, load_agent, load_agents, profile_vector
 from memory_core.records.authority import Effect
 from memory_core.records.ids import new_id
@@ -35,7 +35,7 @@ from memory_server.contract.task_arguments import (
     RegisterArguments,
     UnregisterArguments,
 )
-from memory_server.engine.principals import resolve
+from memory_server.engine.principals import SIGNING_ATTEMPTS, prove_owner, read_owners, resolve
 from memory_server.engine.redis_backend import Backend
 from memory_server.engine.request_context import Caller, RequestContext
 from memory_server.events.waiting import unread
@@ -70,10 +70,22 @@ async def register_agent(service: TaskServices, request: RequestContext, args: R
         "description": text,
         "profile": await _embed(service, caller, self_description(text, capabilities)),
     }
-    changed = [part for pair in fields.items() for part in pair]
-    answer = await _write(
-        service, request, "rm1_agent_register", "register_agent", repeatable=True, candidate=new_id(), fields=changed
-    )
+    changed, candidate = [part for pair in fields.items() for part in pair], new_id()
+    for _ in range(SIGNING_ATTEMPTS):
+        answer = await _write(
+            service,
+            request,
+            "rm1_agent_register",
+            "register_agent",
+            repeatable=True,
+            candidate=candidate,
+            proof=await prove_owner(service.backend, caller.namespace, caller.agent, candidate),
+            fields=changed,
+        )
+        if answer["status"] != "changed":
+            break
+    else:
+        raise Conflict("somebody keeps leaving your name", hint="try again")
     service.rosters.pop(caller.namespace, None)
     with after_write():
         await dispatch(service, caller.namespace)
@@ -116,15 +128,22 @@ async def unregister_agent(
     keys = (await service.namespaces.get(caller.namespace)).keys
     count = await _count_memories(service, request)
     offer = offer_of(service.settings, count)
-    answer = await _write(
-        service,
-        request,
-        "rm1_agent_unregister",
-        "unregister_agent",
-        memories=args.memories,
-        target=target,
-        **offer,
-    )
+    for _ in range(SIGNING_ATTEMPTS):
+        proofs = await _prove_leaving(service.backend, caller, args.memories, target, offer)
+        answer = await _write(
+            service,
+            request,
+            "rm1_agent_unregister",
+            "unregister_agent",
+            memories=args.memories,
+            target=target,
+            **offer,
+            **proofs,
+        )
+        if answer["status"] != "changed":
+            break
+    else:
+        raise Conflict("your memories keep being transferred by others", hint="try again")
     raise_for_offer(answer["status"], caller.agent, target)
     service.rosters.pop(caller.namespace, None)
     for owner in answer["owners"] if args.memories == "delete" else ():
@@ -161,6 +180,47 @@ def raise_for_offer(status: str, name: str, target: str) -> None:
             raise Conflict(message, hint="keep the memories, or choose another receiver")
         case _:
             return
+
+
+async def _prove_leaving(
+    backend: Backend, caller: Caller, memories: str, target: str, offer: dict[str, Any]
+) -> dict[str, Any]:
+    """Sign the owner ids of an agent as kept ones, or as tombstones, and the offer of a transfer."""
+    key, namespace, name = Keys(caller.namespace).agent(caller.agent), caller.namespace, caller.agent
+    row = await backend.read(lambda client: client.hmget(key, owners.FIELDS))
+    genuine, known = owners.read(backend.integrity, namespace, name, row).all, owners.parse(row).owners
+    if memories == "delete":
+        return {"known": known, "proofs": owners.tombstones(backend.integrity, namespace, genuine)}
+    proofs = {"known": known, "proofs": owners.kept_proofs(backend.integrity, namespace, name, genuine)}
+    if memories == "transfer":
+        proofs |= await prove_transfer(backend, namespace, name, target, genuine, offer)
+    return proofs
+
+
+async def prove_transfer(
+    backend: Backend, namespace: str, name: str, target: str, genuine: Sequence[str], offer: dict[str, Any]
+) -> dict[str, Any]:
+    """Sign the offer of owner ids that passed their check, and each of them for the receiver. Empty without a key."""
+    integrity, receiver = backend.integrity, await read_owners(backend, namespace, target)
+    if not integrity.signs or not genuine:
+        return {}
+    fields = {
+        "from": name,
+        "to": target,
+        "from_owner": genuine[-1],
+        "to_owner": receiver.current or "",
+        "kind": "o",
+        "permission": "write",
+        "note": "",
+        "shown": str(offer["count"]),
+    }
+    ends = redis_time.now() + offer["offer_seconds"] + offer_proof.CLOCK_SECONDS
+    return {
+        "given": owners.proofs(integrity, namespace, target, genuine, receiver.since),
+        "by_owner": genuine[-1],
+        "to_owner": receiver.current,
+        "mac": offer_proof.sign(integrity, namespace, offer["id"], fields, ends),
+    }
 
 
 async def _write(

@@ -11,6 +11,7 @@ from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import contextmanager
 
 import typer
+from rich.cells import cell_len
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
@@ -20,6 +21,7 @@ from memory_core.errors import plain, plain_line
 from memory_server.contract.untrusted_text import framed
 
 _WIDTH = 160  # columns if stdout is not a terminal
+_LAST_COLUMN = 12  # columns that the last column of a table gets at least
 
 
 def emit(value: object) -> None:
@@ -50,15 +52,23 @@ def one_line(text: object, most: int = 200) -> str:
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """Print a table. Only the last column folds; the others are never cut."""
+    """Print a table. Only the last column folds; the others are never cut: a line may be longer than the terminal."""
     drawn = Table(box=None, pad_edge=False, header_style="bold", show_header=any(columns))
     for column in columns:
         folds = column is columns[-1]
         drawn.add_column(column, overflow="fold", no_wrap=not folds)
-    for row in rows:
-        drawn.add_row(*(Text(one_line("" if cell is None else cell)) for cell in row))
-    width = None if sys.stdout.isatty() else _WIDTH
-    Console(highlight=False, markup=False, emoji=False, width=width).print(drawn)
+    cells = [[one_line("" if cell is None else cell) for cell in row] for row in rows]
+    for row in cells:
+        drawn.add_row(*map(Text, row))
+    console = Console(highlight=False, markup=False, emoji=False, width=None if sys.stdout.isatty() else _WIDTH)
+    console.width = max(console.width, _needed_width(columns, cells))
+    console.print(drawn)
+
+
+def _needed_width(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> int:
+    """Columns of the terminal that all but the last column of a table need, with a little of the last one."""
+    widths = [max(map(cell_len, column)) for column in zip(columns, *rows, strict=True)]
+    return sum(width + 2 for width in widths[:-1]) + min(widths[-1], _LAST_COLUMN)
 
 
 def pairs(values: Iterable[tuple[str, object]]) -> None:

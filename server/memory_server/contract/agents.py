@@ -7,7 +7,7 @@ from pydantic import BaseModel, Field
 from memory_core.records.agent import Agent, AgentStatus, AgentType
 from memory_core.records.times import to_iso
 from memory_server.contract.answer import Answer
-from memory_server.contract.untrusted_text import word
+from memory_server.contract.untrusted_text import counted, word
 
 
 class AgentView(BaseModel):
@@ -63,7 +63,8 @@ class RegisterAnswer(Answer):
     keep_alive: str
 
     def lines(self) -> list[str]:
-        return [f"Registered: {self.agent.line()}. {self.pending_tasks} tasks wait for you. {self.keep_alive}"]
+        waiting = f"{counted(self.pending_tasks, 'task')} {'waits' if self.pending_tasks == 1 else 'wait'} for you"
+        return [f"Registered: {self.agent.line()}. {waiting}. {self.keep_alive}"]
 
 
 class UnregisterAnswer(Answer):
@@ -77,8 +78,9 @@ class UnregisterAnswer(Answer):
     def lines(self) -> list[str]:
         offer = f" Offer {self.offer_id} waits for its receiver." if self.offer_id else ""
         return [
-            f"Unregistered: {self.tasks_reassigned} tasks go to others, {self.memories_affected} memories affected, "
-            f"{self.grants_revoked} grants revoked.{offer}"
+            f"Unregistered: {counted(self.tasks_reassigned, 'task')} reassigned, "
+            f"{counted(self.memories_affected, 'memory', 'memories')} affected, "
+            f"{counted(self.grants_revoked, 'grant')} revoked.{offer}"
         ]
 
 

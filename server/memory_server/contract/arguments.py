@@ -152,7 +152,7 @@ class SearchArguments(Filters):
     recency_weight: float = Field(default=0.0, ge=0, le=1, description="share of the score given to newness")
     priority_weight: float = Field(default=0.0, ge=0, le=1, description="share given to the priority")
     rerank: bool = Field(default=False, description="take more candidates and compare exactly; slower")
-    max_tokens: int | None = Field(default=None, ge=1, description="budget for the contents returned")
+    max_tokens: int | None = Field(default=None, ge=1, description="budget for contents, metadata and tags")
     deadline_ms: int | None = Field(default=None, ge=1, le=60_000)
 
 

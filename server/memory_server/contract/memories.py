@@ -13,7 +13,7 @@ from memory_core.records.model import Model
 from memory_core.records.scope import Principal
 from memory_core.records.times import to_iso
 from memory_server.contract.answer import Answer
-from memory_server.contract.untrusted_text import NOTE, framed, quoted
+from memory_server.contract.untrusted_text import NOTE, counted, framed, quoted
 
 Milliseconds = Annotated[float, AfterValidator(lambda value: round(value, 2))]
 Score = Annotated[float, AfterValidator(lambda value: round(value, 4))]
@@ -44,7 +44,7 @@ class Memory(BaseModel):
     updated_at: str
     expires_at: str | None = None
     rev: int
-    seq: int = Field(description="order within its owner's context")
+    seq: int | None = Field(default=None, description="order within your context; of your own memories only")
     vector: VectorState
     sensitive: bool = Field(default=False, description="encrypted in Redis")
     pieces: int = Field(default=1, description="number of pieces of a long content; retrieve_memory returns all")
@@ -71,7 +71,7 @@ class Memory(BaseModel):
             updated_at=to_iso(record.updated_at) or "",
             expires_at=to_iso(record.expires_at),
             rev=record.rev,
-            seq=record.seq,
+            seq=record.seq if principal.owns(record.owner) else None,
             vector="ready" if model.is_ready(record.state) else "pending",
             sensitive=record.is_sensitive,
             pieces=record.chunks,
@@ -113,7 +113,7 @@ class Secrets(BaseModel):
     def line(self) -> str:
         done = {
             "stored": "it is stored as written. If it is a secret, delete it or store it with sensitive=true",
-            "redacted": "it is left out",
+            "redacted": "the memory is stored with [redacted] in its place",
             "encrypted": "the memory is stored as sensitive",
         }
         return f"Looks like a credential ({', '.join(self.kinds)}): {done[self.action]}."
@@ -162,7 +162,7 @@ class MemoryAnswer(Answer):
     """One memory whole."""
 
     memory: Memory
-    access_count: int = 0
+    access_count: int = Field(default=0, description="of your own memories only")
     last_access: str | None = None
 
     def shown(self) -> list[str]:
@@ -195,7 +195,8 @@ class MemoryListAnswer(Answer):
         return [memory.memory_id for memory in self.memories]
 
     def lines(self) -> list[str]:
-        head = [f"{len(self.memories)} of {self.total} memories.", *([NOTE] if self.memories else [])]
+        total = counted(self.total, "memory", "memories")
+        head = [f"{len(self.memories)} of {total}.", *([NOTE] if self.memories else [])]
         more = [f"More: cursor={self.next_cursor}"] if self.next_cursor else []
         return [*head, *chain.from_iterable(memory.lines() for memory in self.memories), *more]
 
@@ -243,4 +244,4 @@ class SearchAnswer(Answer):
         if not self.hits:
             return ["No memories found."]
         found = chain.from_iterable(hit.memory.lines(f"{hit.score:.2f} ") for hit in self.hits)
-        return [f"{len(self.hits)} memories.", NOTE, *found]
+        return [f"{counted(len(self.hits), 'memory', 'memories')}.", NOTE, *found]

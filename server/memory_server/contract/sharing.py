@@ -11,7 +11,7 @@ from memory_core.records.memory import MemoryType
 from memory_server.contract.answer import Answer
 from memory_server.contract.arguments import Arguments, ListOf, Time
 from memory_server.contract.memories import Memory
-from memory_server.contract.untrusted_text import NOTE, quoted
+from memory_server.contract.untrusted_text import NOTE, counted, quoted
 
 
 class ShareArguments(Arguments):
@@ -50,7 +50,7 @@ class SharedContextArguments(Arguments):
     context: str | None = None
     query: str | None = Field(default=None, description="only what matches, best first; not with since")
     since: Time | None = Field(default=None, description="only what changed since this next_cursor or time")
-    max_tokens: int = Field(default=4000, ge=1, description="budget for the contents returned")
+    max_tokens: int = Field(default=4000, ge=1, description="budget for contents, metadata and tags")
 
 
 class ShareAnswer(Answer):
@@ -81,7 +81,7 @@ class RevokeAnswer(Answer):
     grants_ended: int = Field(description="the grant and those passed on under it; 0 for an offer")
 
     def lines(self) -> list[str]:
-        return [f"Revoked {self.grant_id}; {self.grants_ended} grants ended."]
+        return [f"Revoked {self.grant_id}; {counted(self.grants_ended, 'grant')} ended."]
 
 
 class OfferedAnswer(Answer):
@@ -93,7 +93,8 @@ class OfferedAnswer(Answer):
     memories: int
 
     def lines(self) -> list[str]:
-        return [f"Offer {self.offer_id} of {self.memories} memories of {self.from_agent} waits for {self.to_agent}."]
+        memories = counted(self.memories, "memory", "memories")
+        return [f"Offer {self.offer_id} of {memories} of {self.from_agent} waits for {self.to_agent}."]
 
 
 class OfferAnswer(Answer):
@@ -111,7 +112,9 @@ class OfferAnswer(Answer):
             return [f"Declined {self.offer_id}; nothing of it is in force."]
         if self.grant_id:
             return [f"Accepted {self.offer_id}: you share the same with {self.from_agent} by grant {self.grant_id}."]
-        return [f"Accepted {self.offer_id}: {self.memories_received} memories of {self.from_agent} are yours now."]
+        received = counted(self.memories_received or 0, "memory", "memories")
+        verb = "is" if self.memories_received == 1 else "are"
+        return [f"Accepted {self.offer_id}: {received} of {self.from_agent} {verb} yours now."]
 
 
 class SharedMemory(BaseModel):
@@ -141,7 +144,8 @@ class GrantInfo(BaseModel):
 
     def line(self) -> str:
         labels = [self.context] if self.context else self.tags
-        covers = ", ".join([*map(quoted, labels), *self.memory_types]) or f"{self.memories} memories"
+        covers = ", ".join([*map(quoted, labels), *self.memory_types])
+        covers = covers or counted(self.memories or 0, "memory", "memories")
         what = f"transfer of {covers}" if self.transfer else f"{self.permission} {covers}"
         grown = f", {self.grown} chunks added" if self.grown else ""
         ends = f", until {self.expires_at}" if self.expires_at else ""
@@ -177,7 +181,8 @@ class SharedContextAnswer(Answer):
         return [shared.memory.memory_id for shared in self.memories]
 
     def lines(self) -> list[str]:
-        lines = [f"{len(self.memories)} shared memories.", *([NOTE] if self.memories else [])]
+        shared_memories = counted(len(self.memories), "shared memory", "shared memories")
+        lines = [f"{shared_memories}.", *([NOTE] if self.memories else [])]
         lines += chain.from_iterable(shared.memory.lines() for shared in self.memories)
         listed = {"To you": self.granted_to_me, "By you": self.granted_by_me, "Offers, for answer_offer": self.offers}
         for name, grants in listed.items():

@@ -6,6 +6,7 @@ from pydantic import BaseModel, Field
 
 from memory_core.store.sidecar import BulkStatus, SidecarStatus
 from memory_server.contract.answer import Answer
+from memory_server.contract.untrusted_text import counted
 
 
 class Percentiles(BaseModel):
@@ -90,10 +91,13 @@ class StatsAnswer(Answer):
     agents: list[AgentFigures] = Field(default_factory=list[AgentFigures])
 
     def lines(self) -> list[str]:
+        median = self.search_latency_ms.p50
+        latency = "unknown" if median is None else f"{median} ms"
+        types = ", ".join(f"{name} {number}" for name, number in sorted(self.by_type.items()))
         return [
-            f"{self.total} memories readable by {self.agent} in {self.namespace} ({self.own} own), "
-            f"{self.vector_backlog} waiting for vectors, index {self.index.progress:.0%}; "
-            f"search p50 {self.search_latency_ms.p50} ms. By type: {self.by_type}"
+            f"{counted(self.total, 'memory', 'memories')} readable by {self.agent} in {self.namespace} "
+            f"({self.own} own), {self.vector_backlog} waiting for vectors, index {self.index.progress:.0%}; "
+            f"search p50 {latency}. By type: {types or 'none'}."
         ]
 
 

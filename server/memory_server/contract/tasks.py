@@ -58,8 +58,8 @@ class TaskView(BaseModel):
     error: str | None = None
 
     @classmethod
-    def of(cls, task: Task, *, whole: bool = True) -> TaskView:
-        """Build the view of a task; without `whole` it has no payload, result and metrics."""
+    def of(cls, task: Task, *, whole: bool = True, error: bool = True) -> TaskView:
+        """Build the view of a task; without `whole` it has no payload, result and metrics, without `error` no error."""
         return cls(
             task_id=task.id,
             state=task.state,
@@ -83,7 +83,7 @@ class TaskView(BaseModel):
             finished_at=to_iso(task.finished_at),
             result=task.result if whole else None,
             metrics=task.metrics if whole else None,
-            error=task.error,
+            error=task.error if error else None,
         )
 
     def line(self) -> str:

@@ -27,6 +27,13 @@ def quoted(value: object) -> str:
     return plain_line(json.dumps(value, ensure_ascii=False))
 
 
+def counted(number: int, noun: str, plural: str = "") -> str:
+    """Return a number with its noun: `1 memory`, `2 memories`."""
+    if number == 1:
+        return f"1 {noun}"
+    return f"{number} {plural or noun + 's'}"
+
+
 def word(label: str) -> str:
     """Return a label bare if it is one word that says nothing by itself, such as a skill; else quoted."""
     return label if _WORD.fullmatch(label) else quoted(label)

@@ -77,7 +77,7 @@ def check_ids(memory_ids: Iterable[str], settings: Settings) -> tuple[str, ...]:
 def check_secrecy(sensitive: bool, visibility: Visibility) -> None:
     """Raise InvalidArgument if a sensitive memory would be public."""
     if sensitive and visibility is Visibility.PUBLIC:
-        raise InvalidArgument("a sensitive memory cannot be public", hint="grant it by its id, or leave out sensitive")
+        raise InvalidArgument("a sensitive memory cannot be public", hint="store it private, and grant it by its id")
 
 
 def check_limit(limit: int, settings: Settings) -> int:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TypeVar
 
-from memory_core.crypto.integrity import IntegrityFailure
 from memory_core.errors import Tampered
+from memory_core.records.authority_codes import IntegrityFailure
 from memory_server.contract.answer import Answer
 
 A = TypeVar("A", bound=Answer)

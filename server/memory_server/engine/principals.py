@@ -5,17 +5,20 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from memory_core.records import grant
+from memory_core.records import grant, owners
 from memory_core.records.ids import new_id
 from memory_core.records.keys import Keys
 from memory_core.records.names import NAME_PATTERN, SEPARATOR, split_labels
+from memory_core.records.owners import Owners
 from memory_core.records.scope import NOBODY, Principal
 from memory_core.redis_client import Client
 from memory_server.engine.batch_cache import once
 from memory_server.engine.redis_backend import Backend
-from memory_server.engine.request_context import RequestContext
+from memory_server.engine.request_context import Caller, RequestContext
 
 _NAME = re.compile(NAME_PATTERN)
+SIGNING_ATTEMPTS = 4
+"""Tries to sign a record and to write it before what it depends on has changed."""
 
 
 async def resolve(backend: Backend, request: RequestContext) -> Principal:
@@ -26,7 +29,8 @@ async def resolve(backend: Backend, request: RequestContext) -> Principal:
     async def fetch(client: Client) -> Principal:
         pipe = client.pipeline(transaction=False)
         grant.ask(pipe, keys, caller.agent)
-        principal = grant.principal_of(caller.namespace, caller.agent, caller.admin, await pipe.execute())
+        rows = await pipe.execute()
+        principal = grant.principal_of(caller.namespace, caller.agent, caller.admin, rows, backend.integrity)
         return principal.of_public() if caller.public_only else principal
 
     return await once(request.cache, ("principal", caller), lambda: backend.read(fetch))
@@ -34,14 +38,37 @@ async def resolve(backend: Backend, request: RequestContext) -> Principal:
 
 async def resolve_writer(backend: Backend, request: RequestContext) -> Principal:
     """Like `resolve`, issuing an owner id to an agent that has none yet."""
-    principal = await resolve(backend, request)
-    if principal.owner:
-        return principal
-    caller, candidate = request.caller, new_id()
-    keys = Keys(caller.namespace)
-    names = [keys.agent(caller.agent), keys.owner(candidate)]
-    await backend.write("rm1_owner", names, repeatable=True, candidate=candidate, agent=caller.agent)
-    return await resolve(backend, request)
+    principal, attempts = await resolve(backend, request), SIGNING_ATTEMPTS
+    while principal.owner is None and attempts:
+        await _issue_owner(backend, request.caller)
+        principal, attempts = await resolve(backend, request), attempts - 1
+    return principal
+
+
+async def _issue_owner(backend: Backend, caller: Caller) -> None:
+    """Give an agent an owner id, unless it has one or somebody leaves its name right now."""
+    candidate, keys = new_id(), Keys(caller.namespace)
+    await backend.write(
+        "rm1_owner",
+        [keys.agent(caller.agent), keys.owner(candidate)],
+        repeatable=True,
+        candidate=candidate,
+        agent=caller.agent,
+        proof=await prove_owner(backend, caller.namespace, caller.agent, candidate),
+    )
+
+
+async def prove_owner(backend: Backend, namespace: str, agent: str, candidate: str) -> dict[str, str] | None:
+    """Sign a new owner id for a name; None without a key. Raises Tampered if the name has one that fails its check."""
+    since = (await read_owners(backend, namespace, agent)).since
+    return owners.proof(backend.integrity, namespace, agent, candidate, since)
+
+
+async def read_owners(backend: Backend, namespace: str, agent: str) -> Owners:
+    """Read the owner ids of an agent's name; raises Tampered if the current one fails its check."""
+    key = Keys(namespace).agent(agent)
+    row = await backend.read(lambda client: client.hmget(key, owners.FIELDS))
+    return owners.read(backend.integrity, namespace, agent, row)
 
 
 async def owners_of(backend: Backend, principal: Principal, names: Sequence[str]) -> tuple[str, ...]:
@@ -57,8 +84,8 @@ async def owners_of(backend: Backend, principal: Principal, names: Sequence[str]
         return await pipe.execute()
 
     rows = await backend.read(fetch)
-    owners = tuple(owner for row in rows for part in row if part for owner in part.decode().split(SEPARATOR))
-    return owners or (NOBODY,)
+    found = tuple(owner for row in rows for part in row if part for owner in part.decode().split(SEPARATOR))
+    return found or (NOBODY,)
 
 
 async def holder_of(backend: Backend, namespace: str, owner: str) -> Principal:
@@ -67,8 +94,8 @@ async def holder_of(backend: Backend, namespace: str, owner: str) -> Principal:
 
     async def fetch(client: Client) -> Principal:
         name = str(await client.hget(keys.owner(owner), "agent") or b"", "ascii")
-        owners, kept = await client.hmget(keys.agent(name), ["owners", "kept"])
-        of, left = (split_labels(row and row.decode()) for row in (owners, kept))
+        row = await client.hmget(keys.agent(name), ["owners", "kept"])
+        of, left = (split_labels(part and part.decode()) for part in row)
         return Principal(namespace, name, owners=of, kept=left)
 
     return await backend.read(fetch)

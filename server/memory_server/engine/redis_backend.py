@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 
+from redis.exceptions import ResponseError
 from tenacity import (
     AsyncRetrying,
     RetryCallState,
@@ -32,7 +34,8 @@ from memory_core.errors import (
 )
 from memory_core.observe import tracing
 from memory_core.records import redis_time
-from memory_core.records.keys import AUDITED, namespace_of
+from memory_core.records.authority_codes import Authority
+from memory_core.records.keys import AUDITED, LIBRARY_PROOF, namespace_of
 from memory_core.redis_client import Client
 from memory_core.settings.settings import Settings
 from memory_core.store import functions
@@ -47,6 +50,7 @@ from memory_core.store.connection import (
     redis_url,
     store_errors,
 )
+from memory_core.store.functions import Library, NewerLibrary
 from memory_core.store.signer import check_signer
 from memory_server.engine.audited_calls import AuditedCall
 
@@ -57,6 +61,8 @@ READY_WAIT_SECONDS = 30.0
 RESTART_WAIT_SECONDS = 8.0
 """How long a repeatable call waits while Redis restarts."""
 _WATCH_SECONDS = 2.0
+LIBRARY_SECONDS = 5.0
+"""How often the Functions in Redis are compared with this release's."""
 
 
 class Backend:
@@ -70,6 +76,10 @@ class Backend:
         self.keyring = Keyring()
         self.transports = Transports()
         self.integrity = Integrity(self.keyring)
+        self.on_authority_failure: Callable[[Authority, str, str], object] = self.integrity.on_authority_failure
+        self.on_library_restored: Callable[[], None] = lambda: None
+        self.library_problem: MemoryServiceError | None = None
+        """Why this process calls no Function: those in Redis are not of this release, nor signed by a newer one."""
         self.on_audited: Callable[[str], None] = lambda _: None
         self.on_moved: Callable[[], None] = lambda: None
         self.fatal: asyncio.Future[UnsafeStart] = asyncio.get_running_loop().create_future()
@@ -81,6 +91,8 @@ class Backend:
         self._local: Any = None
         self._audited: set[str] = set()
         self._may_sign: set[str] = set()
+        self.adopted: set[str] = set()
+        """Namespaces where an authorisation record with a code was found."""
 
     @asynccontextmanager
     async def running(self) -> AsyncGenerator[Backend]:
@@ -138,6 +150,8 @@ class Backend:
         Raises StoreUnavailable (nothing was changed) or OutcomeUnknown (sent, but not answered).
         """
         client = await self.client()
+        if self.library_problem is not None:
+            raise StoreRefused(self.library_problem.message, hint=self.library_problem.hint)
         with tracing.span(function):
             if "audit" not in request:
                 return await self._write(client, function, keys, repeatable, request)
@@ -208,18 +222,60 @@ class Backend:
             self.is_suspect = False
             if str(info["run_id"]) != self.run_id:
                 self.run_id = str(info["run_id"])
+                await self.check_library()
                 async with store_errors():
-                    await functions.load_library(client)
                     self.durability = await durability(client, await client.info("persistence"))
+
+    async def check_library(self) -> None:
+        """Load the Functions again if they are missing or were changed, or refuse writes; raises StoreUnavailable.
+
+        A newer release's are used only if that release signed them: a Function receives the keys of memories.
+        """
+        client = await self.client()
+        async with store_errors():
+            try:
+                restored = await self._load_library(client)
+            except NewerLibrary as error:
+                self.library_problem = None if await self._is_signed(client, error.library) else error
+                return
+            except ResponseError as error:  # another library has Functions of the same names
+                hint = "look at FUNCTION LIST, delete what is not of this product, and change the passwords of Redis"
+                self.library_problem = StoreRefused(f"the Functions cannot be loaded: {error}", hint=hint)
+                log.error("%s", self.library_problem.message)
+                return
+        self.library_problem = None
+        if restored:
+            log.error("the Functions in Redis were missing or had been changed; those of this release are loaded again")
+            self.on_library_restored()
+
+    async def _load_library(self, client: Client) -> bool:
+        """Load the library if it is missing or was changed, and sign it for servers of earlier releases."""
+        restored = await functions.load_library(client)
+        if self.integrity.signs and (restored or not await client.exists(LIBRARY_PROOF)):
+            fields = (functions.RELEASE, functions.library_digest())
+            code = self.integrity.sign_authority(Authority.LIBRARY, "", functions.LIBRARY, *fields)
+            await client.set(LIBRARY_PROOF, " ".join([*fields, code]))
+        return restored
+
+    async def _is_signed(self, client: Client, library: Library) -> bool:
+        """Whether a server with the signing key loaded a library. Without a key no Function receives one."""
+        raw = await client.get(LIBRARY_PROOF)
+        code = (raw or b"").decode(errors="replace").rpartition(" ")[2]
+        named = (functions.LIBRARY, code, library.release, library.digest)
+        return self.integrity.inspect_authority(Authority.LIBRARY, "", *named) is None
 
     async def _watch(self) -> None:
         await self._connected.wait()
+        checked = time.monotonic()
         while True:
             await asyncio.sleep(_WATCH_SECONDS)
             try:
                 await self.read(redis_time.ask)
                 self._may_sign.clear()
                 await self.check_signer(self.settings.namespace)
+                if time.monotonic() - checked >= LIBRARY_SECONDS:
+                    checked = time.monotonic()
+                    await self.check_library()
             except SignedElsewhere as error:
                 self._fail(error)
             except MemoryServiceError:
@@ -264,12 +320,13 @@ class Backend:
         self.url, client = await self._find(keyring)
         self.keyring = keyring.with_own(self._local.paths.integrity_key) if self._local else keyring
         self.integrity = Integrity(self.keyring)
+        self.integrity.on_authority_failure = self.on_authority_failure
         on_reconnect(client, self._mark_suspect)
         on_move(client, self._doubt_coverage)
         try:
             info = await check_server(client)
             async with store_errors():
-                await functions.load_library(client)
+                await self._load_library(client)
                 await redis_time.ask(client)
                 await check_signer(client, self.keyring, self.settings.namespace)
             self.durability = await durability(client, info)

@@ -14,6 +14,7 @@ from memory_core.errors import Forbidden, MemoryServiceError, echo
 from memory_core.records.access import Access
 from memory_core.records.audit_entry import AuditEntry, new_entry
 from memory_core.records.authority import Effect, scope_for
+from memory_core.records.names import check_agent_name
 from memory_server.contract.answer import Answer
 from memory_server.engine.admission import Slot
 from memory_server.engine.audited_calls import AuditedCall
@@ -173,11 +174,15 @@ class RequestContext:
 
 
 def check_writes_as(caller: Caller, agent_id: str | None) -> Caller:
-    """Accept an `agent_id` argument of a write only from that agent or an admin. Raises Forbidden."""
+    """Accept an `agent_id` argument of a write only from that agent or an admin.
+
+    Raises:
+        Forbidden: the caller is another agent. InvalidArgument: an admin names a reserved or bad name.
+    """
     if agent_id is None or agent_id == caller.agent:
         return caller
     if caller.admin:
-        return replace(caller, agent=agent_id, by=caller.agent)
+        return replace(caller, agent=check_agent_name(agent_id), by=caller.agent)
     raise Forbidden(
         f"agent_id {echo(agent_id)} is not you ({caller.agent}); writes act as the connected agent",
         hint="leave agent_id out",

@@ -51,7 +51,9 @@ async def watching(
         StoreUnavailable: Redis does not answer at the beginning.
     """
     keys = Keys(request.caller.namespace)
-    since = await service.backend.read(lambda client: held_since(client, keys, request.caller.agent))
+    since = await service.backend.read(
+        lambda client: held_since(client, keys, request.caller.agent, service.backend.integrity)
+    )
     watcher = Watcher(request.caller.agent, sees_all=request.caller.oversees, since=since)
     end = await last_position(service.backend, request.caller.namespace)
     with service.events.listening(request.caller.namespace, watcher, end) as audience:

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any, cast
 
 from memory_core.errors import EmbeddingUnavailable, InvalidArgument
+from memory_core.records import owners
 from memory_core.records.agent import held_since
 from memory_core.records.keys import Keys
 from memory_core.records.memory import Record
@@ -97,7 +98,7 @@ async def unread(service: EventServices, request: RequestContext) -> int:
         service.positions.note(caller.namespace, caller.agent, end)
         return 0
     position, keys = read_cursor(cursor), Keys(caller.namespace)
-    since = await service.backend.read(lambda client: held_since(client, keys, caller.agent))
+    since = await service.backend.read(lambda client: held_since(client, keys, caller.agent, service.backend.integrity))
     wait = _Wait(service, request, Waiter(caller.agent, KINDS, since=since), Audience(position), position)
     found = 0
     while found < _MAX_EVENTS and (events := await wait.catch_up()):
@@ -128,10 +129,11 @@ async def _end(backend: Backend, caller: Caller) -> tuple[Position, Position, fl
         pipe = client.pipeline(transaction=False)
         pipe.time()
         pipe.xrevrange(keys.events, count=1)
-        pipe.hget(keys.agent(caller.agent), "since")
+        pipe.hmget(keys.agent(caller.agent), owners.FIELDS)
         return await pipe.execute()
 
-    (seconds, microseconds), newest, since = await backend.read(fetch)
+    (seconds, microseconds), newest, row = await backend.read(fetch)
+    since = owners.read(backend.integrity, caller.namespace, caller.agent, row).since
     end = Position.of(newest[0][0]) if newest else START
     past = Position(seconds * 1000 + microseconds // 1000 - 1, 0)
     return end, max(end, past), float(since or 0)
@@ -141,12 +143,16 @@ async def readable(
     backend: Backend, request: RequestContext, principal: Principal, entries: Sequence[EventEntry]
 ) -> list[EventEntry]:
     """Keep the entries that a principal may see now, and deletions of memories that it could read."""
-    allowed = [
-        entry
-        for entry in entries
-        if (principal.may_read(entry.scope) if entry.kind == MEMORY else entry.is_for(principal.agent))
-        and not (entry.op == DELETED and entry.by in principal.mistrusted)
-    ]
+
+    def may_see(entry: EventEntry) -> bool:
+        if entry.kind != MEMORY:
+            return entry.is_for(principal.agent)
+        if entry.op != DELETED:
+            return principal.may_read(entry.scope)
+        until = (entry.position.milliseconds + 1) / 1000
+        return entry.by not in principal.mistrusted and principal.could_read(entry.scope, until)
+
+    allowed = [entry for entry in entries if may_see(entry)]
     ids = {entry.subject for entry in allowed if entry.kind == MEMORY and entry.op != DELETED}
     records = await _load(backend, request, principal, [Ref(memory_id) for memory_id in ids])
     living = {record.id for record in records}

@@ -190,7 +190,7 @@ async def _greet(runtime: Runtime, server: uvicorn.Server, url: str) -> None:
     """Print how clients connect, and then when everything is ready."""
     while not server.started:
         await asyncio.sleep(0.05)
-    print(greeting(url), flush=True)
+    print(greeting(url, with_tokens=runtime.settings.auth.mode != "off"), flush=True)
     last_reason = None
     while reason := await unready_reason(runtime):
         if reason != last_reason:

@@ -3,20 +3,34 @@
 from __future__ import annotations
 
 
-def greeting(url: str) -> str:
-    """Name the endpoint, and the command or code for each client."""
+def greeting(url: str, *, with_tokens: bool = False) -> str:
+    """Name the endpoint, and the command or code for each client. `with_tokens`: each client must send a token."""
+    page = url.removesuffix("mcp")
     return f"""
 redis-memory-gpu serves MCP at {url}
 
-  Claude Code   claude mcp add --transport http redis-memory "{url}?agent=claude"
+{_with_tokens(url, page) if with_tokens else _without_tokens(url, page)}
+
+Ctrl-C stops the server; the embedded Redis stops ten seconds after its last user.
+"""
+
+
+def _without_tokens(url: str, page: str) -> str:
+    return f"""  Claude Code   claude mcp add --transport http redis-memory "{url}?agent=claude"
   Gemini CLI    gemini mcp add --transport http redis-memory "{url}?agent=gemini"
   VS Code       code --add-mcp '{{"name":"redis-memory","type":"http","url":"{url}?agent=vscode"}}'
   Python        async with mcp.Client("{url}?agent=me") as client: ...
 
-  Dashboard     {url.removesuffix("mcp")}?agent=claude shows the view of that agent
+  Dashboard     {page}?agent=claude shows the view of that agent"""
 
-Ctrl-C stops the server; the embedded Redis stops ten seconds after its last user.
-"""
+
+def _with_tokens(url: str, page: str) -> str:
+    return f"""  Each client needs a token; `redis-memory agents token NAME` issues one.
+
+  Claude Code   claude mcp add --transport http redis-memory "{url}" --header "Authorization: Bearer TOKEN"
+  Others        redis-memory connect CLIENT --url "{url}" --token-env VARIABLE
+
+  Dashboard     {page} asks for a token and shows the view of its agent"""
 
 
 def operators_greeting(page: str, key: str | None) -> str:

@@ -9,8 +9,9 @@ from typing import Any, NamedTuple
 
 import zstandard
 
-from memory_core.crypto.integrity import Integrity, IntegrityFailure
+from memory_core.crypto.integrity import Integrity
 from memory_core.records import grant, redis_time
+from memory_core.records.authority_codes import IntegrityFailure
 from memory_core.records.keys import Keys
 from memory_core.records.memory import (
     CODE_FIELDS,
@@ -134,7 +135,8 @@ async def _load_readable(
     reader.ask(pipe, refs)
     rows = await pipe.execute()
     if principal.grants:
-        principal = grant.principal_of(principal.namespace, principal.agent, principal.admin, rows[: grant.COMMANDS])
+        answers, who = rows[: grant.COMMANDS], (principal.namespace, principal.agent, principal.admin)
+        principal = grant.principal_of(*who, answers, reader.integrity)
         rows = rows[grant.COMMANDS :]
     now = redis_time.now()
     return [one for one in reader.read(refs, rows) if _shows(one, principal, now)]

@@ -63,10 +63,12 @@ async def shut_down(url: str) -> None:
 
 
 async def shut_down_orphan(address: Address | None, password: str) -> None:
-    """Ask a Redis without supervisor to stop, by its socket and its port."""
+    """Ask a Redis without supervisor to stop.
+
+    Only by its socket: once Redis has ended, another user may listen on its port and would receive the password.
+    """
     if address is not None:
         await shut_down(socket_url(address.socket, password))
-        await shut_down(port_url(address.port, password))
 
 
 @asynccontextmanager

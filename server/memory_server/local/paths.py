@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import secrets
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -15,11 +16,12 @@ from typing import Any, TypeVar, cast
 from platformdirs import user_data_path
 
 from memory_core.crypto.keyring import new_key
-from memory_core.crypto.secret_files import narrow, open_private, private_folder, write_private
+from memory_core.crypto.secret_files import is_open_to_others, narrow, open_private, private_folder, write_private
 from memory_core.errors import UnsafeStart, echo
 
 SOCKET_LIMIT = 103  # bytes of sun_path: 107 on Linux, 103 on macOS
 LOG_LIMIT = 5 << 20
+_SOCKET_FOLDER = "redis-memory"
 APPEND_ONLY = "appendonlydir"
 """The folder of Redis's append-only file."""
 
@@ -107,11 +109,20 @@ def prepare(data_dir: Path | None) -> LocalPaths:
         if folder.exists() and folder.stat().st_mode & 0o022:
             # Others may have put files there, which a narrower mode would not remove.
             raise UnsafeStart(f"other users may write to the data directory {folder}", hint=f"chmod 700 {folder}")
+        _check_purpose(folder)
         private_folder(folder)
         narrow(_written_files(folder))
     except OSError as error:
         raise UnsafeStart(f"cannot use the data directory {folder}: {error.strerror}") from error
     return paths
+
+
+def _check_purpose(folder: Path) -> None:
+    """Refuse a folder of other things that other users may need. Raises UnsafeStart, OSError."""
+    if not folder.exists() or not is_open_to_others(folder) or not any(folder.iterdir()):
+        return
+    if not any(os.path.lexists(path) for path in _written_files(folder)):
+        raise UnsafeStart(f"{folder} holds other files than a memory", hint="choose an empty or a new folder")
 
 
 def _written_files(folder: Path) -> Iterator[Path]:
@@ -143,13 +154,20 @@ def choose_socket(paths: LocalPaths, last: Address | None = None) -> Path:
 def _socket_dirs(paths: LocalPaths, last: Address | None) -> Iterator[Path]:
     # Processes of one user differ in XDG_RUNTIME_DIR and TMPDIR, so the recorded directory comes first. The name of
     # the socket prevents that a copied data directory takes over the socket of its original.
-    if last is not None and Path(last.socket).name == paths.socket_name:
-        yield Path(last.socket).parent
+    # A folder of another name is not ours to make private: the file may come with a copied data directory.
+    if last is not None and (path := Path(last.socket)).name == paths.socket_name and _is_ours(path.parent):
+        yield path.parent
     runtime = os.environ.get("XDG_RUNTIME_DIR")
     if runtime and _is_own_dir(Path(runtime)):
-        yield Path(runtime) / "redis-memory"
+        yield Path(runtime) / _SOCKET_FOLDER
     for parent in (tempfile.gettempdir(), "/tmp"):  # noqa: S108 # nosec B108
-        yield Path(parent) / f"redis-memory-{os.geteuid()}"
+        yield Path(parent) / f"{_SOCKET_FOLDER}-{os.geteuid()}"
+    # Another user took the names above. The folder is found again by the recorded address.
+    yield Path(tempfile.gettempdir()) / f"{_SOCKET_FOLDER}-{os.geteuid()}-{secrets.token_hex(6)}"
+
+
+def _is_ours(folder: Path) -> bool:
+    return folder.is_absolute() and re.fullmatch(rf"{_SOCKET_FOLDER}(-{os.geteuid()}(-\w+)?)?", folder.name) is not None
 
 
 def _is_own_dir(folder: Path) -> bool:

@@ -6,8 +6,8 @@ from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
-from memory_core.crypto.keyring import Keyring, load_keyring
-from memory_core.errors import StoreUnavailable
+from memory_core.crypto.keyring import HOW_TO_SET, Keyring, load_keyring
+from memory_core.errors import StoreUnavailable, UnsafeStart
 from memory_core.redis_client import Client
 from memory_core.settings.settings import Settings
 from memory_core.store.connection import connect, is_usable, redis_url
@@ -48,8 +48,15 @@ async def connected(settings: Settings) -> AsyncGenerator[Client]:
 
 
 def keyring_of(settings: Settings, paths: LocalPaths | None) -> Keyring:
-    """Read a server's keys, with those of the embedded Redis in `paths`. Raises UnsafeStart for an invalid key."""
-    return load_keyring(settings, paths.integrity_key if paths else None)
+    """Read a server's keys, with those of the embedded Redis in `paths`.
+
+    Raises:
+        UnsafeStart: a key is invalid, or the settings need one that is missing.
+    """
+    keyring = load_keyring(settings, paths.integrity_key if paths else None)
+    if settings.secrets == "seal" and not keyring.masters:
+        raise UnsafeStart("the setting secrets=seal needs a master key", hint=HOW_TO_SET)
+    return keyring
 
 
 def keyring_from_settings(settings: Settings) -> Keyring:

@@ -121,6 +121,8 @@ async def _page(service: MemoryServices, namespace: str, query: Query, limit: in
 async def _selected(
     service: MemoryServices, request: RequestContext, principal: Principal, args: ClearArguments
 ) -> ClearPlan:
+    if not await service.namespaces.knows(principal.namespace):
+        return ClearPlan(request, principal, 0)
     prepared = await service.namespaces.get(principal.namespace)
     own = replace(principal, grants=())
     filters = await resolve_filters(service.backend, principal, args, owners=principal.owners or (NOBODY,))

@@ -29,11 +29,13 @@ from memory_server.security.open_records import load_readable
 
 @reads
 async def retrieve_memory(service: MemoryServices, request: RequestContext, memory_id: str) -> MemoryAnswer:
-    """Read one whole memory, with how often it was read before. Raises NotFound."""
+    """Read one whole memory; its owner also learns how often it was read before. Raises NotFound."""
     principal = await resolve(service.backend, request)
     record = await load_readable(service, request, principal, memory_id, whole=True)
     keys = Keys(request.caller.namespace)
     count, last = await service.backend.read(lambda client: client.hmget(keys.use(memory_id), ["count", "last"]))
+    if not principal.owns(record.owner):
+        count = last = None  # they would tell when others read it
     service.touch(request.caller, [memory_id])
     return MemoryAnswer(
         memory=Memory.of(record, principal, await service.models.current(request.caller.namespace)),

@@ -7,18 +7,22 @@ refused, unless the policy is to warn.
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from memory_core.errors import InvalidArgument
-from memory_core.records.memory import SEALED_CODEC, Record
+from memory_core.records.memory import SEALED_CODEC, Record, Visibility
 from memory_server.contract.memories import Secrets
 from memory_server.memories.slow_work import in_turn
 from memory_server.security.credentials import find_credentials, redact
 
 Policy = Literal["warn", "redact", "seal", "refuse"]
 _IN_THREAD = 20_000
+_SHORTEST = 12
+"""No shorter text is a credential by itself, without a name before it."""
 _HINT = "leave it out, keep it in a secret store, or pass sensitive=true, which encrypts content and metadata"
+_LABELS_HINT = "remove it from tags, context and source: they are never encrypted"
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,33 +36,42 @@ class _Found:
 
 
 async def screen(record: Record, policy: Policy) -> tuple[Record, Secrets | None]:
+    """Apply the policy as `apply_policy`, for a long content in a thread, so that other calls do not wait."""
+    if len(record.content) < _IN_THREAD:
+        return apply_policy(record, policy)
+    return await in_turn(apply_policy, record, policy)
+
+
+def apply_policy(record: Record, policy: Policy) -> tuple[Record, Secrets | None]:
     """Return the record as the policy allows it to be written, and what looked like a credential.
 
     The content and metadata of a sensitive memory are encrypted anyway and not examined.
 
     Raises:
-        InvalidArgument: the policy refuses it, or sealing a public memory.
+        InvalidArgument: the policy refuses it.
     """
-    if len(record.content) < _IN_THREAD:
-        found = _find(record)
-    else:
-        found = await in_turn(_find, record)
+    found = _find(record)
     if not found.kinds and not found.in_labels:
         return record, None
     kinds = sorted(found.kinds | found.in_labels)
     if policy == "warn":
         return record, Secrets(kinds=kinds, action="stored")
     if policy == "refuse" or found.in_labels:
-        where = "tags, context or source" if found.in_labels else "content or metadata"
-        raise InvalidArgument(f"{where} look like a credential ({', '.join(kinds)})", hint=_HINT)
+        where, hint = ("tags, context or source", _LABELS_HINT) if found.in_labels else ("content or metadata", _HINT)
+        raise InvalidArgument(f"{where} look like a credential ({', '.join(kinds)})", hint=hint)
     if policy == "redact":
         return replace(record, content=found.content, metadata=found.metadata), Secrets(kinds=kinds, action="redacted")
+    if record.visibility is Visibility.PUBLIC:
+        message = f"content or metadata look like a credential ({', '.join(kinds)}), and no public memory is encrypted"
+        raise InvalidArgument(message, hint="store it private, or leave the credential out")
     return replace(record, codec=SEALED_CODEC), Secrets(kinds=kinds, action="encrypted")
 
 
-def has_credential(record: Record) -> bool:
-    """Whether a stored memory looks like a credential, so that it is not attached to an answer unasked."""
-    return bool(find_credentials(record.content))
+def has_credential(texts: Iterable[str | None], metadata: dict[str, Any] | None = None) -> bool:
+    """Whether parts of a stored memory look like a credential, so that they are not attached to an answer unasked."""
+    kinds = set[str]()
+    _clean("", metadata, kinds)
+    return bool(kinds) or any(find_credentials(text) for text in texts if text)
 
 
 def _find(record: Record) -> _Found:
@@ -76,12 +89,13 @@ def _find(record: Record) -> _Found:
 
 
 def _clean(name: str, value: Any, kinds: set[str]) -> Any:
-    """Redact the texts of a JSON value and collect the kinds. A name such as "password" counts for its value."""
+    """Redact the names and texts of a JSON value and collect the kinds. A name such as "password" counts for its
+    value."""
     if isinstance(value, dict):
-        return {key: _clean(key, part, kinds) for key, part in value.items()}
+        return {_clean("", key, kinds): _clean(key, part, kinds) for key, part in value.items()}
     if isinstance(value, list):
         return [_clean(name, part, kinds) for part in value]
-    if not isinstance(value, str):
+    if not isinstance(value, str) or (not name and len(value) < _SHORTEST):
         return value
     before = f'"{name}": "'
     text = f'{before}{value}"'

@@ -166,7 +166,7 @@ async def _similar(service: MemoryServices, request: RequestContext, vector: Mat
         for near in found
         if near.score >= service.settings.similar_from
         and not near.record.is_sensitive
-        and not has_credential(near.record)
+        and not has_credential([near.record.content])
     ]
 
 

@@ -44,7 +44,8 @@ async def task_board(backend: Backend, caller: Caller) -> BoardAnswer:
 
     async def fetch(client: Client) -> tuple[float, list[Task]]:
         ids = await (_newest_tasks(client, keys) if caller.oversees else _own_tasks(client, keys, caller.agent))
-        since, newest = await held_since(client, keys, caller.agent), sorted(ids, reverse=True)[:_MOST_TASKS]
+        since = await held_since(client, keys, caller.agent, backend.integrity)
+        newest = sorted(ids, reverse=True)[:_MOST_TASKS]
         tasks = await load_tasks(client, keys, newest)
         mine = [task for task in tasks if caller.oversees or task.is_party(caller.agent, since)]
         return await redis_time.ask(client), mine

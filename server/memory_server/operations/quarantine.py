@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from memory_core.errors import InvalidArgument, NotFound, echo
+from memory_core.records import quarantine as quarantine_marks
 from memory_core.records.audit_entry import system_entry
 from memory_core.records.keys import Keys
 from memory_core.records.names import check_name
-from memory_core.records.times import to_redis
 from memory_server.engine.redis_backend import Backend
 from memory_server.index import queries
 from memory_server.index import query_builder as build
@@ -44,7 +44,8 @@ async def lift(backend: Backend, namespace: str, agent: str) -> None:
 async def quarantined(backend: Backend, namespace: str) -> list[Quarantined]:
     """List the agents under quarantine, by name."""
     found = await backend.read(lambda client: client.hgetall(Keys(namespace).quarantined))
-    return sorted((Quarantined(name.decode(), float(at)) for name, at in found.items()), key=lambda one: one.agent)
+    marks = quarantine_marks.read(backend.integrity, namespace, found)
+    return [Quarantined(name, since) for name, since in sorted(marks.items())]
 
 
 async def count_written(service: Service, namespace: str, agent: str, since: float) -> int:
@@ -77,13 +78,14 @@ async def memory_ids(service: Service, namespace: str, query: build.Query, limit
 
 
 async def _change(backend: Backend, namespace: str, agent: str, since: float | None) -> str:
+    await backend.client()  # loads the signing key
     keys, op = Keys(namespace), "lift_quarantine" if since is None else "quarantine"
     answer = await backend.write(
         "rm1_quarantine",
         [keys.audit, keys.counters, keys.quarantined],
         repeatable=since is not None,
         agent=check_name(agent, "agent"),
-        since=None if since is None else to_redis(since),
+        mark=None if since is None else quarantine_marks.mark(backend.integrity, namespace, agent, since),
         most=_MOST,
         audit=system_entry(CONSOLE, op, [agent]),
     )

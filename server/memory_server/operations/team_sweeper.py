@@ -6,7 +6,7 @@ import logging
 from collections.abc import Sequence
 
 from memory_core.errors import MemoryServiceError
-from memory_core.records import redis_time
+from memory_core.records import owners, redis_time
 from memory_core.records.audit_entry import system_entry
 from memory_core.records.keys import Keys
 from memory_core.redis_client import Client
@@ -60,6 +60,9 @@ async def _purge(service: Service, namespace: str) -> None:
     keys = Keys(namespace)
     for raw in await service.backend.read(lambda client: client.smembers(keys.tombstones)):
         owner = raw.decode()
+        code = await service.backend.read(lambda client, owner=owner: client.hget(keys.owner(owner), "deleted"))
+        if owners.check_tombstone(service.backend.integrity, namespace, owner, code):
+            continue  # hides its memories, but must not destroy them
         while ids := await memory_ids(service, namespace, build.memories(build.of_owner(owner)), _AT_ONCE):
             if not await delete(service, namespace, ids, owners=[owner], audit=system_entry("server", "purge", ids)):
                 break

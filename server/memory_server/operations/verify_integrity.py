@@ -6,10 +6,10 @@ from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from memory_core.crypto.integrity import IntegrityFailure
 from memory_core.crypto.keyring import HOW_TO_SET
 from memory_core.errors import KeyMissing
 from memory_core.records.audit_entry import system_entry
+from memory_core.records.authority_codes import IntegrityFailure
 from memory_core.records.keys import Keys
 from memory_core.records.memory import Record
 from memory_core.redis_client import Client
@@ -19,6 +19,7 @@ from memory_server.engine.redis_backend import Backend
 from memory_server.index import loader
 from memory_server.index.loader import Ref, UnverifiedRecord
 from memory_server.memories.chunks import settle
+from memory_server.operations.authority_records import AuthorityScan, adopt_authority
 from memory_server.operations.quarantine import CONSOLE
 from memory_server.service import Service
 
@@ -29,7 +30,10 @@ _MOST_NAMED = 1000
 
 @dataclass(slots=True)
 class IntegritySummary:
-    """The result. `bad` names up to a thousand failed records; `unsigned` ones were written without a key."""
+    """The result. `bad` names up to a thousand failed records; `unsigned` ones were written without a key.
+
+    `authority` counts the authorisation records, and `authority_bad` names those that fail their check.
+    """
 
     namespace: str
     memories: int = 0
@@ -38,11 +42,14 @@ class IntegritySummary:
     failed: int = 0
     adopted: int = 0
     bad: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
+    authority: int = 0
+    authority_adopted: int = 0
+    authority_bad: list[dict[str, str]] = field(default_factory=list[dict[str, str]])
 
     @property
     def healthy(self) -> bool:
         """Whether every record has a valid code."""
-        return not (self.unsigned or self.failed)
+        return not (self.unsigned or self.failed or self.authority_bad)
 
     def note(self, memory_id: str, what: str, piece: int = 0) -> None:
         """Add the problem of a record."""
@@ -65,13 +72,23 @@ async def verify(backend: Backend, namespace: str) -> IntegritySummary:
                 report.note(one.id, one.failure)
             else:
                 await _verify_pieces(backend, Keys(namespace), one, report)
+    await _verify_authority(backend, report)
     return report
+
+
+async def _verify_authority(backend: Backend, report: IntegritySummary) -> None:
+    scan = AuthorityScan(await backend.client(), backend.integrity, report.namespace)
+    found = {one.name: one.failure async for one in scan.records()}
+    report.authority = len(found)
+    problems = [(name, str(failure)) for name, failure in found.items() if failure]
+    problems += await scan.removed(backend.keyring)
+    report.authority_bad = [{"record": name, "problem": problem} for name, problem in problems[:_MOST_NAMED]]
 
 
 async def adopt(service: Service, namespace: str) -> IntegritySummary:
     """Sign records without a code or with an older key's, not with a wrong one, and report; raises KeyMissing."""
     await _check_signs(service.backend)
-    adopted = 0
+    adopted, authority = 0, await adopt_authority(service.backend, namespace)
     async for found in _walk(service.backend, namespace):
         signers = {one.id: one.signer for one in found if isinstance(one, Record)}
         failed = [one for one in found if isinstance(one, UnverifiedRecord)]
@@ -79,7 +96,7 @@ async def adopt(service: Service, namespace: str) -> IntegritySummary:
         waiting = [(one, signer) for one, signer in signers.items() if signer != service.backend.integrity.signer]
         for part in slices(waiting, _ADOPTED_AT_ONCE):
             adopted += await _adopt(service, namespace, dict(part))
-    report = replace(await verify(service.backend, namespace), adopted=adopted)
+    report = replace(await verify(service.backend, namespace), adopted=adopted, authority_adopted=authority)
     if report.healthy:
         await record_signer(await service.backend.client(), service.backend.keyring, namespace)
     return report

@@ -31,7 +31,7 @@ from memory_server.search.candidates import DEPTH, Candidates, Search
 from memory_server.search.query_parser import parse
 from memory_server.search.ranking import IN_CONTEXT, PLAIN, ParsedQuery, RankingWeights, ScoredRecord
 from memory_server.search.services import SearchServices
-from memory_server.security.open_records import load_readable
+from memory_server.security.open_records import load_readable, no_memory
 
 _RERANK_DEPTH = 400
 _FEW = 16
@@ -88,6 +88,8 @@ async def semantic_search(
 async def find_similar(service: SearchServices, request: RequestContext, args: SimilarArguments) -> SearchAnswer:
     """Find the nearest to a readable memory. Raises NotFound or EmbeddingUnavailable (its vector is pending)."""
     started = time.perf_counter()
+    if not await service.namespaces.knows(request.caller.namespace):
+        raise no_memory(args.memory_id)
     prepared = await service.namespaces.get(request.caller.namespace)
     principal = await resolve(service.backend, request)
     model = await service.models.current(request.caller.namespace)
@@ -273,8 +275,8 @@ def _cut(ranked: Sequence[ScoredRecord], args: SearchArguments) -> tuple[list[Sc
         return best, 0
     kept, budget = list[ScoredRecord](), args.max_tokens * _CHARS_PER_TOKEN
     for scored in best:
-        if len(scored.record.content) <= budget:
-            budget -= len(scored.record.content)
+        if scored.record.length <= budget:
+            budget -= scored.record.length
             kept.append(scored)
     return kept, len(best) - len(kept)
 

@@ -12,7 +12,6 @@ from functools import partial
 from itertools import islice
 from typing import Literal
 
-MAX_FINDINGS = 100
 _MAX_VALUE, _MIN_VALUE = 8_192, 4
 _MAX_ATTEMPTS = 10_000
 Kind = Literal["key", "private key", "token", "password", "password in a URL"]
@@ -66,17 +65,19 @@ _URL = re.compile(r"://([^\s/:@'\"<>]{1,128}):([^\s/@'\"<>]{3,256})@[\w.-]")
 
 _PASSWORDS = (
     "password passwd passphrase passcode pwd passwort kennwort contraseña senha пароль пароля 密码 密碼 口令 パスワード"
-    " 비밀번호 parola hasło heslo wachtwoord lösenord şifre"
+    " 비밀번호 암호 패스워드 비번 parola hasło heslo wachtwoord lösenord şifre"
 ).split()
 _PHRASES = ("mot de passe", "clave de acceso", "كلمة المرور", "كلمة السر", "סיסמה", "पासवर्ड")
 _TOKENS = ("secret", "api key", "api-key", "api_key", "apikey", "access key", "access_key", "token", "credential")
 _ASSIGNED = re.compile(
-    r"(?!s?[_-]?(?:hash|field|reset|policy|manager|length|file|path|input))"
+    r"(?!s?[_-]?(?:hash|field|reset|policy|manager|length|file|path|input)|화)"
     r"""[^\n.:=?!;,()"'`<>]{0,48}?"""  # "… for the staging database"
     r"""(?:["'`]?\s*(?P<sign>=>|->|→|=(?!=)|[:：＝])\s*|\s(?:is|was|are|to|ist|lautet|est|es|é|jest|это)\s*:?\s+"""
     r"|\s*(?:是|为|為|は|が|는|은|이|가)\s*[:：]?\s*)"
     r"""(?P<quote>["'`«„“”‘’「]?)(?P<value>[^\s"'`«»„“”‘’「」<>\[\](){}]{4,200})(?P<after>.?)"""
 )
+_FOLLOWING = re.compile(r"[\s\"'`]{1,3}([A-Za-z0-9/+_=-]{24,200})")
+_PHRASE = re.compile(r"[^\W\d_]{4,}(?:-[^\W\d_]{4,}){2,}")
 _PLACEHOLDER = re.compile(
     r"[*xX•.…_-]+$|\$|%|os\.|process\.|getenv|env\b|none$|null$|true$|false$|str$|string|example|changeme|your|required"
     r"|optional|https?:|request\.",
@@ -85,7 +86,7 @@ _PLACEHOLDER = re.compile(
 
 
 def find_credentials(text: str) -> list[Credential]:
-    """Find what looks like a credential, at most 100, without overlaps, in order."""
+    """Find what looks like a credential, without overlaps, in order."""
     tried = (attempt() for attempt in islice(_attempts(text), _MAX_ATTEMPTS))
     found = sorted((one for one in tried if one), key=lambda one: (one.start, -one.end))
     kept, end = list[Credential](), 0
@@ -93,7 +94,7 @@ def find_credentials(text: str) -> list[Credential]:
         if one.start >= end:
             kept.append(one)
             end = one.end
-    return kept[:MAX_FINDINGS]
+    return kept
 
 
 def redact(text: str, found: Sequence[Credential]) -> str:
@@ -161,23 +162,34 @@ def _in_url(text: str, start: int) -> Credential | None:
 def _named(text: str, start: int, kind: Kind, is_secret: Callable[[str, bool], bool]) -> Credential | None:
     """Read "… for staging is VALUE" or "…: VALUE" behind a word such as "password"."""
     match = _ASSIGNED.match(text, start)
-    if match is None or match["after"] in {"(", "["}:
-        return None
+    if match is None:
+        return _following(text, start) if kind == "token" else None
     value = match["value"].rstrip(".,;:")
     is_quoted = bool(match["sign"] and match["quote"] and match["after"])
-    if len(value) < _MIN_VALUE or _PLACEHOLDER.match(value) or not is_secret(value, is_quoted):
+    if (
+        match["after"] in {"(", "["}
+        or len(value) < _MIN_VALUE
+        or _PLACEHOLDER.match(value)
+        or not is_secret(value, is_quoted)
+    ):
         return None
     return Credential(kind, match.start("value"), match.start("value") + len(value))
 
 
+def _following(text: str, start: int) -> Credential | None:
+    """Read a token that follows its name directly: "secret wJalr…"."""
+    match = _FOLLOWING.match(text, start)
+    return Credential("token", match.start(1), match.end(1)) if match and _is_token(match[1], False) else None
+
+
 def _is_password(value: str, is_quoted: bool) -> bool:
-    """Anything in quotes; else what is no ordinary word: it has a digit, a symbol or a capital letter inside."""
+    """Anything in quotes, or three words with hyphens; else a word with a digit, a symbol or a capital inside."""
     has_digit = any(map(str.isdigit, value))
     if not has_digit and any(word in value.lower() for word in _PASSWORDS):
         return False  # an example: "newpassword"
     has_symbol = any(not char.isalnum() and char not in "-'’_./,:" for char in value)
     is_mixed = any(map(str.isupper, value[1:])) and any(map(str.islower, value))
-    return is_quoted or has_symbol or is_mixed or has_digit
+    return is_quoted or bool(_PHRASE.fullmatch(value)) or has_symbol or is_mixed or has_digit
 
 
 def _is_token(value: str, _is_quoted: bool) -> bool:

@@ -27,6 +27,12 @@ class VaultServices(Protocol):
     def vault(self) -> Vault: ...
 
 
+def no_memory(memory_id: str) -> NotFound:
+    """Return the error for unknown memories and for those that the caller may not read."""
+    hint = "search for it, or ask its owner to share it"
+    return NotFound(f"no memory {echo(check_id(memory_id))} that you may read", hint=hint)
+
+
 async def load_readable(
     service: VaultServices,
     request: RequestContext,
@@ -53,7 +59,5 @@ async def load_readable(
     records = await service.backend.read(fetch)
     own.integrity.check(memory_id)
     if not records:
-        raise NotFound(
-            f"no memory {echo(memory_id)} that you may read", hint="search for it, or ask its owner to share it"
-        )
+        raise no_memory(memory_id)
     return await service.vault.open(principal.namespace, records[0])

@@ -18,9 +18,11 @@ from memory_core.settings.groups import DAY
 from memory_core.settings.settings import Settings
 from memory_server.contract.sharing import RevokeAnswer, ShareAnswer, ShareArguments
 from memory_server.contract.validation import check_id, check_tags, check_text
+from memory_server.engine.principals import SIGNING_ATTEMPTS
 from memory_server.engine.redis_backend import Backend
 from memory_server.engine.request_context import Caller, RequestContext
 from memory_server.search.services import SearchServices
+from memory_server.sharing.proofs import sign_share
 
 _MAX_IDS = 100
 _MAX_SECONDS = 100 * 365 * 86_400
@@ -77,30 +79,26 @@ async def _share(
     service: SearchServices, request: RequestContext, args: ShareArguments, op: str, answers: str | None = None
 ) -> ShareAnswer:
     selector = _check(service.settings, request.caller, args)
-    named = [answers] if answers else selector.values if selector.kind == "i" else []
-    keys = (await service.namespaces.get(request.caller.namespace)).keys
-    answer = await service.backend.write(
-        "rm1_share",
-        [keys.audit, keys.counters, keys.agent(request.caller.agent), keys.agent(args.target_agent)],
-        repeatable=answers is None,
-        prefix=keys.prefix,
-        id=new_id(),
-        offer=new_id() if args.bidirectional else None,
-        candidates=[new_id(), new_id()],
-        to=args.target_agent,
-        kind=selector.kind,
-        values=selector.values,
-        shown=selector.shown,
-        selector=selector.digest,
-        permission=args.permission,
-        seconds=args.expires_in_seconds,
-        offer_seconds=service.settings.limits.offer_days * DAY,
-        answers=answers,
-        note=args.note or "",
-        audited_call=request.call,
-        audit=request.caller.audit(op, named),
-        **{"from": request.caller.agent},
-    )
+    await service.namespaces.get(request.caller.namespace)
+    grant_id, offer_id = new_id(), new_id() if args.bidirectional else None
+    for _ in range(SIGNING_ATTEMPTS):
+        days = service.settings.limits.offer_days
+        signed = await sign_share(
+            service.backend,
+            request,
+            args,
+            selector,
+            grant=grant_id,
+            offer=offer_id,
+            offer_seconds=days * DAY,
+            answers=answers is not None,
+        )
+        answer = await _write_share(service, request, args, selector, op, answers, signed)
+        if answer["status"] != "changed":
+            break
+        grant_id, offer_id = answer["id"], answer.get("offer") or offer_id
+    else:
+        raise Conflict("what you share keeps being changed by others", hint="try again")
     if answer["status"] == "no_offer":
         raise no_offer(answers or "")
     _raise_for(answer, args)
@@ -115,6 +113,41 @@ async def _share(
     )
 
 
+async def _write_share(
+    service: SearchServices,
+    request: RequestContext,
+    args: ShareArguments,
+    selector: Selector,
+    op: str,
+    answers: str | None,
+    signed: dict[str, Any],
+) -> dict[str, Any]:
+    caller, keys = request.caller, Keys(request.caller.namespace)
+    named = [answers] if answers else selector.values if selector.kind == "i" else []
+    # The Function's argument `from` is a Python keyword.
+    grantor: dict[str, Any] = {"from": caller.agent}
+    return await service.backend.write(
+        "rm1_share",
+        [keys.audit, keys.counters, keys.agent(caller.agent), keys.agent(args.target_agent)],
+        repeatable=answers is None,
+        prefix=keys.prefix,
+        to=args.target_agent,
+        kind=selector.kind,
+        values=selector.values,
+        shown=selector.shown,
+        selector=selector.digest,
+        permission=args.permission,
+        seconds=args.expires_in_seconds,
+        offer_seconds=service.settings.limits.offer_days * DAY,
+        answers=answers,
+        note=args.note or "",
+        audited_call=request.call,
+        audit=caller.audit(op, named),
+        **signed,
+        **grantor,
+    )
+
+
 async def revoke_shared(service: SearchServices, request: RequestContext, grant_id: str) -> RevokeAnswer:
     """End a grant or an offer at once, and all grants that were passed on under it. Its receiver may decline it so.
 
@@ -126,7 +159,7 @@ async def revoke_shared(service: SearchServices, request: RequestContext, grant_
     answer = await _end(service, request, check_id(grant_id, "grant_id"), "revoke_shared_context")
     if answer["status"] != "revoked":
         message = f"no grant or offer {echo(grant_id)} that you gave or hold"
-        raise NotFound(message, hint="get_shared_context lists them")
+        raise NotFound(message, hint="get_shared_context lists yours; `redis-memory grants list` lists all")
     finished = await service.inflight_reads.finished(request.caller.namespace, answer["touched"], _PATIENCE_SECONDS)
     reason = None if finished else "calls that began before may still show it"
     return RevokeAnswer(grant_id=grant_id, grants_ended=answer["grants"], partial=not finished, reason=reason)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from memory_core.records import redis_time
+from memory_core.records import offer_proof, owners, redis_time
 from memory_core.records.codec import unpack
 from memory_core.records.keys import Keys
 from memory_core.records.memory import MemoryType
@@ -32,9 +32,9 @@ async def answer_offer(service: MemoryServices, request: RequestContext, args: O
         await decline_offer(service, request, offer_id)
         return OfferAnswer(offer_id=offer_id, accepted=False)
     principal = await resolve(service.backend, request)
-    offer, owners = await _load(service, principal, offer_id)
+    offer, given = await _load(service, principal, offer_id)
     if offer.transfer:
-        return await _take_over(service, request, principal, offer, owners)
+        return await _take_over(service, request, principal, offer, given)
     labels: dict[str, Any] = {"context": offer.context, "tags": offer.tags or None}
     types = [MemoryType(name) for name in offer.memory_types] or None
     share = ShareArguments(target_agent=offer.from_agent, permission=offer.permission, memory_types=types, **labels)
@@ -48,37 +48,48 @@ async def answer_offer(service: MemoryServices, request: RequestContext, args: O
     )
 
 
-async def _load(service: MemoryServices, principal: Principal, offer_id: str) -> tuple[GrantInfo, tuple[str, ...]]:
-    """Load an offer that waits for the principal, and the owner ids that it transfers, if it does."""
-    keys = Keys(principal.namespace)
+async def _load(service: MemoryServices, principal: Principal, offer_id: str) -> tuple[GrantInfo, dict[str, str]]:
+    """Load an offer that waits for the principal, and the owner ids that it transfers, with their codes.
+
+    The codes are those that the server made when it offered. Without a key there are none.
+    """
+    keys, integrity = Keys(principal.namespace), service.backend.integrity
 
     async def fetch(client: Client) -> list[Any]:
         pipe = client.pipeline(transaction=False)
         pipe.hgetall(keys.grant(offer_id))
         pipe.hget(keys.offers(principal.agent), offer_id)
+        pipe.hget(keys.agent(principal.agent), "since")
         return await pipe.execute()
 
-    found, packed = await service.backend.read(fetch)
+    found, packed, since = await service.backend.read(fetch)
     row: dict[str, bytes] = {name.decode(): value for name, value in found.items()}
-    entry: dict[str, Any] = unpack(packed) if packed else {}
-    if not row or entry.get("owner") != principal.owner or float(row["until"]) <= redis_time.now():
+    entry: dict[str, Any] | None = unpack(packed) if packed else None
+    if not row or entry is None or entry["owner"] != principal.owner or float(row["until"]) <= redis_time.now():
         raise no_offer(offer_id)
-    owners = (token.removeprefix("o:") for token in entry["own"] if token.startswith("o:"))
-    return grant_info(offer_id, row), tuple(owners)
+    if not offer_proof.is_genuine(integrity, keys.namespace, offer_id, row):
+        raise no_offer(offer_id)
+    info, codes = grant_info(offer_id, row), dict(entry.get("proofs") or {})
+    offered = [token.removeprefix("o:") for token in entry["own"]] if info.transfer else []
+    given = owners.given(integrity, keys.namespace, principal.agent, codes, offered, (since or b"").decode())
+    if info.transfer and not given:
+        raise no_offer(offer_id)
+    return info, {owner: codes.get(owner, "") for owner in given}
 
 
 async def _take_over(
-    service: MemoryServices, request: RequestContext, principal: Principal, offer: GrantInfo, owners: tuple[str, ...]
+    service: MemoryServices, request: RequestContext, principal: Principal, offer: GrantInfo, given: dict[str, str]
 ) -> OfferAnswer:
     """Make memories the principal's own, within its quota."""
     keys = (await service.namespaces.get(principal.namespace)).keys
-    received = await service.quotas.count(Principal(principal.namespace, offer.from_agent, owners=owners))
+    received = await service.quotas.count(Principal(principal.namespace, offer.from_agent, owners=tuple(given)))
     await service.quotas.take(principal, received.memories, received.chunks)
     answer = await service.backend.write(
         "rm1_accept_transfer",
         [keys.audit, keys.counters, keys.agent(principal.agent)],
         agent=principal.agent,
         id=offer.id,
+        proofs=given if service.backend.integrity.signs else None,
         audited_call=request.call,
         audit=request.caller.audit("answer_offer", [offer.id]),
     )

@@ -6,10 +6,11 @@ import json
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
+from itertools import accumulate
 from typing import Any
 
 from memory_core.errors import InvalidArgument
-from memory_core.records import redis_time
+from memory_core.records import offer_proof, redis_time
 from memory_core.records.codec import unpack
 from memory_core.records.keys import Keys, digest
 from memory_core.records.memory import Record
@@ -35,6 +36,8 @@ from memory_server.sharing.changes import BEGINNING, ChangePosition, Cursor, Del
 _CHARS_PER_TOKEN = 4
 _MAX_MEMORIES = 100
 _MAX_GRANTS = 100
+_GRANT_CHARS = 32_768
+"""How long each list of grants may be, as JSON: any agent may give grants with long notes and many labels."""
 
 
 @dataclass(slots=True)
@@ -50,17 +53,17 @@ class _Budget:
     def add(self, position: ChangePosition, record: Record) -> bool:
         """Add a memory unless its content is there already; False if it does not fit.
 
-        The first memory is cut to fit, so that every call makes progress.
+        The first memory is cut to fit, without tags and metadata, so that every call makes progress.
         """
         if record.content_hash in self._contents:
             return True
-        if len(record.content) > self.chars and not self.kept:
+        if record.length > self.chars and not self.kept:
             self.cut = True
-            record = replace(record, content=record.content[: self.chars])
-        if len(record.content) > self.chars or len(self.kept) >= _MAX_MEMORIES:
+            record = replace(record, content=record.content[: self.chars], tags=(), metadata=None)
+        elif record.length > self.chars or len(self.kept) >= _MAX_MEMORIES:
             self.full = True
             return False
-        self.chars -= len(record.content)
+        self.chars -= record.length
         self.kept.append((position, record))
         self._contents.add(record.content_hash)
         return True
@@ -101,7 +104,7 @@ async def get_shared_context(
     if index_reason := partial_reason(await service.namespaces.covered(prepared)):
         after, reason = cursor, index_reason
     answer = await _list_grants(service.backend, principal, args.agent_id)
-    cut = "a content was cut to fit; retrieve_memory returns all of it" if budget.cut else None
+    cut = "a memory was cut to fit; retrieve_memory returns all of it" if budget.cut else None
     answer.reason = "; ".join(filter(None, [reason, *dict.fromkeys(view.warnings), answer.reason, cut])) or None
     answer.partial = bool(answer.reason)
     answer.memories = [_shared_memory(view, position, record, model) for position, record in budget.kept]
@@ -197,14 +200,22 @@ async def _list_grants(backend: Backend, principal: Principal, other: str | None
     now, ids, rows = await backend.read(fetch)
     answer = SharedContextAnswer()
     for grant_id, row in zip(ids, rows, strict=True):
-        if row and float(row[b"until"]) > now:
-            _add_grant(answer, principal, other, grant_id, {name.decode(): value for name, value in row.items()})
+        fields = {name.decode(): value for name, value in row.items()}
+        if fields and float(fields["until"]) > now and _is_genuine(backend, keys, grant_id, fields):
+            _add_grant(answer, principal, other, grant_id, fields)
     dropped = 0
     for grants in (answer.granted_to_me, answer.granted_by_me, answer.offers):
-        dropped += max(len(grants) - _MAX_GRANTS, 0)
-        del grants[_MAX_GRANTS:]
-    answer.reason = f"{dropped} older grants and offers are not listed" if dropped else None
+        lengths = accumulate(len(grant.model_dump_json()) for grant in grants)
+        listed = min(sum(length <= _GRANT_CHARS for length in lengths), _MAX_GRANTS)
+        dropped += len(grants) - listed
+        del grants[listed:]
+    answer.reason = f"{dropped} older grants and offers are not listed; agent_id narrows the lists" if dropped else None
     return answer
+
+
+def _is_genuine(backend: Backend, keys: Keys, grant_id: str, row: dict[str, bytes]) -> bool:
+    """Whether the server wrote an offer. Grants are checked before: the principal has only genuine ones."""
+    return row["state"] != b"offered" or offer_proof.is_genuine(backend.integrity, keys.namespace, grant_id, row)
 
 
 def _add_grant(

@@ -20,7 +20,7 @@ from memory_core.records.times import to_iso
 from memory_core.redis_client import Client
 from memory_server.contract import validation
 from memory_server.contract.arguments import SearchArguments, StoreArguments
-from memory_server.contract.memories import Hit
+from memory_server.contract.memories import Hit, Memory
 from memory_server.contract.task_arguments import CompleteArguments, FailArguments, PendingArguments
 from memory_server.contract.tasks import ClaimedTask, PendingAnswer, TaskStateAnswer, TaskView
 from memory_server.engine.inflight_reads import reads
@@ -29,16 +29,18 @@ from memory_server.engine.request_context import Caller, RequestContext
 from memory_server.events.entries import TASK
 from memory_server.events.listeners import Waiter
 from memory_server.events.waiting import last_position
+from memory_server.memories.secrets_policy import has_credential
 from memory_server.memories.store import store_memory
 from memory_server.search.search import semantic_search
-from memory_server.security.credentials import find_credentials
-from memory_server.tasks.lifecycle import DESCRIPTION_BYTES, act_on_task, load_history
+from memory_server.tasks.lifecycle import DESCRIPTION_BYTES, act_on_task, load_history, newest_texts
 from memory_server.tasks.routing import sweep_tasks
 from memory_server.tasks.services import TaskServices
 
 _POLL_SECONDS = 5.0
 """Events wake a waiting claim; the poll covers lost events."""
 _CLOCK_SKEW_SECONDS = 0.05
+_FAILURE_CHARS = 2 * DESCRIPTION_BYTES
+"""How much of earlier errors and handoffs comes with a task: those of the last attempt always fit."""
 _FAILURES = ("failed", "expired", "lost")
 
 
@@ -48,7 +50,6 @@ async def get_pending_tasks(service: TaskServices, request: RequestContext, args
     Raises:
         NotFound: the caller is not registered.
     """
-    await service.namespaces.get(request.caller.namespace)
     if not args.claim:
         return await _show_assigned(service.backend, request.caller, args)
     answer, shortened = await _claim(service, request, args.limit), None
@@ -207,10 +208,11 @@ async def _describe(
 async def _describe_task(
     service: TaskServices, request: RequestContext, task: Task, lease: dict[str, Any], memories: int
 ) -> tuple[ClaimedTask, str | None]:
-    """Describe a leased task; also return why memories are missing. A failed search keeps the lease."""
+    """Describe a leased task; also return what is missing. A failed search keeps the lease."""
     history = await load_history(service.backend, request.caller.namespace, task.id)
     failures = [event for event in history if event.op in _FAILURES]
     handoffs = [event.handoff for event in failures if event.handoff]
+    failures, omitted = newest_texts(failures, _FAILURE_CHARS)
     hits, reason = list[Hit](), None
     if memories:
         try:
@@ -218,6 +220,8 @@ async def _describe_task(
             hits, reason = _relevant(found.hits, service.settings.tasks.memories_from), found.reason
         except MemoryServiceError as error:
             reason = f"memories could not be searched: {error.message}"
+    if omitted:
+        reason = "; ".join(filter(None, [reason, f"get_task shows the texts of {omitted} earlier failures"]))
     extra = {
         "lease_token": lease["lease_token"],
         "lease_until": to_iso(float(lease["lease_until"])),
@@ -238,11 +242,11 @@ def _relevant(hits: list[Hit], lowest: float) -> list[Hit]:
     def closeness(hit: Hit) -> float:
         return 2 * (hit.keyword_score or 0.0) if hit.vector_score is None else hit.vector_score
 
-    return [
-        hit
-        for hit in hits
-        if closeness(hit) >= lowest and not hit.memory.sensitive and not find_credentials(hit.memory.content)
-    ]
+    def is_secret(memory: Memory) -> bool:
+        texts = [memory.content, memory.context, memory.source, *memory.tags]
+        return memory.sensitive or has_credential(texts, memory.metadata)
+
+    return [hit for hit in hits if closeness(hit) >= lowest and not is_secret(hit.memory)]
 
 
 def _claimed(task: Task) -> ClaimedTask:

@@ -23,19 +23,27 @@ from memory_server.tasks.services import TaskServices
 DESCRIPTION_BYTES = 16_384
 _MAX_CAPABILITIES = 64
 _MAX_LISTED = 1000
+_HISTORY_CHARS = _LISTED_CHARS = 100_000
 
 
 async def get_task(service: TaskServices, caller: Caller, task_id: str) -> TaskAnswer:
-    """Return a task with its history; without payload and result to an operator.
+    """Return a task with its history; without payload and result to an operator, and without what its parties wrote
+    to an agent that is only able to do it.
 
     Raises:
         NotFound: no task with that id that the caller may see.
     """
     task, keys = await find_task(service.backend, caller, task_id), Keys(caller.namespace)
-    since = await service.backend.read(lambda client: held_since(client, keys, caller.agent))
+    since = await service.backend.read(lambda client: held_since(client, keys, caller.agent, service.backend.integrity))
     whole = caller.admin or (task.is_party(caller.agent, since) and not caller.public_only)
-    history = await load_history(service.backend, caller.namespace, task.id) if whole or caller.oversees else []
-    return TaskAnswer(task=TaskView.of(task, whole=whole), history=history)
+    concerned = whole or caller.oversees
+    history = await load_history(service.backend, caller.namespace, task.id) if concerned else []
+    history, omitted = newest_texts(history, _HISTORY_CHARS)
+    reason = (
+        f"errors and handoffs of {omitted} older events are left out, because they are too long" if omitted else None
+    )
+    view = TaskView.of(task, whole=whole, error=concerned)
+    return TaskAnswer(task=view, history=history, partial=bool(reason), reason=reason)
 
 
 async def cancel_task(service: TaskServices, request: RequestContext, task_id: str, reason: str) -> TaskStateAnswer:
@@ -66,7 +74,10 @@ async def requeue_task(service: TaskServices, request: RequestContext, task_id: 
 
 
 async def list_tasks(service: TaskServices, caller: Caller, states: Sequence[TaskState], limit: int) -> TaskListAnswer:
-    """List the newest tasks that the caller submitted; without `states`, in all states."""
+    """List the newest tasks that the caller submitted; without `states`, in all states.
+
+    Once the list is long, further tasks come without payload, result, metrics and error.
+    """
     keys = Keys(caller.namespace)
 
     async def fetch(client: Client) -> list[Task]:
@@ -74,7 +85,14 @@ async def list_tasks(service: TaskServices, caller: Caller, states: Sequence[Tas
         return await load_tasks(client, keys, [name.decode() for name in names])
 
     tasks = [task for task in await service.backend.read(fetch) if not states or task.state in states]
-    return TaskListAnswer(tasks=[TaskView.of(task) for task in tasks[:limit]])
+    views, chars, omitted = list[TaskView](), _LISTED_CHARS, 0
+    for task in tasks[:limit]:
+        view = TaskView.of(task)
+        chars -= len(view.model_dump_json())
+        omitted += chars < 0
+        views.append(view if chars >= 0 else TaskView.of(task, whole=False, error=False))
+    reason = f"get_task shows payload, result and error of the last {omitted}" if omitted else None
+    return TaskListAnswer(tasks=views, partial=bool(reason), reason=reason)
 
 
 async def find_task(backend: Backend, caller: Caller, task_id: str) -> Task:
@@ -94,7 +112,8 @@ async def visible_tasks(backend: Backend, caller: Caller, task_ids: Sequence[str
     keys = Keys(caller.namespace)
 
     async def fetch(client: Client) -> list[Task]:
-        since, tasks = await held_since(client, keys, caller.agent), await load_tasks(client, keys, task_ids)
+        since = await held_since(client, keys, caller.agent, backend.integrity)
+        tasks = await load_tasks(client, keys, task_ids)
         if sum(task.is_party(caller.agent, since) for task in tasks) == len(task_ids):
             return tasks
         profile = await load_agent(client, keys, caller.agent)
@@ -114,6 +133,18 @@ async def load_history(backend: Backend, namespace: str, task_id: str) -> list[T
     rows = await backend.read(lambda client: client.lrange(Keys(namespace).history(task_id), 0, -1))
     entries: list[dict[str, Any]] = [unpack(row) for row in rows]
     return [TaskEvent.model_validate(entry | {"at": to_iso(float(entry["at"]))}) for entry in entries]
+
+
+def newest_texts(history: Sequence[TaskEvent], chars: int) -> tuple[list[TaskEvent], int]:
+    """Keep the errors and handoffs of the newest events, up to so many characters; also count the events without."""
+    kept, omitted = list[TaskEvent](), 0
+    for event in reversed(history):
+        length = len(event.error or "") + len(event.handoff or "")
+        chars -= length
+        is_left_out = bool(length) and chars < 0
+        omitted += is_left_out
+        kept.append(event.model_copy(update={"error": None, "handoff": None}) if is_left_out else event)
+    return kept[::-1], omitted
 
 
 def check_capabilities(labels: Sequence[str]) -> tuple[str, ...]:

@@ -13,14 +13,13 @@ from typing import Any
 from memory_core.crypto.keyring import framed
 from memory_core.crypto.secret_files import publish
 from memory_core.errors import Conflict, InvalidArgument, Tampered
-from memory_core.records import redis_time
+from memory_core.records import grant_proof, owners, redis_time
 from memory_core.records.audit_entry import system_entry
 from memory_core.records.bounded_files import PACKED
 from memory_core.records.codec import unpack
 from memory_core.records.keys import Keys, digest
 from memory_core.records.memory import Record
 from memory_core.records.model import Model
-from memory_core.records.names import SEPARATOR
 from memory_core.redis_client import Client
 from memory_server.index import loader
 from memory_server.index.loader import Ref, UnverifiedRecord
@@ -145,13 +144,22 @@ class _Exporter:
                 raise Conflict("an unfinished export used other options", hint="remove the .part file")
             self._signature.add(line)
             last = line
+            self._count(line)
+        if last:
+            try:
+                self._after = lines.position(lines.parse(last))
+            except ValueError:
+                raise Conflict("the unfinished export is damaged", hint="remove the .part file") from None
+        self._exported.resumed_from = len(self._already_written)
+
+    def _count(self, line: bytes) -> None:
+        try:
             content = json.loads(line)
             self._exported.counts[content["kind"]] += 1
             if content["kind"] == "memory":
                 self._already_written.add(content["id"])
-        if last:
-            self._after = lines.position(lines.parse(last))
-        self._exported.resumed_from = len(self._already_written)
+        except (ValueError, TypeError, LookupError, RecursionError):
+            raise Conflict("the unfinished export is damaged", hint="remove the .part file") from None
 
     async def write(self, on_progress: Progress | None) -> None:
         """Write the lines that are missing."""
@@ -191,14 +199,16 @@ class _Exporter:
         async def fetch(client: Client) -> list[list[bytes | None]]:
             pipe = client.pipeline(transaction=False)
             for name in names:
-                pipe.hmget(self._keys.agent(name), ["owner", "owners", "kept"])
+                pipe.hmget(self._keys.agent(name), owners.FIELDS)
             return await pipe.execute()
 
         rows = await self._backend.read(fetch) if names else []
+        where = (self._backend.integrity, self._keys.namespace)
+        found = [(name, owners.read(*where, name, row)) for name, row in zip(names, rows, strict=True)]
         return [
-            AgentLine(name=name, owner=owner.decode() if owner else None, owners=_split(owners), kept=_split(kept))
-            for name, (owner, owners, kept) in zip(names, rows, strict=True)
-            if owners or kept
+            AgentLine(name=name, owner=one.current, owners=list(one.all), kept=list(one.kept))
+            for name, one in found
+            if one.all or one.kept
         ]
 
     async def _write_memories(self, owners: set[str], on_progress: Progress | None) -> None:
@@ -310,15 +320,13 @@ class _Exporter:
             entries, owner = await self._backend.read(fetch)
             for grant_id, packed in entries.items():
                 entry, key = unpack(packed), keys.grant(grant_id.decode())
+                if grant_proof.check(self._backend.integrity, keys.namespace, name, grant_id.decode(), entry):
+                    continue
                 record = await self._backend.read(lambda client, key=key: client.hgetall(key))
                 if owner and entry["owner"] == owner.decode() and record.get(b"state") == b"active":
                     line = _grant_line(grant_id.decode(), entry, record)
                     found += [line] if line else []
         return found
-
-
-def _split(row: bytes | None) -> list[str]:
-    return row.decode().split(SEPARATOR) if row else []
 
 
 def _grant_line(grant_id: str, entry: dict[str, Any], record: dict[bytes, bytes]) -> GrantLine | None:

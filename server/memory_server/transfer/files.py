@@ -43,9 +43,13 @@ def read_lines(path: Path) -> Iterator[tuple[int, bytes]]:
         raise unreadable(path, error) from None
 
 
-def read_whole(path: Path, most: int = MAX_DOCUMENT) -> bytes:
-    """Read a file, decompressed. Raises OSError, ZstdError or InvalidArgument (its kind, or too long)."""
-    with opened(path) as file:
+def read_whole(path: Path, most: int = MAX_DOCUMENT, folder: int | None = None) -> bytes:
+    """Read a file, decompressed; `folder` as in `opened`.
+
+    Raises:
+        InvalidArgument: its kind, or too long. OSError, ZstdError.
+    """
+    with opened(path, folder) as file:
         data = file.read(most + 1)
     if len(data) > most:
         raise too_long(str(path), most)

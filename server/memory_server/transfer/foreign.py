@@ -8,7 +8,7 @@ import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -28,6 +28,9 @@ _MAX_TOKENS = 50_000_000
 _CUT_BEFORE = 4 * LABEL_MAX_BYTES
 """Characters of a label before it is normalised, which takes quadratic time."""
 CONVERSATIONS = "conversations*.json"
+_COMPRESSIONS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+"""Those that Python can unpack in steps of a bounded size."""
+_STEP = 1 << 20
 
 
 class Foreign(BaseModel):
@@ -100,7 +103,9 @@ class Source:
     def _texts(self) -> list[tuple[str, bytes]]:
         try:
             if self.path.is_dir():
-                return [(str(file), files.read_whole(file)) for file in sorted(self.path.glob(CONVERSATIONS))]
+                found = [file for file in sorted(self.path.glob(CONVERSATIONS)) if not file.is_symlink()]
+                _check_size(sum(file.stat().st_size for file in found), self.path)
+                return [(str(file), files.read_whole(file)) for file in found]
             if zipfile.is_zipfile(self.path):
                 with zipfile.ZipFile(self.path) as archive:
                     return _conversations(archive, self.path)
@@ -112,9 +117,21 @@ class Source:
 def _conversations(archive: zipfile.ZipFile, path: Path) -> list[tuple[str, bytes]]:
     """Return the conversations in an archive. No more bytes are unpacked than its directory declares."""
     entries = [archive.getinfo(name) for name in sorted(archive.namelist()) if Path(name).match(CONVERSATIONS)]
-    if sum(entry.file_size for entry in entries) > files.MAX_DOCUMENT:
+    _check_size(sum(entry.file_size for entry in entries), path)
+    if any(entry.compress_type not in _COMPRESSIONS for entry in entries):
+        raise InvalidArgument(f"{path} has a compression other than deflate", hint="unpack it first")
+    return [(entry.filename, _unpacked(archive, entry)) for entry in entries]
+
+
+def _unpacked(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> bytes:
+    """Read an entry in steps: reading all of it at once unpacks everything before it looks at the declared size."""
+    with archive.open(entry) as file:
+        return b"".join(iter(partial(file.read, _STEP), b""))
+
+
+def _check_size(size: int, path: Path) -> None:
+    if size > files.MAX_DOCUMENT:
         raise files.too_long(f"the conversations in {path}", files.MAX_DOCUMENT)
-    return [(entry.filename, archive.read(entry)) for entry in entries]
 
 
 def _parsed(name: str, data: bytes) -> Any:

@@ -125,9 +125,11 @@ async def _write(
     writer = ImportWriter(
         service, namespace, reader.audit, reader.principal, model=model, file=file, dry_run=report.dry_run
     )
-    writer.outcomes = report.memories
+    writer.outcomes, secrets = report.memories, Counter[str]()
     for number, item in enumerate(reader.items(), 1):
         if isinstance(item, Arrival):
+            if item.secrets:
+                secrets[item.secrets.line()] += 1
             await writer.add(restorer.attribute(item))
         elif not isinstance(item, Bad) and not report.dry_run:
             await writer.flush()
@@ -135,7 +137,10 @@ async def _write(
         if on_progress and (number % _PROGRESS_EVERY == 0 or number == report.read):
             on_progress(number, report.read)
     await writer.flush()
-    report.notes += sorted(writer.warnings)
+    report.notes += [
+        *sorted(writer.warnings),
+        *(f"{number} {'memory' if number == 1 else 'memories'}. {line}" for line, number in secrets.items()),
+    ]
 
 
 def _check(items: Iterator[Item], report: Imported) -> None:
@@ -167,7 +172,7 @@ class _ForeignReader:
         if agent is None:
             raise InvalidArgument("these memories need an owner", hint="pass --agent NAME")
         caller = Caller(namespace, check_agent_name(agent), by=CONSOLE, origin=f"{CONSOLE} {os.getpid()}")
-        if options.defaults.sensitive:
+        if options.defaults.sensitive or service.settings.secrets == "seal":
             await service.vault.check()
         principal = await resolve(service.backend, RequestContext(caller))
         return cls(service, source, known, options.defaults, caller, principal)
@@ -251,7 +256,7 @@ class _OwnReader:
             yield from_line(self._service, read.header, self._model, line, read.owners.get(line.owner, ""))
         else:
             if isinstance(line, AgentLine):
-                read.owners |= dict.fromkeys(line.owners, line.name)
+                read.owners |= dict.fromkeys((*line.owners, *line.kept), line.name)
             yield line
 
     def notes(self) -> list[str]:

@@ -21,7 +21,9 @@ from memory_core.records.times import NEVER, to_redis
 from memory_core.records.vectors import Matrix, from_bytes
 from memory_core.settings.settings import Settings
 from memory_server.contract import validation
+from memory_server.contract.memories import Secrets
 from memory_server.memories.record_encoder import lifetime, scope_of
+from memory_server.memories.secrets_policy import apply_policy
 from memory_server.service import Service
 from memory_server.transfer.export_lines import Header, MemoryLine, from_text
 from memory_server.transfer.exporter import binding, chunking_digest
@@ -47,6 +49,7 @@ class Arrival:
     keeps_times: bool
     expires_at: str | None = None
     ttl: int | None = None
+    secrets: Secrets | None = None
     vectors: Matrix | None = None
     cut: str | None = None
     agent: str = ""
@@ -82,7 +85,6 @@ def from_foreign(
     settings: Settings, principal: Principal, format_name: str, foreign: Foreign, defaults: ForeignDefaults
 ) -> Arrival:
     """Make a memory of the importing agent; raises InvalidArgument if a value is not valid."""
-    validation.check_secrecy(defaults.sensitive, defaults.visibility)
     now = redis_time.now()
     record = Record(
         id=foreign_id(format_name, principal.agent, foreign.source_id),
@@ -106,12 +108,14 @@ def from_foreign(
         metadata=validation.check_metadata(foreign.metadata, settings),
         codec=SEALED_CODEC if defaults.sensitive else "text",
     )
+    record, secrets = apply_policy(record, settings.secrets)
     return Arrival(
         replace(record, scope=scope_of(record, record.owner)),
         principal.owners,
         keeps_times=False,
         expires_at=None if foreign.expires_at is None else to_redis(foreign.expires_at),
         ttl=lifetime(settings, defaults.priority, None) if defaults.priority else None,
+        secrets=secrets,
         agent=principal.agent,
     )
 

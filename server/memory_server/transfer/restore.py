@@ -9,12 +9,18 @@ from collections import Counter
 from dataclasses import replace
 from typing import Any
 
+from memory_core.errors import Conflict, echo
+from memory_core.records import owners
 from memory_core.records.audit_entry import system_entry
+from memory_core.records.grant_proof import GrantProof
 from memory_core.records.keys import Keys
 from memory_core.records.times import to_redis
+from memory_server.engine.principals import SIGNING_ATTEMPTS, read_owners, resolve
 from memory_server.engine.redis_backend import Backend
+from memory_server.engine.request_context import Caller, RequestContext
 from memory_server.operations.quarantine import CONSOLE, quarantine, quarantined
 from memory_server.sharing.grants import Selector
+from memory_server.sharing.proofs import grantable
 from memory_server.transfer.export_lines import AgentLine, GrantLine, QuarantineLine, from_text
 from memory_server.transfer.incoming_memory import Arrival
 
@@ -62,19 +68,28 @@ class Restorer:
 
 
 async def _restore_agent(backend: Backend, keys: Keys, line: AgentLine, file: str | None) -> str:
-    owner_keys = [keys.owner(owner) for owner in (*line.owners, *line.kept)]
-    answer = await backend.write(
-        "rm1_import_agent",
-        [keys.agent(line.name), keys.audit, keys.counters, keys.tombstones, *owner_keys],
-        repeatable=True,
-        agent=line.name,
-        owner=line.owner,
-        owners=list(dict.fromkeys(line.owners)),
-        kept=list(dict.fromkeys(line.kept)),
-        file=file,
-        audit=system_entry(CONSOLE, OP, [line.name]),
-    )
-    return answer["status"]
+    await backend.client()  # loads the signing key
+    integrity, namespace = backend.integrity, keys.namespace
+    named = list(dict.fromkeys([*line.owners, *line.kept]))
+    for _ in range(SIGNING_ATTEMPTS):
+        since = (await read_owners(backend, namespace, line.name)).since
+        codes = owners.proofs(integrity, namespace, line.name, line.owners, since)
+        kept = owners.kept_proofs(integrity, namespace, line.name, line.kept)
+        answer = await backend.write(
+            "rm1_import_agent",
+            [keys.agent(line.name), keys.audit, keys.counters, keys.tombstones, *map(keys.owner, named)],
+            repeatable=True,
+            agent=line.name,
+            owner=line.owner,
+            owners=list(dict.fromkeys(line.owners)),
+            kept=list(dict.fromkeys(line.kept)),
+            proofs={"codes": codes, "kept": kept, "since": since} if integrity.signs else None,
+            marks={owner: owners.file_mark(integrity, namespace, owner, file) for owner in named} if file else None,
+            audit=system_entry(CONSOLE, OP, [line.name]),
+        )
+        if answer["status"] != "changed":
+            return answer["status"]
+    raise Conflict(f"{echo(line.name)} keeps being changed by others", hint="import it again")
 
 
 async def _restore_grant(backend: Backend, keys: Keys, line: GrantLine) -> str:
@@ -84,26 +99,49 @@ async def _restore_grant(backend: Backend, keys: Keys, line: GrantLine) -> str:
     selector = Selector.of(line.selects, line.values)
     # The Function's argument `from` is a Python keyword.
     grantor: dict[str, Any] = {"from": line.grantor}
-    answer = await backend.write(
-        "rm1_import_grant",
-        [keys.audit, keys.counters],
-        repeatable=True,
-        prefix=keys.prefix,
+    for _ in range(SIGNING_ATTEMPTS):
+        answer = await backend.write(
+            "rm1_import_grant",
+            [keys.audit, keys.counters],
+            repeatable=True,
+            prefix=keys.prefix,
+            id=line.id,
+            to=line.grantee,
+            from_owner=line.grantor_owner,
+            to_owner=line.grantee_owner,
+            permission=line.permission,
+            kind=line.selects,
+            shown=line.values,
+            values=selector.values,
+            selector=selector.digest,
+            note=line.note or "",
+            at=to_redis(from_text(line.at)),
+            own=line.tokens,
+            proof=await _prove(backend, keys.namespace, line, selector),
+            via={part.parent: {"tokens": part.tokens, **period(part.since, part.until)} for part in line.via or ()},
+            audit=system_entry(CONSOLE, OP, [line.id]),
+            **grantor,
+            **period(line.since, line.until),
+        )
+        if answer["status"] != "changed":
+            return answer["status"]
+    raise Conflict(f"{echo(line.grantor)} keeps being changed by others", hint="import it again")
+
+
+async def _prove(backend: Backend, namespace: str, line: GrantLine, selector: Selector) -> dict[str, str] | None:
+    """Sign those tokens of the file that its grantor could give here and now. None without a key."""
+    await backend.client()  # loads the signing key
+    if not backend.integrity.signs:
+        return None
+    grantor = await resolve(backend, RequestContext(Caller(namespace, line.grantor)))
+    named = {*line.tokens, *(token for part in line.via or () for token in part.tokens)}
+    proof = GrantProof(
         id=line.id,
-        to=line.grantee,
-        from_owner=line.grantor_owner,
-        to_owner=line.grantee_owner,
+        by=line.grantor,
+        by_owner=line.grantor_owner,
+        owner=line.grantee_owner,
         permission=line.permission,
-        kind=line.selects,
-        shown=line.values,
-        values=selector.values,
-        selector=selector.digest,
-        note=line.note or "",
-        at=to_redis(from_text(line.at)),
-        own=line.tokens,
-        via={part.parent: {"tokens": part.tokens, **period(part.since, part.until)} for part in line.via or ()},
-        audit=system_entry(CONSOLE, OP, [line.id]),
-        **grantor,
-        **period(line.since, line.until),
+        ends=max(from_text(until) for until in (line.until, *(part.until for part in line.via or ()))) * 1_000_000 + 1,
+        tokens=frozenset(named & await grantable(backend, grantor, grantor.owners, selector)),
     )
-    return answer["status"]
+    return proof.sign(backend.integrity, namespace, line.grantee)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from memory_core.errors import InvalidArgument, StoreUnavailable
+from memory_core.records import owners
 from memory_core.records.audit_entry import AuditEntry
 from memory_core.records.keys import Keys, digest
 from memory_core.records.model import Model
@@ -139,7 +140,6 @@ class ImportWriter:
                 [*names, *(key for own, _ in items for key in own)],
                 repeatable=True,
                 items=[item for _, item in items],
-                file=self._file,
                 grace=self._service.settings.lifetimes.grace,
                 audit=self._audit([record.id for record in records]),
             )
@@ -155,13 +155,14 @@ class ImportWriter:
 
     async def _item(self, one: _Split) -> tuple[list[str], dict[str, Any]]:
         keys, arrival, record = self._keys, one.arrival, one.arrival.record
-        chunks, sensitive = one.content.chunks, record.is_sensitive
+        chunks, sensitive, integrity = one.content.chunks, record.is_sensitive, self._service.backend.integrity
         encoder = await encoder_of(self._service, keys.namespace, record.owner, self._model, sensitive=sensitive)
         record = replace(record, content_hash=encoder.content_hash(record.content))
         item: dict[str, Any] = {
             "id": record.id,
             "owner": record.owner,
             "owners": list(arrival.owners),
+            "mark": self._file and owners.file_mark(integrity, keys.namespace, record.owner, self._file),
             "agent": arrival.agent,
             "writer": record.writer,
             "rev": record.rev,
@@ -174,7 +175,7 @@ class ImportWriter:
             "vector": encoder.vector(record, 0, one.content.vector(0)),
             "job": encoder.job(record, 0, chunks[0]),
             "key": encoder.key_version,
-            "seal": self._service.backend.integrity.seal(keys.namespace, record.id, record.rev),
+            "seal": integrity.seal(keys.namespace, record.id, record.rev),
         }
         if arrival.keeps_times:
             times = {"created_at": to_redis(record.created_at), "updated_at": to_redis(record.updated_at)}

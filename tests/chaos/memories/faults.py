@@ -11,9 +11,9 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 
 from redis.exceptions import RedisError
-from support.embedder_fixtures import wait_until
 
 from chaos.history import Json
+from chaos.progress import settle
 from memory_core.records.keys import Keys
 
 from . import clock, power
@@ -184,14 +184,16 @@ class Faults:
     async def _command(self, *command: str) -> None:
         """Send a command to Redis, with retries, because an earlier fault may still block it."""
 
-        async def succeeds() -> bool:
+        async def refused() -> list[str]:
             try:
                 await self.machine.client.execute_command(*command)
             except (RedisError, OSError) as error:
-                return "no such index" in str(error).lower() or "already in progress" in str(error).lower()
-            return True
+                is_needless = any(text in str(error).lower() for text in ("no such index", "already in progress"))
+                return [] if is_needless else [f"{command[0]}: {error}"]
+            return []
 
-        await wait_until(succeeds)
+        left = await settle(refused)
+        assert not left, left
 
     async def _start_redis(self) -> None:
         await asyncio.to_thread(self.machine.redis.start)

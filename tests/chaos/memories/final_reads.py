@@ -9,14 +9,16 @@ import time
 from collections import defaultdict
 
 from chaos.history import Call, Json, Recorder, Refusal
+from chaos.progress import settle
 from chaos.tool_clients import RemoteTools, remote
+from memory_core.errors import OutcomeUnknown
 from memory_core.records.times import parse_time
 
 from .evidence import operations
 from .load import NAMESPACE, trimmed
 
 _log = logging.getLogger(__name__)
-PATIENCE = 40.0
+_ANSWER_SECONDS = 120.0
 _BATCH_SIZE = 200
 _PAGES = 10_000
 
@@ -51,18 +53,24 @@ def _lives_on(memory: Json) -> bool:
 async def _retrieve(tools: RemoteTools, agent: str, recorder: Recorder, ids: list[str]) -> list[Json]:
     """Retrieve all. Repeats what is refused for the moment."""
     found: list[Json] = []
-    left, deadline = ids, time.monotonic() + PATIENCE + len(ids) / 50
-    while left:
-        if time.monotonic() > deadline:
-            raise StillRefused(f"retrieve_memory of {len(left)} memories")
-        batch, left = left[:_BATCH_SIZE], left[_BATCH_SIZE:]
-        operations = [{"op": "retrieve_memory", "memory_id": one} for one in batch]
-        answer = await _call(tools, agent, recorder, "batch_operations", {"operations": operations})
-        for memory_id, result in zip(batch, answer["results"], strict=True):
-            if result["ok"]:
-                found.append(result["result"])
-            elif result["error"]["code"] != "not_found":
-                left.append(memory_id)
+    left = ids
+
+    async def refused() -> list[str]:
+        nonlocal left
+        asked, left = left, []
+        for start in range(0, len(asked), _BATCH_SIZE):
+            batch = asked[start : start + _BATCH_SIZE]
+            operations = [{"op": "retrieve_memory", "memory_id": one} for one in batch]
+            answer = await _call(tools, agent, recorder, "batch_operations", {"operations": operations})
+            for memory_id, result in zip(batch, answer["results"], strict=True):
+                if result["ok"]:
+                    found.append(result["result"])
+                elif result["error"]["code"] != "not_found":
+                    left.append(memory_id)
+        return [f"retrieve_memory of {len(left)} memories"] if left else []
+
+    if still := await settle(refused):
+        raise StillRefused(", ".join(still))
     return found
 
 
@@ -91,18 +99,25 @@ async def _call(
     """Call, with retries for a while: a busy machine may be slow for a time.
 
     Raises:
-        StillRefused: the call was refused until the time limit.
+        StillRefused: every call was refused or unanswered.
     """
+    answers: list[Json] = []
 
     async def act() -> Json:
-        return trimmed(op, await tools(op, agent, **arguments))
-
-    deadline = time.monotonic() + PATIENCE
-    while True:
         try:
-            return await recorder.call(op, agent, arguments | (extra or {}), act)
+            async with asyncio.timeout(_ANSWER_SECONDS):
+                return trimmed(op, await tools(op, agent, **arguments))
+        except TimeoutError as error:
+            raise OutcomeUnknown("no answer in time") from error
+
+    async def refused() -> list[str]:
+        try:
+            answers.append(await recorder.call(op, agent, arguments | (extra or {}), act))
         except Refusal as refusal:
             _log.info("final %s: %s", op, refusal.code)
-            if time.monotonic() > deadline:
-                raise StillRefused(f"{op}: {refusal.code}") from refusal
-        await asyncio.sleep(0.2)
+            return [f"{op}: {refusal.code}"]
+        return []
+
+    if still := await settle(refused):
+        raise StillRefused(", ".join(still))
+    return answers[0]

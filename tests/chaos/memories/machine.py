@@ -13,10 +13,11 @@ from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 import httpx2
-from support.embedder_fixtures import RedisServer, wait_until
+from support.embedder_fixtures import RedisServer
 from support.ports import free_port
 from support.redis_users import PASSWORDS, SERVER, SIDECAR
 
+from chaos.progress import settle
 from memory_core.crypto.keyring import Keyring, load_keyring, new_key
 from memory_core.redis_client import Client
 from memory_core.settings.settings import Settings
@@ -26,7 +27,6 @@ from . import clock, power
 from .proxy import Proxy
 
 DISK_BYTES = 512 << 20
-PATIENCE = 60.0
 _ROOT = Path(__file__).parents[3]
 
 
@@ -130,7 +130,8 @@ class Machine:
                 self.sidecar.start()
                 self.server.start()
                 try:
-                    await self.until_ready()
+                    left = await settle(self.not_ready)
+                    assert not left, left
                     yield self
                 finally:
                     self.sidecar.kill()
@@ -140,17 +141,14 @@ class Machine:
             self.redis.kill()
             self.disk.close()
 
-    async def until_ready(self) -> None:
-        """Wait until stores and searches work."""
-        await wait_until(self.is_ready, PATIENCE)
-
-    async def is_ready(self) -> bool:
-        """Whether the server reports ready."""
+    async def not_ready(self) -> list[str]:
+        """Why stores or searches do not work yet, in the server's words; nothing when they work."""
         try:
             async with httpx2.AsyncClient() as http:
-                return (await http.get(f"{self.address}/readyz", timeout=5)).status_code == 200
-        except httpx2.HTTPError:
-            return False
+                answer = await http.get(f"{self.address}/readyz", timeout=5)
+        except httpx2.HTTPError as error:
+            return [f"the server does not answer: {type(error).__name__}"]
+        return [] if answer.status_code == 200 else [f"the server is not ready: {answer.text[:200]}"]
 
     def url(self, user: str, name: str) -> str:
         """The URL of Redis behind a proxy."""

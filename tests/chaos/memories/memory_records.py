@@ -6,8 +6,6 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from support.embedder_fixtures import wait_until
-
 from memory_core.crypto.keyring import Keyring
 from memory_core.records.keys import Keys
 from memory_core.records.model import NO_VECTOR
@@ -17,7 +15,6 @@ from memory_server.security.audit import reader
 from .load import MODEL
 
 _BATCH_SIZE = 500
-CONVERGE_SECONDS = 90.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +44,7 @@ class State:
 
 
 async def unfinished(client: Client, keys: Keys) -> list[str]:
-    """Describe the background work that is still pending."""
+    """Describe the background work that is pending."""
     found: list[str] = []
     if jobs := await client.xlen(keys.jobs(MODEL)):
         found.append(f"{jobs} jobs are pending")
@@ -66,21 +63,6 @@ def _has_memory(keys: Keys, one: MemoryRecord, hashes: Mapping[str, MemoryRecord
     """Whether the record is a memory, or a chunk of one that still exists."""
     memory_id = one.key.removeprefix(keys.chunk_prefix).rpartition(":")[0]
     return one.key.startswith(keys.memory_prefix) or keys.memory(memory_id) in hashes
-
-
-async def settle(client: Client, keys: Keys) -> list[str]:
-    """Wait until no background work is pending; return what still is after the time limit."""
-    left: list[str] = ["not checked"]
-
-    async def at_rest() -> bool:
-        left[:] = await unfinished(client, keys)
-        return not left
-
-    try:
-        await wait_until(at_rest, CONVERGE_SECONDS)
-    except AssertionError:
-        return left
-    return []
 
 
 async def read(client: Client, keys: Keys, keyring: Keyring, left: list[str]) -> State:

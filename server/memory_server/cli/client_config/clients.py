@@ -85,9 +85,13 @@ _VARIABLE_REFERENCE = {
 
 
 def config_file(client: Client, environment: Environment, *, project: bool = False) -> Path:
-    """Return the file that lists a client's servers, for the user or for the project in this folder."""
+    """Return the file that lists a client's servers, for the user or for the project in this folder.
+
+    Raises:
+        InvalidArgument: the project, which others may have made, has a link out of its folder there.
+    """
     if project:
-        return environment.folder / _PROJECT_FILE[client]
+        return _in_project(environment.folder, environment.folder / _PROJECT_FILE[client])
     match client:
         case Client.CLAUDE:
             return Path(environment.variables.get("CLAUDE_CONFIG_DIR") or environment.home) / ".claude.json"
@@ -99,6 +103,12 @@ def config_file(client: Client, environment: Environment, *, project: bool = Fal
             return environment.home / ".cursor" / "mcp.json"
         case Client.CODEX:
             return Path(environment.variables.get("CODEX_HOME") or environment.home / ".codex") / "config.toml"
+
+
+def _in_project(folder: Path, file: Path) -> Path:
+    if not file.resolve().is_relative_to(folder.resolve()):
+        raise InvalidArgument(f"{file} is a link out of this project", hint="remove it, or omit --project")
+    return file
 
 
 def entry(client: Client, server: Server) -> dict[str, Any]:

@@ -12,12 +12,16 @@ from pathlib import Path
 from typing import Any, cast
 
 import tomlkit
+from tomlkit.exceptions import TOMLKitError
 
 from memory_core.crypto.secret_files import make_folder, write_private
 from memory_core.errors import InvalidArgument
+from memory_core.records.bounded_files import opened
 from memory_server.cli.client_config.clients import OWNED_FIELDS, SECTION, Client
 from memory_server.cli.client_config.json_text import with_member
 
+_MAX_BYTES = 64 << 20
+"""Claude Code also keeps its history in its file."""
 _BYTE_ORDER_MARK = "\ufeff"
 _BY_HAND = "fix it first, or add the entry that --print shows by hand"
 
@@ -69,17 +73,27 @@ def plan(client: Client, file: Path, name: str, entry: Mapping[str, Any]) -> Cha
         if client is Client.CODEX:
             return Change(file, before, _with_toml(text, name, entry))
         mark = _BYTE_ORDER_MARK if text.startswith(_BYTE_ORDER_MARK) else ""
-        return Change(file, before, mark + _with_json(text.removeprefix(mark), SECTION[client], name, entry))
-    except (ValueError, RecursionError) as error:
+        after = mark + _with_json(text.removeprefix(mark), SECTION[client], name, entry)
+        after.encode()  # half of a surrogate pair can be read as JSON, but not be written
+        return Change(file, before, after)
+    except (ValueError, RecursionError, LookupError, TOMLKitError) as error:  # tomlkit raises all of them
         raise InvalidArgument(f"{file} cannot be parsed: {error}", hint=_BY_HAND) from None
 
 
 def read(file: Path) -> str | None:
-    """Return a file's text; None if there is no file. Raises OSError or ValueError if it is not readable UTF-8."""
+    """Return a file's text; None if there is no file.
+
+    Raises:
+        OSError or ValueError: it is not readable UTF-8, or too long. InvalidArgument: it is a pipe or a device.
+    """
     try:
-        return file.read_bytes().decode()
+        with opened(file) as raw:
+            data = raw.read(_MAX_BYTES + 1)
     except FileNotFoundError:
         return None
+    if len(data) > _MAX_BYTES:
+        raise ValueError("it is too long")
+    return data.decode()
 
 
 def _with_json(text: str, section: str, name: str, entry: Mapping[str, Any]) -> str:

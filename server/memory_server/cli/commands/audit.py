@@ -17,6 +17,7 @@ import zstandard
 from memory_core.crypto.secret_files import replacing
 from memory_core.errors import InvalidArgument
 from memory_core.records.keys import Keys
+from memory_core.records.times import to_iso
 from memory_server.cli import lazy
 from memory_server.cli.console import CHECK_FAILED, Console, common_options, group
 
@@ -143,14 +144,23 @@ def _print_report(report: AuditReport) -> None:
     lazy.printing.line(f"{report.number_of_problems} problems")
     rows = ((problem.number, problem.kind, problem.detail) for problem in report.problems[:_MOST_SHOWN])
     lazy.printing.table(("number", "problem", "evidence"), rows)
+    if report.number_of_problems > _MOST_SHOWN:
+        lazy.printing.line(f"… and {report.number_of_problems - _MOST_SHOWN} more")
 
 
 def _line(entry: SignedEntry) -> str:
     fields = {name: ascii(value)[1:-1] for name, value in entry.fields.items()}
     acting_for = f" as {fields['as']}" if "as" in fields else ""
-    begin = " ".join(fields.get(name, "") for name in ("n", "at", "who"))
+    begin = f"{fields.get('n', '')} {_time(fields.get('at', ''))} {fields.get('who', '')}"
     result = f"{fields.get('op')} {fields.get('outcome')} [{fields.get('ids')}] {fields.get('from')}"
     return f"{begin}{acting_for} {result}"
+
+
+def _time(at: str) -> str:
+    """Return an entry's time in ISO 8601, or unchanged if a forged entry has no time."""
+    with suppress(ValueError, OverflowError, OSError):
+        return to_iso(float(at)) or at
+    return at
 
 
 def _on_redis(console: Console, action: Callable[[Client, Keys], Awaitable[T]]) -> T:

@@ -90,9 +90,12 @@ def _url(console: Console, url: str | None, agent: str | None, token: str | None
 
 
 def _command(console: Console, agent: str | None) -> tuple[str, ...]:
-    """Return the command that starts a stdio server of this installation, from any folder."""
+    """Return the command that starts a stdio server of this installation, from any folder.
+
+    With -P, because clients start it in the folder of a project, whose modules must not shadow installed ones.
+    """
     script = Path(sys.executable).with_name("redis-memory.exe" if sys.platform == "win32" else "redis-memory")
-    start = (str(script),) if script.exists() else (sys.executable, "-m", "memory_server")
+    start = (str(script),) if script.exists() else (sys.executable, "-P", "-m", "memory_server")
     options = {
         "--agent": agent,
         "--namespace": console.namespace_option,

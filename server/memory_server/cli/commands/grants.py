@@ -8,6 +8,7 @@ import typer
 
 from memory_server.cli import lazy
 from memory_server.cli.console import Console, common_options, group
+from memory_server.contract.untrusted_text import counted
 
 if TYPE_CHECKING:
     from memory_server.contract.sharing import GrantState
@@ -51,4 +52,4 @@ def revoke(console: Console, grant_id: Annotated[str, typer.Argument(help="Id of
 
 def _covers(grant: GrantState) -> str:
     filters = grant.context or ", ".join([*grant.tags, *grant.memory_types])
-    return filters or f"{grant.memories} memories{' to take over' if grant.transfer else ''}"
+    return filters or f"{counted(grant.memories or 0, 'memory', 'memories')}{' to take over' if grant.transfer else ''}"

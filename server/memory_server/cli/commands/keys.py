@@ -65,7 +65,7 @@ def rotate(console: Console, agent: Annotated[str | None, typer.Option(help="Onl
 @keys.command()
 @common_options("as_json", "config", "data_dir")
 def rewrap(console: Console, namespace: Annotated[str | None, typer.Option(help="Only this one.")] = None) -> None:
-    """Encrypt all data keys under the first master key. Older master keys are not needed afterwards."""
+    """Encrypt all data keys under the first master key. Older ones still verify signatures and audit."""
 
     async def act(service: Service) -> int:
         await service.vault.check()

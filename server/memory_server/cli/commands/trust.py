@@ -84,7 +84,7 @@ def purge(
 @integrity.command()
 @common_options()
 def verify(console: Console) -> None:
-    """Verify all records and report in JSON. Exits with 1 if one was altered."""
+    """Verify all memories and authorisation records, and report in JSON. Exits with 1 if one was altered."""
     namespace = console.namespace
     report = console.with_service(lambda service: lazy.integrity.verify(service.backend, namespace))
     _print_report(report)
@@ -95,7 +95,10 @@ def verify(console: Console) -> None:
 @integrity.command()
 @common_options()
 def adopt(console: Console) -> None:
-    """Sign the records that were written without a key, and report in JSON. Never signs records with a wrong code."""
+    """Sign the records that were written without a key or by a release that did not sign them, and report in JSON.
+
+    Never signs records with a wrong code.
+    """
     namespace = console.namespace
     _print_report(console.with_service(lambda service: lazy.integrity.adopt(service, namespace)))
 

@@ -56,6 +56,7 @@ class Replies:
         self._server_id = new_id()
         self._waiting: dict[str, asyncio.Future[Reply]] = {}
         self._listening = asyncio.Event()
+        self._last_problem = ""  # logged once, not at each attempt
         self.last_at = 0.0
 
     @property
@@ -93,7 +94,10 @@ class Replies:
                 async with connect(self._backend.url, timeout=_BLOCK_MS / 1000 + 5) as client:
                     await self._read(client)
             except (RedisError, OSError, MemoryServiceError) as error:
-                log.warning("reply stream: %s", type(error).__name__)
+                reason = error.message if isinstance(error, MemoryServiceError) else type(error).__name__
+                if reason != self._last_problem:
+                    log.warning("reply stream: %s", reason)
+                self._last_problem = reason
                 await asyncio.sleep(0.2)
             finally:
                 self._listening.clear()
@@ -103,6 +107,7 @@ class Replies:
         self._listening.set()
         while True:
             answer = await client.xread({self.address: "0"}, block=_BLOCK_MS, count=256)
+            self._last_problem = ""
             found = {entry: fields for _, entry, fields in entries(answer)}
             for fields in found.values():
                 self._deliver(fields)

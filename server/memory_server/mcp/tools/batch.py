@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from mcp.server.mcpserver import Context
 from mcp_types import CallToolResult, TextContent
+from pydantic_core import to_json
 
 from memory_core.errors import InvalidArgument, echo
 from memory_server.contract import arguments as arguments_of
@@ -27,6 +28,8 @@ Ctx = Context[Any, Any]
 _CONCURRENT_READS, _FEW_READS = 64, 8
 _LONGEST_REST, _TURN_SECONDS = 0.05, 0.25
 """Seconds of a rest, and those after which another call of the agent gets its turn."""
+_ANSWER_BYTES = 16 << 20
+"""How long the results of a batch may be, as JSON. Results beyond it are left out, and no further operation runs."""
 Operation = tuple[str, dict[str, Any]]
 
 
@@ -75,6 +78,8 @@ def _set_durability(outcomes: Sequence[Outcome], reached: Mapping[str, Reached])
 
 
 _SKIPPED = Outcome(ok=False, error={"code": "skipped", "message": "an operation before this one failed"})
+_NO_ROOM = "the results before this one fill the answer"
+_FULL = Outcome(ok=False, error={"code": "skipped", "message": _NO_ROOM, "hint": "send it in a new batch"})
 
 
 def _allowed(request: RequestContext, tools: Mapping[str, StrictTool], name: str) -> bool:
@@ -119,13 +124,13 @@ def _text_to_embed(name: str, arguments: Mapping[str, Any]) -> tuple[str, str]:
 async def _run(
     ctx: Ctx, batch: RequestContext, tools: Mapping[str, StrictTool], operations: Sequence[Operation]
 ) -> AsyncGenerator[Outcome]:
-    """Run operations in order; adjacent reads run concurrently."""
+    """Run operations in order while there is room for results; adjacent reads run concurrently."""
 
     def is_read(operation: Operation) -> bool:
         tool = tools.get(operation[0])
         return bool(tool and tool.annotations and tool.annotations.read_only_hint)
 
-    slot_since = time.monotonic()
+    room, slot_since = _ANSWER_BYTES, time.monotonic()
     for reads, group in groupby(operations, key=is_read):
         adjacent = list(group)
         start = 0
@@ -134,10 +139,15 @@ async def _run(
             cache = BatchCache() if reads else None
             some = adjacent[start : start + (_reads_at_once(batch) if reads else 1)]
             start += len(some)
+            if room < 0:
+                for _ in some:
+                    yield _FULL
+                continue
             await batch.check_credential()
             began = time.monotonic()
             for outcome in await asyncio.gather(*(_one(ctx, batch, cache, tools, operation) for operation in some)):
-                yield outcome
+                room -= len(to_json(outcome))
+                yield _FULL if reads and room < 0 else outcome
             if _shares_time(batch):
                 await asyncio.sleep(min(time.monotonic() - began, _LONGEST_REST))
             if batch.slot is not None and time.monotonic() - slot_since > _TURN_SECONDS:

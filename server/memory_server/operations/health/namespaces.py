@@ -7,7 +7,9 @@ from typing import Any
 
 from redis.exceptions import ResponseError
 
+from memory_core.crypto.integrity import Integrity
 from memory_core.errors import KeyMissing, ModelMismatch, SignedElsewhere
+from memory_core.records.authority_codes import IntegrityFailure
 from memory_core.records.keys import NAMESPACES, Keys
 from memory_core.records.model import Model, Models, read_models
 from memory_core.redis_client import Client
@@ -15,6 +17,7 @@ from memory_core.store import index
 from memory_core.store.connection import store_errors
 from memory_core.store.signer import check_signer
 from memory_server.engine.index_definition import drift
+from memory_server.operations.authority_records import AuthorityScan
 from memory_server.operations.health.report import Inspection
 from memory_server.security.audit import reader
 
@@ -34,6 +37,7 @@ async def check_namespaces(inspection: Inspection) -> None:
             await _check_index(inspection, keys, models.current)
             await _check_jobs(inspection, keys, models.current)
         await _check_keys(inspection, keys)
+        await _check_authority(inspection, keys)
         await _check_audit(inspection, keys)
 
 
@@ -117,6 +121,26 @@ async def _check_keys(inspection: Inspection, keys: Keys) -> None:
             await check_signer(inspection.client, inspection.keyring, keys.namespace)
     except SignedElsewhere as error:
         inspection.report.error("keys.missing", f"{error.message}: servers refuse", error.hint, where=keys.namespace)
+
+
+async def _check_authority(inspection: Inspection, keys: Keys) -> None:
+    """Check the codes of owner ids, grants, offers, tokens, quarantine marks and tombstones."""
+    integrity, where, report = Integrity(inspection.keyring), keys.namespace, inspection.report
+    if not integrity.signs:
+        return
+    found = {one.name: one.failure async for one in AuthorityScan(inspection.client, integrity, where).records()}
+    failed = {name: failure for name, failure in found.items() if failure}
+    if not failed:
+        report.ok("authority.records", f"{len(found)} authorisation records have a valid code", where=where)
+        return
+    if set(failed.values()) == {IntegrityFailure.UNSIGNED}:
+        remedy = f"if an earlier release wrote them, run redis-memory integrity adopt --namespace {where} once"
+    else:
+        remedy = f"redis-memory integrity verify --namespace {where} names all; somebody wrote them without the key: "
+        remedy += "change the passwords of Redis, and restore or delete them"
+    shown = "; ".join(f"{name} is {failure}" for name, failure in sorted(failed.items())[:_MOST_SHOWN])
+    seen = f"{len(failed)} of {len(found)} authorisation records fail their check and have no effect: {shown}"
+    report.error("authority.records", seen, remedy, where=where)
 
 
 async def _check_audit(inspection: Inspection, keys: Keys) -> None:

@@ -136,13 +136,18 @@ async def _check_timeouts(client: Client, report: DoctorReport) -> None:
 async def _check_functions(client: Client, report: DoctorReport) -> None:
     try:
         async with store_errors():
-            present = await client.execute_command("FUNCTION", "LIST", "LIBRARYNAME", functions.LIBRARY, "WITHCODE")
+            library = await functions.loaded_library(client)
     except (ResponseError, StoreRefused):
         return
-    if not present:
+    if library is None:
         report.ok("redis.functions", "not loaded yet; a server loads it")
-    elif present[0].get(b"library_code", b"").decode() != functions.library_code():
-        remedy = "restart the servers of the other release; the last one to start loads its library"
-        report.warning("redis.functions", f"the library {functions.LIBRARY} is from another release", remedy)
+    elif library.is_newer:
+        remedy = "upgrade this installation: servers of this release refuse to start"
+        report.warning("redis.functions", f"the library {functions.LIBRARY} is of release {library.release}", remedy)
+    elif not library.is_own:
+        seen = f"the library {functions.LIBRARY} is not the one of this release ({functions.RELEASE})"
+        remedy = "a running server loads its own again within seconds; if no older release is in use, somebody else "
+        remedy += "changed it: change the passwords of Redis"
+        report.error("redis.functions", seen, remedy)
     else:
         report.ok("redis.functions", f"the library {functions.LIBRARY} is from this release")

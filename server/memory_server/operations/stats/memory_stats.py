@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Sequence
 from typing import Any
 
 from memory_core.records import redis_time
@@ -22,6 +23,7 @@ from memory_server.engine.request_context import Caller, RequestContext
 from memory_server.index import queries as candidates
 from memory_server.index import query_builder as build
 from memory_server.index.filters import ResolvedFilters
+from memory_server.operations.authority_records import unadopted
 from memory_server.operations.stats.counts import Queries, caller_figures, count_queries, group
 from memory_server.service import Service
 
@@ -33,16 +35,27 @@ _LIBRARIES = ("faiss", "cupy", "torch", "onnxruntime")
 async def memory_stats(service: Service, request: RequestContext, args: StatsArguments) -> StatsAnswer:
     """Count the memories that the caller may read, archived ones too; raises InvalidArgument for a bad `since`."""
     caller, start = request.caller, None if args.since is None else parse_time(args.since, "since")
-    prepared = await service.namespaces.get(caller.namespace)
     principal = await resolve(service.backend, request)
     owners = await owners_of(service.backend, principal, [args.agent_id]) if args.agent_id else ()
     model = await service.models.current(caller.namespace)
     queries = _queries(principal, ResolvedFilters(owners=owners, include_archive=True), model, start)
+    figures, progress, failures = _figures(queries, [0] * len(queries)), 1.0, 0 if caller.sees_server else None
+    if await service.namespaces.knows(caller.namespace):
+        figures, progress, failures = await _count(service, caller, queries)
+    return StatsAnswer(
+        index=IndexHealth(progress=progress, failures=failures, model=model.name, dimension=model.dimension),
+        **await caller_figures(service, caller, progress),
+        **figures,
+    )
+
+
+async def _count(service: Service, caller: Caller, queries: Queries) -> tuple[dict[str, Any], float, int | None]:
+    """Count; also return the progress of the index, and its failures if the caller may see them."""
+    prepared = await service.namespaces.get(caller.namespace)
     selected, keys, timeout = queries["", "total"], prepared.keys, service.settings.search_timeout_ms
 
     async def fetch(client: Client) -> dict[str, Any]:
-        figures = group(queries, await candidates.count_all(client, keys, list(queries.values()), timeout))
-        figures["retention"]["never"] = figures["total"] - figures["retention"].pop("within_century")
+        figures = _figures(queries, await candidates.count_all(client, keys, list(queries.values()), timeout))
         figures["by_agent"] = await candidates.count_by_writer(client, keys, selected, timeout)
         figures["bytes_estimate"] = int(figures["total"] * await _mean_bytes(client, keys, selected, timeout))
         return figures
@@ -51,11 +64,14 @@ async def memory_stats(service: Service, request: RequestContext, args: StatsArg
     progress, failures = await service.namespaces.covered(prepared), None
     if caller.sees_server:
         failures = await service.backend.read(lambda client: index.failures(client, keys))
-    return StatsAnswer(
-        index=IndexHealth(progress=progress, failures=failures, model=model.name, dimension=model.dimension),
-        **await caller_figures(service, caller, progress),
-        **figures,
-    )
+    return figures, progress, failures
+
+
+def _figures(queries: Queries, counts: Sequence[int]) -> dict[str, Any]:
+    """Arrange counts as the answer's fields; those that are not counts of queries are zero."""
+    figures = group(queries, counts)
+    figures["retention"]["never"] = figures["total"] - figures["retention"].pop("within_century")
+    return figures | {"by_agent": {}, "bytes_estimate": 0}
 
 
 def _queries(principal: Principal, base: ResolvedFilters, model: Model, start: float | None) -> Queries:
@@ -124,6 +140,8 @@ async def is_ready(service: Service) -> str | None:
     if prepared.progress < 1:
         return f"the index is being built ({prepared.progress:.0%})"
     await service.backend.write("rm1_touch", [], counts=[], at="0")
+    if reason := await unadopted(service.backend, service.settings.namespace):
+        return reason
     model = await service.models.current(service.settings.namespace)
     living = await service.backend.read(sidecar.living)
     ready = [status for status in living if status.state == "ready" and status.model == model.name]

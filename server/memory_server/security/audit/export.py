@@ -48,10 +48,11 @@ def check_file(path: Path, keyring: Keyring, expect: str | None = None) -> Audit
     with opened(path) as file:
         rows = _rows(file)
         head = next(rows, {})
-        if head.get("audit") != FORM or not isinstance(head.get("namespace"), str):
+        given, sealed = head.get("given", 0), head.get("sealed", 0)
+        is_counted = isinstance(given, int) and isinstance(sealed, int)
+        if head.get("audit") != FORM or not isinstance(head.get("namespace"), str) or not is_counted:
             raise InvalidArgument(f"{path} is not an audit export", hint="make one with `redis-memory audit export`")
         seals, first = _seals(rows)
-        given, sealed = (int(head.get(name) or 0) for name in ("given", "sealed"))
         entries = (SignedEntry(_id(row.get("entry")), tuple(_parts(row))) for row in chain(first, rows))
         return verify(head["namespace"], entries, seals, AuditCounts(given, sealed), keyring, expect)
 

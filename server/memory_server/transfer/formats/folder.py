@@ -21,6 +21,7 @@ KINDS: dict[str, MemoryType] = {
     **dict.fromkeys(_DOCUMENTS.split(), MemoryType.DOCUMENT),
     **dict.fromkeys(_CODE.split(), MemoryType.CODE),
 }
+_MAX_DEPTH = 100
 _SKIPPED = {"node_modules", "__pycache__", "venv", "dist", "build", "target", "vendor"}
 
 
@@ -32,18 +33,27 @@ def _read(source: Source) -> Iterator[Found]:
     if source.path.is_file():
         yield from _file(source.path, source.path.name)
         return
-    for folder, folders, names in os.walk(source.path):
+    top, unreadable = source.path.resolve(), list[OSError]()
+    # By descriptors, and without following links: the owner of the folder may exchange parts of it meanwhile.
+    for folder, folders, names, descriptor in os.fwalk(top, onerror=unreadable.append):
+        place = Path(folder).relative_to(top)
         folders[:] = sorted(name for name in folders if not name.startswith(".") and name not in _SKIPPED)
+        if len(place.parts) >= _MAX_DEPTH and folders:
+            yield Bad(place.as_posix(), f"there are more than {_MAX_DEPTH} folders inside each other")
+            folders.clear()
         for name in sorted(names):
             path = Path(folder) / name
             if path.suffix.lower() in KINDS and not name.startswith(".") and not path.is_symlink():
-                yield from _file(path, path.relative_to(source.path).as_posix())
+                yield from _file(path, (place / name).as_posix(), descriptor)
+    for error in unreadable:
+        yield Bad(os.path.relpath(str(error.filename), top), f"it cannot be read: {error.strerror}")
 
 
-def _file(path: Path, name: str) -> Iterator[Found]:
+def _file(path: Path, name: str, folder: int | None = None) -> Iterator[Found]:
+    """Read a file; with the descriptor of its folder, only if it is there and no link."""
     try:
-        content = files.read_whole(path, files.MAX_LINE).decode("utf-8-sig")
-        changed = path.stat().st_mtime
+        content = files.read_whole(path, files.MAX_LINE, folder).decode("utf-8-sig")
+        changed = os.stat(path if folder is None else path.name, dir_fd=folder).st_mtime
     except OSError as error:
         yield Bad(name, f"it cannot be read: {error.strerror}")
         return
