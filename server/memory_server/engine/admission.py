@@ -1,7 +1,7 @@
 """Admission control: limits running and waiting calls, and divides both between agents.
 
-The agents take turns. An agent that calls alone may use three quarters of the slots; while others call too, a sixteenth
-(one of 16), because calls that run side by side slow each other. If too many calls wait, the agent that has most of
+The agents take turns. An agent that calls alone may use three quarters of the slots; while others call too, an eighth
+(two of 16), because calls that run side by side slow each other. If too many calls wait, the agent that has most of
 them waiting loses its latest. After `patience` seconds of waiting fewer may wait.
 """
 
@@ -21,7 +21,7 @@ SLOT = "memory.slot"
 """Key in an HTTP request's scope of the slot that it holds."""
 _ACTIVE_SECONDS = 1.0
 """How long an agent counts as active after a call."""
-_SHARE = 16
+_SHARE = 8
 _LEAST_PAUSE, _MOST_PAUSE = 0.25, 30.0
 
 
