@@ -57,7 +57,7 @@ class AgentLimits:
         cast(Any, manager).asgi_app = self
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Count the request against its agent instead of its address, before its body is read."""
+        """Count the request against its agent instead of its address."""
         self._known.add(scope)
         place: Place = scope[PLACE]
         if place.pass_to(holder_of(Request(scope), self._settings)):

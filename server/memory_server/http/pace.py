@@ -59,8 +59,9 @@ class KnownTokens:
 
     def add(self, scope: Scope) -> None:
         """Note that the token of a request is valid."""
-        self._hashes[_hash(scope)] = None
-        self._hashes.move_to_end(_hash(scope))
+        token = _hash(scope)
+        self._hashes[token] = None
+        self._hashes.move_to_end(token)
         if len(self._hashes) > _MOST_KNOWN:
             self._hashes.popitem(last=False)
 

@@ -89,8 +89,10 @@ def _find(record: Record) -> _Found:
 
 
 def _clean(name: str, value: Any, kinds: set[str]) -> Any:
-    """Redact the names and texts of a JSON value and collect the kinds. A name such as "password" counts for its
-    value."""
+    """Redact the names and texts of a JSON value, and collect the kinds of credentials.
+
+    `name` is the name of the value: "password" makes its value a credential.
+    """
     if isinstance(value, dict):
         return {_clean("", key, kinds): _clean(key, part, kinds) for key, part in value.items()}
     if isinstance(value, list):

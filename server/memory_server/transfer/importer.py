@@ -14,6 +14,7 @@ from memory_core.records.audit_entry import AuditEntry, system_entry
 from memory_core.records.model import Model
 from memory_core.records.names import check_agent_name
 from memory_core.records.scope import Principal
+from memory_server.contract.untrusted_text import counted
 from memory_server.engine.principals import resolve, resolve_writer
 from memory_server.engine.request_context import Caller, RequestContext
 from memory_server.operations.quarantine import CONSOLE
@@ -139,7 +140,7 @@ async def _write(
     await writer.flush()
     report.notes += [
         *sorted(writer.warnings),
-        *(f"{number} {'memory' if number == 1 else 'memories'}. {line}" for line, number in secrets.items()),
+        *(f"{counted(number, 'memory', 'memories')}. {line}" for line, number in secrets.items()),
     ]
 
 
