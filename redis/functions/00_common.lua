@@ -13,8 +13,8 @@ local NAMESPACES_CACHED = 1000
 local cache, cached = {}, 0
 
 -- The namespace's keys; nil for a key outside a namespace.
-local function names_of(key)
-  local prefix = key and string.match(key, '^rm:{[^}]*}:')
+function rm.names_of(key)
+  local prefix = type(key) == 'string' and string.match(key, '^rm:{[^}]*}:')
   if not prefix then return nil end
   if not cache[prefix] then
     if cached == NAMESPACES_CACHED then cache, cached = {}, 0 end
@@ -38,17 +38,19 @@ local audited
 -- Pack an answer.
 function rm.pack(answer)
   answer.audited, audited = audited, nil
+  answer.damaged = rm.take_removed()
   return cmsgpack.pack(answer)
 end
 
 -- Register a Function. `body(request, keys, names)` returns the answer as a table, or packed already.
 function rm.serve(name, body)
   redis.register_function(name, function(keys, args)
-    local names = names_of(keys[1])
+    local names = rm.names_of(keys[1])
     if keys[1] and is_migrating(keys[1], names) then
       return redis.error_reply('TRYAGAIN the namespace is moving to another node')
     end
     audited = nil
+    rm.take_removed()
     local answer = body(cmsgpack.unpack(args[1]), keys, names)
     return type(answer) == 'string' and answer or rm.pack(answer)
   end)
@@ -63,7 +65,7 @@ end
 -- Time on the namespace's clock, which never gives the same time twice: creation times order all memories.
 function rm.tick(names)
   local now = rm.now()
-  local last = tonumber(redis.call('HGET', names.counters, 'clock') or '0')
+  local last = rm.number(names.counters, 'clock')
   if now <= last then now = last + 1 end
   redis.call('HSET', names.counters, 'clock', rm.integer(now))
   return now
@@ -187,8 +189,8 @@ end
 
 -- Whether a time is before the present holder of an agent's name: what is older is not that agent's.
 function rm.is_before_holder(names, name, time)
-  local since = redis.call('HGET', names.agent .. name, 'since')
-  return since and tonumber(time) < tonumber(since)
+  local since = redis.call('HGET', names.agent .. name, 'since') and rm.number(names.agent .. name, 'since')
+  return since and (tonumber(time) or 0) < since
 end
 
 -- Whether the server may have signed a new owner id for another holder of the name: its code covers `since`.

@@ -3,7 +3,11 @@
 -- How many tasks one call handles, so that Redis never stalls.
 rm.BATCH = 32
 
+rm.OPEN = {'waiting', 'pending', 'leased', 'retrying'}
+
 local BAND = 2 ^ 44
+-- Three rounds of the sweeper: it calls each namespace more often, so servers or Redis were down for longer gaps.
+local PAUSE_SECONDS = 15
 local HISTORY_KEPT = 200
 local TYPE_COUNTS_KEPT = 400
 
@@ -11,8 +15,66 @@ local TASK = {'state', 'kind', 'kind_spec', 'open_kind', 'open_kind_spec', 'rank
   'entry', 'avoid', 'attempt', 'max_retries', 'lease_seconds', 'lease_token', 'fence', 'lease_until', 'holders',
   'claim_seconds', 'type', 'last_call', 'leased_at'}
 
+local TEXTS = {'state', 'kind', 'open_kind', 'submitter', 'type'}
+local NUMBERS = {'rank', 'attempt', 'max_retries', 'lease_seconds', 'claim_seconds'}
+local NUMBERS_LEASED = {'leased_at', 'lease_until', 'fence'}
+local DAMAGED_KEPT_SECONDS = 7 * 86400
+
 function rm.load_task(names, id)
   return rm.read(names.task .. id, unpack(TASK))
+end
+
+-- The requirements of a task; nil if they cannot be read.
+function rm.read_kind(packed)
+  local kind = rm.unpack(packed)
+  if kind and type(kind.window) == 'number' and type(kind.only) == 'string' and type(kind.capabilities) == 'table' then
+    return kind
+  end
+end
+
+local function missing_number(task, fields)
+  for _, field in ipairs(fields) do
+    if not tonumber(task[field]) then return field end
+  end
+end
+
+-- Why a task's record cannot be used; nil if it can be.
+function rm.damage_of(task)
+  if not task.state then return 'it has no record' end
+  for _, field in ipairs(TEXTS) do
+    if not task[field] then return 'its record has no ' .. field end
+  end
+  local field = missing_number(task, NUMBERS) or (task.score and missing_number(task, {'score'}))
+    or (task.state == 'leased' and missing_number(task, NUMBERS_LEASED))
+  if field then return 'its ' .. field .. ' is not a number' end
+  if not (rm.read_kind(task.kind_spec) and rm.read_kind(task.open_kind_spec)) then return 'its kind is unreadable' end
+  if task.assigned and not string.match(task.entry or '', '^%d+%-%d+$') then return 'its entry is no stream id' end
+  if task.state == 'leased' and not task.assigned then return 'no agent holds it' end
+end
+
+-- Shift the ends of what had time left at the time `last`.
+local function shift_deadlines(names, last, by)
+  for _, key in ipairs({names.leases, names.unclaimed, names.agents}) do
+    local found = redis.call('ZRANGEBYSCORE', key, '(' .. rm.seconds(last), '(+inf', 'WITHSCORES')
+    for position = 1, #found, 2 do
+      local ends = rm.seconds(tonumber(found[position + 1]) * 1000000 + by)
+      redis.call('ZADD', key, ends, found[position])
+      local task = names.task .. found[position]
+      if key == names.leases and redis.call('HEXISTS', task, 'lease_until') == 1 then
+        redis.call('HSET', task, 'lease_until', ends)
+      end
+    end
+  end
+end
+
+-- The time of a call about tasks or agents. After a pause in which no server called, because servers or Redis were down,
+-- or Redis's clock was set, leases, assignments and agents have as much time left as before it: none could be renewed.
+function rm.team_now(names)
+  local now, last = rm.now(), rm.number(names.counters, 'team_at') * 1000000
+  local pause = now - last
+  if last > 0 and math.abs(pause) > PAUSE_SECONDS * 1000000 then shift_deadlines(names, last, pause) end
+  if math.abs(pause) >= 1000000 then redis.call('HSET', names.counters, 'team_at', rm.seconds(now)) end
+  return now
 end
 
 function rm.add_history(names, id, now, entry)
@@ -37,11 +99,13 @@ function rm.record(names, id, task, now, entry)
   rm.emit_task(names, entry.op, id, entry.agent, task)
 end
 
--- A registered agent; nil for any other name.
+-- A registered agent; nil for any other name, and for a damaged record: registering again repairs it.
 function rm.load_agent(names, name)
   local agent = rm.read(names.agent .. name, 'registered_at', 'capabilities', 'context_window', 'max_tasks', 'status',
     'heartbeat_seconds', 'last_claim')
-  if not agent.registered_at then return nil end
+  if not agent.registered_at or missing_number(agent, {'context_window', 'max_tasks', 'heartbeat_seconds'}) then
+    return nil
+  end
   agent.name, agent.has = name, rm.set(rm.split(agent.capabilities))
   agent.window, agent.most = tonumber(agent.context_window), tonumber(agent.max_tasks)
   return agent
@@ -96,8 +160,7 @@ end
 -- The turn of a submitter's next task among all tasks of its priority: start-time fair queueing.
 local function next_turn(names, rank, submitter)
   local mine = rank .. ':' .. submitter
-  local found = redis.call('HMGET', names.turns, rank, mine)
-  local turn = math.max(tonumber(found[1] or '0'), tonumber(found[2] or '0'))
+  local turn = math.max(rm.number(names.turns, rank), rm.number(names.turns, mine))
   redis.call('HSET', names.turns, mine, rm.integer(turn + 1))
   return turn
 end
@@ -105,7 +168,7 @@ end
 -- Record that a task had its turn, where new submitters of its priority start.
 function rm.advance_turn(names, task)
   local turn = tonumber(task.score) % BAND
-  if turn > tonumber(redis.call('HGET', names.turns, task.rank) or '0') then
+  if turn > rm.number(names.turns, task.rank) then
     redis.call('HSET', names.turns, task.rank, rm.integer(turn))
   end
 end
@@ -129,6 +192,18 @@ local function unqueue_task(names, id, kind)
   end
 end
 
+-- The requirements of a kind with a queue. If they cannot be read, those of its first task; nil if that has none.
+function rm.spec_of(names, kind, packed)
+  local spec = rm.read_kind(packed)
+  if spec then return spec end
+  rm.discard(names.kinds, kind, 'unreadable')
+  local first = redis.call('ZRANGE', names.backlog .. kind, 0, 0)[1]
+  packed = first and redis.call('HGET', names.task .. first, 'kind_spec')
+  spec = rm.read_kind(packed)
+  if spec then redis.call('HSET', names.kinds, kind, packed) end
+  return spec
+end
+
 -- Assign a task to an agent, without a lease.
 function rm.assign(names, id, task, name)
   unqueue_task(names, id, task.kind)
@@ -147,8 +222,8 @@ end
 
 -- Assign a queued task to the first candidate that is alive, able and has capacity.
 function rm.assign_to_first(names, id, task, candidates, now)
-  local kind = cmsgpack.unpack(task.kind_spec)
-  for _, name in ipairs(candidates) do
+  local kind = rm.read_kind(task.kind_spec)
+  for _, name in ipairs(kind and candidates or {}) do
     local agent = rm.load_agent(names, name)
     if agent and agent.status ~= 'draining' and is_alive(names, name, now) and rm.is_able(agent, kind)
         and has_capacity(names, agent) and not rm.is_avoided(names, task.avoid, kind, name, now) then
@@ -214,6 +289,50 @@ function rm.end_task(names, id, task, state, now, keep, fields)
   if redis.call('EXISTS', names.dependents .. id) == 1 then redis.call('SADD', names.unsettled, id) end
 end
 
+-- Remove a task whose record is missing or damaged from what walks read. What is left of the record stays for a week.
+-- The walk over `key` found it as `entry`.
+function rm.remove_damaged(names, key, entry, id, task, why)
+  rm.discard(key, entry, why)
+  for _, queue in ipairs({names.leases, names.unclaimed, names.delayed, names.deadlines}) do
+    redis.call('ZREM', queue, id)
+  end
+  if task.kind then unqueue_task(names, id, task.kind) end
+  if task.assigned then
+    redis.call('SREM', names.held .. task.assigned, id)
+    if string.match(task.entry or '', '^%d+%-%d+$') then
+      redis.call('XDEL', names.inbox .. task.assigned, task.entry)
+    end
+  end
+  redis.call('DEL', names.task_vector .. id, names.blockers .. id)
+  change_count(names.counters, 'open_tasks', -1)
+  if task.submitter then
+    change_count(names.counters, 'open_tasks:' .. task.submitter, -1)
+    if task.kind then change_count(names.kinds_of .. task.submitter, task.kind, -1) end
+  end
+  if task.state then redis.call('HSET', names.task .. id, 'state', 'dead', 'error', 'damaged: ' .. why) end
+  for _, part in ipairs({names.task, names.history}) do redis.call('EXPIRE', part .. id, DAMAGED_KEPT_SECONDS) end
+  if redis.call('EXISTS', names.dependents .. id) == 1 then redis.call('SADD', names.unsettled, id) end
+end
+
+-- Handle a task that the walk over `key` found as `entry`. If it is in none of the `states`, or damaged, it is removed.
+function rm.attempt_task(names, key, entry, id, states, handle)
+  local task = rm.load_task(names, id)
+  local why = rm.damage_of(task)
+  if why and (not task.state or rm.contains(rm.OPEN, task.state)) then
+    return rm.remove_damaged(names, key, entry, id, task, why)
+  end
+  if not rm.contains(states, task.state) then return rm.discard(key, entry, 'its task is ' .. (task.state or 'gone')) end
+  return rm.attempt(key, entry, handle, task)
+end
+
+-- Handle up to `limit` tasks of a sorted set that are due, and take them out of it.
+function rm.each_due(names, key, states, now, limit, handle)
+  for _, id in ipairs(rm.due(key, now, limit)) do
+    rm.attempt_task(names, key, id, id, states, function(task) handle(id, task) end)
+    redis.call('ZREM', key, id)
+  end
+end
+
 function rm.dead_letter(names, id, task, now, keep, reason)
   rm.end_task(names, id, task, 'dead', now, keep, {'error', reason})
   local entry = redis.call('XADD', names.dead_tasks, '*', 'task', id, 'error', reason, 'attempts', task.attempt or 0)
@@ -224,7 +343,10 @@ end
 local function settle_dependent(names, id, ended, completed, now, keep)
   local task = rm.load_task(names, id)
   redis.call('SREM', names.blockers .. id, ended)
-  if task.state == 'waiting' and not completed then
+  local damage = task.state == 'waiting' and rm.damage_of(task)
+  if damage then
+    rm.remove_damaged(names, names.dependents .. ended, id, id, task, damage)
+  elseif task.state == 'waiting' and not completed then
     rm.end_task(names, id, task, 'cancelled', now, keep, {'error', 'a task it depends on did not complete'})
     rm.record(names, id, task, now, {op = 'cancelled', error = 'depends on ' .. ended})
   elseif task.state == 'waiting' and redis.call('EXISTS', names.blockers .. id) == 0 then
@@ -242,7 +364,7 @@ function rm.settle_dependents(names, now, keep)
     local completed = redis.call('HGET', names.task .. ended, 'state') == 'completed'
     local dependents = redis.call('SPOP', names.dependents .. ended, budget)
     for _, id in ipairs(dependents) do settle_dependent(names, id, ended, completed, now, keep) end
-    budget = budget - #dependents
+    budget = budget - math.max(#dependents, 1)
     if redis.call('EXISTS', names.dependents .. ended) == 0 then redis.call('SREM', names.unsettled, ended) end
   end
   return redis.call('EXISTS', names.unsettled) == 1
@@ -278,6 +400,8 @@ end
 local function release_task(names, id, name, now, request)
   local task = rm.load_task(names, id)
   if task.assigned ~= name then return end
+  local damage = rm.damage_of(task)
+  if damage then return rm.remove_damaged(names, names.inbox .. name, task.entry, id, task, damage) end
   if task.kind ~= task.open_kind then
     change_count(names.kinds_of .. task.submitter, task.kind, -1)
     change_count(names.kinds_of .. task.submitter, task.open_kind, 1)
@@ -296,7 +420,7 @@ end
 function rm.release_tasks(names, name, now, request)
   local entries = redis.call('XRANGE', names.inbox .. name, '-', '+', 'COUNT', rm.BATCH)
   for _, entry in ipairs(entries) do
-    release_task(names, entry[2][2], name, now, request)
+    rm.attempt(names.inbox .. name, entry[1], release_task, names, entry[2][2], name, now, request)
     redis.call('XDEL', names.inbox .. name, entry[1])
   end
   return #entries, redis.call('XLEN', names.inbox .. name) > 0

@@ -43,10 +43,10 @@ end
 
 -- The answer to a submission that is refused, else nil and the dependencies that have not ended.
 local function check_submission(names, request, now)
-  if (tonumber(redis.call('HGET', names.counters, 'open_tasks') or '0')) >= request.quota then
+  if rm.number(names.counters, 'open_tasks') >= request.quota then
     return {status = 'quota'}
   end
-  local own = tonumber(redis.call('HGET', names.counters, 'open_tasks:' .. request.audit.who) or '0')
+  local own = rm.number(names.counters, 'open_tasks:' .. request.audit.who)
   if (request.own_quota or 0) > 0 and own >= request.own_quota then return {status = 'own_quota'} end
   if is_kind_too_many(names, request) then return {status = 'too_many_kinds'} end
   if request.only ~= '' and not rm.load_agent(names, request.only) then return {status = 'unknown_agent'} end
@@ -93,7 +93,7 @@ end
 -- Answer: {status = submitted | replayed | idempotency_conflict | quota | own_quota | too_many_kinds |
 --          unknown_agent | unknown_dependency | ended_dependency | past_deadline, id, state, assigned}
 rm.serve('rm1_task_submit', function(request, keys, names)
-  local id, now, submitter = request.id, rm.now(), request.audit.who
+  local id, now, submitter = request.id, rm.team_now(names), request.audit.who
   local known = rm.read(names.task .. id, 'state', 'assigned')
   if known.state then rm.already_audited(request.audit) end
   if known.state then return {status = 'submitted', id = id, state = known.state, assigned = known.assigned} end
@@ -121,10 +121,10 @@ end)
 -- rm1_task_assign: assign queued tasks to the first of their candidates that has capacity by now.
 -- KEYS: leases. Answer: {assigned = {id: name}}
 rm.serve('rm1_task_assign', function(request, _, names)
-  local now, assigned = rm.now(), {}
+  local now, assigned = rm.team_now(names), {}
   for _, item in ipairs(request.items) do
     local task = rm.load_task(names, item.id)
-    if task.state == 'pending' and not task.assigned then
+    if task.state == 'pending' and not task.assigned and not rm.damage_of(task) then
       assigned[item.id] = rm.assign_to_first(names, item.id, task, item.candidates, now)
     end
   end
@@ -137,8 +137,10 @@ local function best_in_inbox(names, name, held)
   local best
   for _, entry in ipairs(redis.call('XRANGE', names.inbox .. name, '-', '+')) do
     local id, score = entry[2][2], tonumber(entry[2][4])
-    if (not best or score < best.score) and redis.call('SISMEMBER', names.held .. name, id) == 0 then
-      best = {id = id, score = score}
+    if not id or not score then
+      rm.discard(names.inbox .. name, entry[1], 'it names no task')
+    elseif (not best or score < best.score) and redis.call('SISMEMBER', names.held .. name, id) == 0 then
+      best = {id = id, score = score, entry = entry[1]}
     end
   end
   return best
@@ -167,8 +169,8 @@ end
 local function heads_for(names, agent, now)
   local heads, kinds = {}, redis.call('HGETALL', names.kinds)
   for position = 1, #kinds, 2 do
-    local kind, spec = kinds[position], cmsgpack.unpack(kinds[position + 1])
-    if rm.is_able(agent, spec) then
+    local kind, spec = kinds[position], rm.spec_of(names, kinds[position], kinds[position + 1])
+    if spec and rm.is_able(agent, spec) then
       heads[kind] = {kind = kind, spec = spec, first = first_of(names, kind, spec, agent.name, now)}
     end
   end
@@ -184,8 +186,7 @@ local function best_of(heads, best)
   return best, from
 end
 
-local function lease(names, id, agent, secret, now)
-  local task = rm.load_task(names, id)
+local function lease(names, id, task, agent, secret, now)
   if task.assigned == agent.name then
     redis.call('ZREM', names.unclaimed, id)
   else
@@ -208,27 +209,26 @@ end
 -- End expired leases and assignments, queue tasks whose retry is due, and end tasks past their deadline: up to `limit`
 -- of each.
 local function process_due(names, now, limit, keep)
-  for _, id in ipairs(rm.due(names.leases, now, limit)) do
-    local task = rm.load_task(names, id)
+  rm.each_due(names, names.leases, {'leased'}, now, limit, function(id, task)
     rm.fail_attempt(names, id, task, now, {op = 'expired', error = 'the lease of ' .. task.assigned .. ' expired',
       retry = true, delay = 0, keep = keep})
-  end
-  for _, id in ipairs(rm.due(names.unclaimed, now, limit)) do
-    rm.requeue_assigned(names, id, rm.load_task(names, id), now, 'not claimed in time')
-  end
-  for _, id in ipairs(rm.due(names.delayed, now, limit)) do
+  end)
+  rm.each_due(names, names.unclaimed, {'pending'}, now, limit, function(id, task)
+    rm.requeue_assigned(names, id, task, now, 'not claimed in time')
+  end)
+  rm.each_due(names, names.delayed, {'retrying'}, now, limit, function(id, task)
     redis.call('ZREM', names.delayed, id)
-    rm.make_pending(names, id, rm.load_task(names, id), now)
-  end
-  for _, id in ipairs(rm.due(names.deadlines, now, limit)) do
-    rm.dead_letter(names, id, rm.load_task(names, id), now, keep, 'its deadline passed')
-  end
+    rm.make_pending(names, id, task, now)
+  end)
+  rm.each_due(names, names.deadlines, rm.OPEN, now, limit, function(id, task)
+    rm.dead_letter(names, id, task, now, keep, 'its deadline passed')
+  end)
 end
 
 -- rm1_task_sweep: process what is due, up to BATCH of each kind, and the dependents of ended tasks.
 -- KEYS: leases. Answer: {more}
 rm.serve('rm1_task_sweep', function(request, _, names)
-  local now = rm.now()
+  local now = rm.team_now(names)
   process_due(names, now, rm.BATCH, request.keep)
   local more = rm.settle_dependents(names, now, request.keep)
   for _, key in ipairs({names.leases, names.unclaimed, names.delayed, names.deadlines}) do
@@ -242,12 +242,20 @@ end)
 local function lease_best(names, agent, secrets, now)
   local leased, held = {}, redis.call('SCARD', names.held .. agent.name)
   local heads = agent.status ~= 'draining' and held < agent.most and heads_for(names, agent, now) or {}
-  while #leased < #secrets and held < agent.most do
+  local damaged = 0
+  while #leased < #secrets and held < agent.most and damaged < rm.BATCH do
     local best, head = best_of(heads, best_in_inbox(names, agent.name, held))
     if not best then break end
-    leased[#leased + 1] = lease(names, best.id, agent, secrets[#leased + 1], now)
+    local key = head and names.backlog .. head.kind or names.inbox .. agent.name
+    local found = rm.attempt_task(names, key, best.entry or best.id, best.id, {'pending'}, function(task)
+      return lease(names, best.id, task, agent, secrets[#leased + 1], now)
+    end)
     if head then head.first = first_of(names, head.kind, head.spec, agent.name, now) end
-    held = held + 1
+    if found then
+      leased[#leased + 1], held = found, held + 1
+    else
+      damaged = damaged + 1
+    end
   end
   return leased, held
 end
@@ -264,7 +272,7 @@ end
 -- first, in case no sweep has done so.
 -- KEYS: leases. Answer: {status = claimed | unknown, tasks = [...], held, most}
 rm.serve('rm1_task_claim', function(request, _, names)
-  local now = rm.now()
+  local now = rm.team_now(names)
   local agent = rm.load_agent(names, request.agent)
   if not agent then return {status = 'unknown'} end
   if agent.last_claim == request.call then return redis.call('HGET', names.agent .. agent.name, 'last_answer') end
@@ -319,7 +327,7 @@ end
 -- rm1_task_complete: end a task with its result.
 -- KEYS: leases. Answer: {status = completed | unknown | stale, state, more}
 rm.serve('rm1_task_complete', function(request, _, names)
-  local id, now, name = request.id, rm.now(), request.agent
+  local id, now, name = request.id, rm.team_now(names), request.agent
   local task = rm.load_task(names, id)
   if is_repeated(task, request) then return {status = 'completed'} end
   local problem = rm.lease_problem(names, task, request, now)
@@ -344,7 +352,7 @@ end
 -- rm1_task_fail: end an attempt. The task is retried after a pause, by another agent if possible.
 -- KEYS: leases. Answer: {status = retrying | reassigned | dead | unknown | stale, state, next_at, more}
 rm.serve('rm1_task_fail', function(request, _, names)
-  local id, now = request.id, rm.now()
+  local id, now = request.id, rm.team_now(names)
   local task = rm.load_task(names, id)
   if is_repeated(task, request) then
     return {status = task.state == 'dead' and 'dead' or 'retrying',

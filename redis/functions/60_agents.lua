@@ -7,7 +7,7 @@ local PROFILE = {'registered_at', 'type', 'capabilities', 'context_window', 'max
 -- new holder of a name owns nothing that an earlier one left.
 -- KEYS: agent. Answer: {status = registered | changed, again, owner}
 rm.serve('rm1_agent_register', function(request, keys, names)
-  local name, now = request.agent, rm.now()
+  local name, now = request.agent, rm.team_now(names)
   local known = rm.read(keys[1], 'owner', 'registered_at')
   if not known.owner and rm.is_outdated(names, name, request.proof) then return {status = 'changed'} end
   if not known.owner then rm.issue_owner(names, name, request.candidate, request.proof) end
@@ -33,7 +33,7 @@ end
 -- rm1_agent_heartbeat: record a sign of life and renew the leases of the given tokens.
 -- KEYS: agent. Answer: {status = alive | unknown, renewed = [{token, until}], lost = [token], most, hands, held}
 rm.serve('rm1_agent_heartbeat', function(request, keys, names)
-  local name, now = request.agent, rm.now()
+  local name, now = request.agent, rm.team_now(names)
   local agent = rm.load_agent(names, name)
   if not agent then return {status = 'unknown'} end
   rm.touch_agent(names, agent, now)
@@ -51,7 +51,8 @@ end)
 -- rm1_agent_lost: mark an agent dead whose deadline has passed, and release a slice of its tasks.
 -- KEYS: agent. Answer: {status = dead | alive, taken, more}
 rm.serve('rm1_agent_lost', function(request, keys, names)
-  local name, now = request.agent, rm.now()
+  local name, now = request.agent, rm.team_now(names)
+  if not rm.load_agent(names, name) then rm.discard(names.agents, name, 'its record is missing or damaged') end
   local deadline = tonumber(redis.call('ZSCORE', names.agents, name) or '0')
   if deadline > 0 and deadline * 1000000 > now then return {status = 'alive', more = false} end
   if deadline > 0 then

@@ -161,7 +161,8 @@ class TaskNamespace:
         return await self.call("rm1_task_assign", items=[{"id": task_id, "candidates": list(candidates)}])
 
     async def sweep(self) -> None:
-        """Sweep until nothing is due."""
+        """Remove what is damaged, and sweep until nothing is due."""
+        await self.call("rm1_tidy")
         rounds = 1
         while (await self.call("rm1_task_sweep"))["more"]:
             rounds += 1

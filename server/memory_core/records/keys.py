@@ -168,6 +168,8 @@ class Keys:
     seals = _Key("seals")  # stream: the seals over the audit, each with the id of the last entry that it covers
     sealer = _Key("sealer")  # string: the process that currently seals; expires if it stops
 
+    damaged = _Key("damaged")  # stream: the newest damaged entries that walks removed (redis/functions/02_damage.lua)
+
     def chunk(self, memory_id: str, number: int) -> str:
         """Hash: a further chunk of a long memory, from 1 on."""
         return f"{self.chunk_prefix}{memory_id}:{number}"

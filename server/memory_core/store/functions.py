@@ -27,12 +27,21 @@ LIBRARY = "rm1"
 RELEASE = version("redis-memory-gpu")
 _NAMES_RELEASE = "rm1_release"
 """A Function whose description is the release of the library. FUNCTION LIST shows it without a call."""
+_REDIS = """local redis = {
+  register_function = redis.register_function,
+  error_reply = function(...) return redis.error_reply(...) end,
+  pcall = function(...) return redis.pcall(...) end,
+  sha1hex = function(text) return redis.sha1hex(text) end,
+}
+"""
+"""What the Functions use of Redis's own table, which has no `pcall` until they run. redis/functions/02_damage.lua adds
+`call`."""
 _KEYS = (
-    "agent agents audit backlog blockers children chores counters data_key "
+    "agent agents audit backlog blockers children chores counters damaged data_key "
     "dead_tasks deadlines delayed dependents did events grant granted granting "
     "grants_due held history inbox job_streams keyed kinds kinds_of leases memory "
-    "meta offers owner performance reshared same_prefix seen submitted task task_vector "
-    "tombstones turns unclaimed unsettled "
+    "meta offers owner performance reshared same_prefix seen submitted task "
+    "task_vector tokens tombstones turns unclaimed unsettled "
 ).split()
 """The keys that the Functions name themselves, by their names in keys.py."""
 
@@ -71,13 +80,14 @@ class NewerLibrary(UnsafeStart):
 
 @cache
 def library_code(release: str = RELEASE) -> str:
-    """Join redis/functions/*.lua by name into one library. Each file is a block; all share the table `rm`."""
+    """Join redis/functions/*.lua by name into one library. Each file is a block; all share `rm` and `redis`."""
     blocks = [f"do\n{path.read_text()}end\n" for path in sorted(resource("redis/functions").glob("*.lua"))]
     named = (
         f"redis.register_function{{function_name = '{_NAMES_RELEASE}', description = '{release}', "
         f"flags = {{'no-writes'}}, callback = function() return '{release}' end}}\n"
     )
-    return "\n".join([f"#!lua name={LIBRARY}\nlocal rm = {{KEYS = {{{_key_names()}}}}}\n{named}", *blocks])
+    head = f"#!lua name={LIBRARY}\nlocal rm = {{KEYS = {{{_key_names()}}}}}\n{_REDIS}{named}"
+    return "\n".join([head, *blocks])
 
 
 @cache

@@ -1,0 +1,94 @@
+-- Damage: a key of another type, an entry without its record, a value that cannot be read. It stops no Function: what is
+-- damaged is removed, and the Function goes on. The answer and the stream `damaged` say what was removed.
+
+local KEPT, KEPT_SECONDS, ANSWERED, SHOWN = 1000, 30 * 86400, 100, 200
+local REMOVE = {zset = 'ZREM', set = 'SREM', hash = 'HDEL', stream = 'XDEL'}
+-- Errors of commands whose arguments were read from damaged records. All other errors of commands end the Function.
+local OF_DAMAGE = {'WRONGTYPE', 'not an integer', 'not a float', 'valid float', 'Invalid stream ID',
+  'arguments must be strings'}
+
+local removed = {}
+
+-- What this call removed; nil for nothing.
+function rm.take_removed()
+  local found = #removed > 0 and removed or nil
+  removed = {}
+  return found
+end
+
+-- Remove a damaged entry of a key, or without `entry` the key, and report it.
+function rm.discard(key, entry, why)
+  local kind = entry and redis.call('TYPE', key).ok
+  if not entry then
+    redis.call('UNLINK', key)
+  elseif kind == 'list' then
+    redis.call('LREM', key, 0, entry)
+  elseif REMOVE[kind] then
+    redis.call(REMOVE[kind], key, entry)
+  end
+  local found = {key, string.sub(entry or '', 1, SHOWN), string.sub(why, 1, SHOWN)}
+  if #removed < ANSWERED then removed[#removed + 1] = found end
+  local names = rm.names_of(key)
+  redis.call('XADD', names.damaged, 'MAXLEN', '~', KEPT, '*', 'key', found[1], 'entry', found[2],
+    'why', found[3])
+  redis.call('EXPIRE', names.damaged, KEPT_SECONDS)
+end
+
+local function is_damage(err)
+  for _, text in ipairs(OF_DAMAGE) do
+    if string.find(err, text, 1, true) then return true end
+  end
+  return false
+end
+
+-- Remove what a command failed at, so that it finds nothing there; false if that is not why it failed.
+local function repair(err, command, key, field)
+  if not rm.names_of(key) then return false end
+  if string.find(err, 'WRONGTYPE', 1, true) == 1 then
+    rm.discard(key, nil, 'the key is of another type')
+    return true
+  end
+  if command == 'HINCRBY' and string.find(err, 'not an integer', 1, true) then
+    rm.discard(key, field, 'not a number')
+    return true
+  end
+  return false
+end
+
+-- All Functions run their commands by this.
+function redis.call(...)
+  local answer = redis.pcall(...)
+  if type(answer) ~= 'table' or not answer.err then return answer end
+  if not repair(answer.err, ...) then error(answer) end
+  return redis.call(...)
+end
+
+-- Handle an entry of a walk. If `handle` fails because of what it read, the entry is removed, so that the walk goes on.
+-- Returns what `handle` returns.
+function rm.attempt(key, entry, handle, ...)
+  local ok, found = pcall(handle, ...)
+  if ok then return found end
+  if type(found) == 'table' and not is_damage(found.err) then error(found) end
+  rm.discard(key, entry, type(found) == 'table' and found.err or found)
+end
+
+-- A number in a hash, 0 if there is none. One that cannot be read is removed.
+function rm.number(key, field)
+  local found = tonumber(redis.call('HGET', key, field) or '0')
+  if found and found > -math.huge and found < math.huge then return found end
+  rm.discard(key, field, 'not a number')
+  return 0
+end
+
+-- Unpack a value; nil if it is no msgpack map.
+function rm.unpack(packed)
+  local ok, found = pcall(cmsgpack.unpack, packed or '')
+  return ok and type(found) == 'table' and found or nil
+end
+
+-- rm1_discard: remove damaged entries of a key that a server could not read. KEYS: the key. Request: entries, why.
+-- Answer: {}
+rm.serve('rm1_discard', function(request, keys)
+  for _, entry in ipairs(request.entries) do rm.discard(keys[1], entry, request.why) end
+  return {}
+end)

@@ -1,0 +1,58 @@
+-- The check for damage that no walk over what is due comes across: it would slow down or mislead a namespace for good.
+
+local SAMPLE, HANDS_READ = 32, 256
+
+-- Read keys, so that those of another type are removed.
+local function read_keys(command, ...)
+  for _, key in ipairs({...}) do redis.call(command, key) end
+end
+
+local function read_fixed_keys(names)
+  read_keys('ZCARD', names.agents, names.leases, names.unclaimed, names.delayed, names.deadlines, names.grants_due,
+    names.chores, names.tokens)
+  read_keys('SCARD', names.unsettled, names.tombstones, names.keyed)
+  read_keys('XLEN', names.events, names.dead_tasks, names.audit, names.damaged)
+  read_keys('HLEN', names.counters, names.kinds, names.turns)
+end
+
+local function read_keys_of(names, name)
+  read_keys('XLEN', names.inbox .. name)
+  read_keys('SCARD', names.held .. name, names.granting .. name)
+  read_keys('HLEN', names.performance .. name, names.granted .. name, names.offers .. name)
+  read_keys('ZCARD', names.submitted .. name)
+  read_keys('LLEN', names.did .. name)
+end
+
+-- Remove what an agent holds or is assigned without a task that says so: it counts against the agent's capacity.
+local function check_hands(names, name)
+  local held, inbox = names.held .. name, names.inbox .. name
+  for _, id in ipairs(redis.call('SMEMBERS', held)) do
+    local task = rm.read(names.task .. id, 'state', 'assigned')
+    if task.state ~= 'leased' or task.assigned ~= name then rm.discard(held, id, 'the agent has no lease of it') end
+  end
+  for _, entry in ipairs(redis.call('XRANGE', inbox, '-', '+')) do
+    local task = rm.read(names.task .. (entry[2][2] or ''), 'assigned', 'entry')
+    if task.assigned ~= name or task.entry ~= entry[1] then
+      rm.discard(inbox, entry[1], 'the task is not assigned to the agent')
+    end
+  end
+end
+
+-- rm1_tidy: remove keys of another type, and what is damaged of a random sample of the agents.
+-- KEYS: leases. Answer: {}
+rm.serve('rm1_tidy', function(_, _, names)
+  read_fixed_keys(names)
+  local left = HANDS_READ
+  for _, name in ipairs(redis.call('ZRANDMEMBER', names.agents, SAMPLE)) do
+    read_keys_of(names, name)
+    if not rm.load_agent(names, name) then
+      rm.discard(names.agents, name, 'its record is missing or damaged')
+    end
+    local hands = redis.call('SCARD', names.held .. name) + redis.call('XLEN', names.inbox .. name)
+    if left == HANDS_READ or hands <= left then
+      check_hands(names, name)
+      left = left - hands
+    end
+  end
+  return {}
+end)
