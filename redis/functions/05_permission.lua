@@ -33,9 +33,31 @@ function rm.is_proven(entry, id, proof)
     and signed.owner == entry.owner and (signed.ends < 0 or entry.ends <= signed.ends)
 end
 
+local function is_part(part)
+  return type(part) == 'table' and type(part.tokens) == 'table' and type(part.ends) == 'number'
+end
+
+local function is_entry(entry)
+  if not entry or type(entry.own) ~= 'table' or type(entry.via) ~= 'table' or type(entry.ends) ~= 'number' then
+    return false
+  end
+  for _, part in pairs(entry.via) do
+    if not is_part(part) then return false end
+  end
+  return true
+end
+
+-- An entry of `granted` or `offers`; nil if there is none. One that cannot be read is removed: it gives nothing.
+function rm.load_entry(key, id)
+  local packed = redis.call('HGET', key, id)
+  local entry = packed and rm.unpack(packed)
+  if is_entry(entry) then return entry end
+  if packed then rm.discard(key, id, 'unreadable') end
+end
+
 -- The parts of an entry that are active now; nil if none are.
-function rm.active_entry(packed, owner, now)
-  local entry = packed and cmsgpack.unpack(packed)
+function rm.active_entry(key, id, owner, now)
+  local entry = rm.load_entry(key, id)
   if not entry or entry.owner ~= owner then return nil end
   if entry.ends <= now then entry.own = {} end
   for parent, part in pairs(entry.via) do
@@ -51,7 +73,7 @@ function rm.writing_grants(granted, agent, ids, scope)
   local owner, now, carried = redis.call('HGET', agent, 'owner'), rm.now(), rm.set(rm.split(scope))
   local found = {}
   for _, id in ipairs(ids) do
-    local entry = rm.active_entry(redis.call('HGET', granted, id), owner, now)
+    local entry = rm.active_entry(granted, id, owner, now)
     if entry and entry.permission == 'write' then
       if rm.intersects(entry.own, carried) then found[#found + 1] = {id} end
       for parent, part in pairs(entry.via) do
@@ -67,7 +89,7 @@ function rm.grants_with_room(names, lists, growth, most)
   for _, grants in ipairs(lists) do
     local full = false
     for _, id in ipairs(growth > 0 and most > 0 and grants or {}) do
-      full = full or tonumber(redis.call('HGET', names.grant .. id, 'grown') or '0') + growth > most
+      full = full or rm.number(names.grant .. id, 'grown') + growth > most
     end
     if not full then return grants end
   end

@@ -26,8 +26,7 @@ end
 
 -- A grant's entry, active or not.
 local function load_entry(names, name, id)
-  local packed = name and redis.call('HGET', names.granted .. name, id)
-  return packed and cmsgpack.unpack(packed)
+  return name and rm.load_entry(names.granted .. name, id)
 end
 
 local function save_entry(names, name, id, entry)
@@ -93,6 +92,7 @@ function end_grant(names, id, now, op, by, ended)
   local hash = names.grant .. id
   local grant = rm.read(hash, 'state', 'from', 'to')
   if grant.state ~= 'active' and grant.state ~= 'offered' then return end
+  if not grant.from or not grant.to then return rm.discard(hash, nil, 'the grant names no agents') end
   redis.call('HSET', hash, 'state', op, 'ended_at', rm.seconds(now), 'ended_by', by)
   redis.call('EXPIRE', hash, KEPT_SECONDS)
   redis.call('SREM', names.granting .. grant.from, id)
@@ -154,11 +154,11 @@ end
 
 -- The active entries of a hash by id, and the ids of the others.
 function rm.load_entries(key, owner, now)
-  local active, over, flat = {}, {}, redis.call('HGETALL', key)
-  for position = 1, #flat, 2 do
-    local entry = rm.active_entry(flat[position + 1], owner, now)
-    active[flat[position]] = entry
-    if not entry then over[#over + 1] = flat[position] end
+  local active, over = {}, {}
+  for _, id in ipairs(redis.call('HKEYS', key)) do
+    local entry = rm.active_entry(key, id, owner, now)
+    active[id] = entry
+    if not entry then over[#over + 1] = id end
   end
   return active, over
 end
@@ -460,7 +460,7 @@ end)
 rm.serve('rm1_expire_grants', function(request, _, names)
   local now, ended = rm.now(), nothing_ended()
   for _, id in ipairs(rm.due(names.grants_due, now, request.most)) do
-    end_grant(names, id, now, 'expired', '', ended)
+    rm.attempt(names.grants_due, id, end_grant, names, id, now, 'expired', '', ended)
     redis.call('ZREM', names.grants_due, id)
   end
   return {ended = ended.grants}

@@ -29,7 +29,7 @@ end
 -- The sequence number in the owner's context: the imported one, with later ones continuing above it, or the next.
 local function sequence_number(own, item)
   if not item.seq then return redis.call('HINCRBY', own.seq, item.context, 1) end
-  if item.seq > tonumber(redis.call('HGET', own.seq, item.context) or '0') then
+  if item.seq > rm.number(own.seq, item.context) then
     redis.call('HSET', own.seq, item.context, rm.integer(item.seq))
   end
   return rm.integer(item.seq)
@@ -115,7 +115,7 @@ end)
 local function lacks_parent(names, request, now)
   local owner = redis.call('HGET', names.agent .. request.from, 'owner')
   for parent in pairs(request.via) do
-    if not rm.active_entry(redis.call('HGET', names.granted .. request.from, parent), owner, now) then return true end
+    if not rm.active_entry(names.granted .. request.from, parent, owner, now) then return true end
   end
   return false
 end

@@ -132,6 +132,29 @@ async def expired_lease_goes_to_another_agent(tasks: TaskNamespace) -> None:
     assert await tasks.lease("b")
 
 
+async def lease_without_its_task_stops_no_sweep(tasks: TaskNamespace) -> None:
+    await tasks.client.zadd(tasks.keys.leases, {new_id(): 1})
+    await tasks.sweep()
+    assert await tasks.client.zcard(tasks.keys.leases) == 0
+    assert await tasks.client.xlen(tasks.keys.damaged) == 1
+
+
+async def pause_of_all_servers_costs_no_lease(tasks: TaskNamespace) -> None:
+    """All times are moved back, as if the last call was long ago."""
+    client, keys = tasks.client, tasks.keys
+    await tasks.register("a", "b")
+    task, over = await tasks.submit(retries=0), await tasks.submit(retries=0)
+    tokens = {leased["id"]: leased["lease_token"] for leased in await tasks.claim("a", 2)}
+    for name, left in ((task, 30), (over, -30)):
+        ends = await client.zscore(keys.leases, name) - 60 + left - 100
+        await client.zadd(keys.leases, {name: ends})
+        await client.hset(keys.task(name), "lease_until", ends)
+    await client.hset(keys.counters, "team_at", float(await client.hget(keys.counters, "team_at")) - 100)
+    await tasks.sweep()
+    assert await tasks.state(over) == "dead"
+    assert await tasks.complete("a", tokens[task]) == "completed"
+
+
 async def leased_task_is_not_given_to_another(tasks: TaskNamespace) -> None:
     await tasks.register("a", "b")
     await tasks.submit(to=["a"])

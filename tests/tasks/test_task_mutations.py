@@ -28,6 +28,7 @@ _RENEWS = """local _ = (function()
       redis.call('HSET', names.task .. id, 'lease_until', rm.seconds(now + 60000000))
       redis.call('ZADD', names.leases, rm.seconds(now + 60000000), id)
     end)(names, id, task, now, {op = 'expired'"""
+_XDEL = "  redis.call('XDEL', names.inbox .. task.assigned, task.entry)\n"
 _SETTLES = "  redis.call('SREM', names.blockers .. id, ended)\n"
 _LAST_OF_SETTLING = (
     "    rm.add_history(names, id, now, {op = 'unblocked'})\n    rm.make_pending(names, id, task, now)\n  end\n"
@@ -89,7 +90,7 @@ MUTATIONS: dict[str, tuple[str, list[tuple[str, str]]]] = {
             )
         ],
     ),
-    "no quota": ("namespace_task_quota_is_enforced", [("or '0')) >= request.quota then", "or '0')) < 0 then")]),
+    "no quota": ("namespace_task_quota_is_enforced", [("'open_tasks') >= request.quota then", "'open_tasks') < 0 then")]),
     "no check of capabilities": (
         "only_capable_agents_get_a_task",
         [("    if not agent.has[capability] then return false end\n", "")],
@@ -163,7 +164,7 @@ MUTATIONS: dict[str, tuple[str, list[tuple[str, str]]]] = {
     ),
     "the agent still holds the task": (
         "ended_task_leaves_no_keys_behind",
-        [("  redis.call('SREM', names.held .. task.assigned, id)\n", "")],
+        [(_XDEL + "  redis.call('SREM', names.held .. task.assigned, id)\n", _XDEL)],
     ),
     "ended tasks never expire": (
         "ended_task_leaves_no_keys_behind",
@@ -260,6 +261,19 @@ MUTATIONS: dict[str, tuple[str, list[tuple[str, str]]]] = {
     "pauses do not grow": ("retry_delays_double", [(" * 2 ^ (tonumber(task.attempt) - 1)", "")]),
     "no priorities": ("more_urgent_task_goes_first", [("rm.integer(tonumber(task.rank) * BAND + ", "rm.integer(")]),
     "no turns": ("submitters_take_turns", [("  return turn\nend", "  return 0\nend")]),
+    # damage and pauses
+    "damage is not reported": (
+        "lease_without_its_task_stops_no_sweep",
+        [("  redis.call('XADD', names.damaged,", "  rm.contains({},")],
+    ),
+    "pauses count as silence": (
+        "pause_of_all_servers_costs_no_lease",
+        [("then shift_deadlines(names, last, pause) end", "then last = now end")],
+    ),
+    "the end in a task's record does not move": (
+        "pause_of_all_servers_costs_no_lease",
+        [("        redis.call('HSET', task, 'lease_until', ends)\n", "")],
+    ),
     # order
     "assigned, then queued": (
         "assigned_task_is_not_given_to_another",
