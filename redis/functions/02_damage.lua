@@ -2,7 +2,7 @@
 -- damaged is removed, and the Function goes on. The answer and the stream `damaged` say what was removed.
 
 local KEPT, KEPT_SECONDS, ANSWERED, SHOWN = 1000, 30 * 86400, 100, 200
-local REMOVE = {zset = 'ZREM', set = 'SREM', hash = 'HDEL', stream = 'XDEL'}
+local REMOVE = {'ZREM', 'SREM', 'HDEL', 'XDEL'}
 -- Errors of commands whose arguments were read from damaged records. All other errors of commands end the Function.
 local OF_DAMAGE = {'WRONGTYPE', 'not an integer', 'not a float', 'valid float', 'Invalid stream ID',
   'arguments must be strings'}
@@ -16,17 +16,25 @@ function rm.take_removed()
   return found
 end
 
+-- The beginning of a text in ASCII: an answer with other bytes cannot be unpacked.
+local function shown(text)
+  return (string.gsub(string.sub(text, 1, SHOWN), '[^\32-\126]', function(byte)
+    return string.format('\\x%02x', string.byte(byte))
+  end))
+end
+
+-- Remove an entry of a key of any type: the commands of other types change nothing.
+local function remove_entry(key, entry)
+  for _, command in ipairs(REMOVE) do
+    if type(redis.pcall(command, key, entry)) == 'number' then return end
+  end
+  redis.pcall('LREM', key, 0, entry)
+end
+
 -- Remove a damaged entry of a key, or without `entry` the key, and report it.
 function rm.discard(key, entry, why)
-  local kind = entry and redis.call('TYPE', key).ok
-  if not entry then
-    redis.call('UNLINK', key)
-  elseif kind == 'list' then
-    redis.call('LREM', key, 0, entry)
-  elseif REMOVE[kind] then
-    redis.call(REMOVE[kind], key, entry)
-  end
-  local found = {key, string.sub(entry or '', 1, SHOWN), string.sub(why, 1, SHOWN)}
+  if entry then remove_entry(key, entry) else redis.call('UNLINK', key) end
+  local found = {shown(key), shown(entry or ''), shown(why)}
   if #removed < ANSWERED then removed[#removed + 1] = found end
   local names = rm.names_of(key)
   redis.call('XADD', names.damaged, 'MAXLEN', '~', KEPT, '*', 'key', found[1], 'entry', found[2],
@@ -86,9 +94,9 @@ function rm.unpack(packed)
   return ok and type(found) == 'table' and found or nil
 end
 
--- rm1_discard: remove damaged entries of a key that a server could not read. KEYS: the key. Request: entries, why.
--- Answer: {}
+-- rm1_discard: remove entries of a key that a server could not read. KEYS: the key. Request: entries, why.
+-- Answer: {status}
 rm.serve('rm1_discard', function(request, keys)
   for _, entry in ipairs(request.entries) do rm.discard(keys[1], entry, request.why) end
-  return {}
+  return {status = 'ok'}
 end)

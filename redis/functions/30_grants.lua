@@ -124,11 +124,13 @@ function rm.end_all_grants(names, name)
   local now, ended = rm.now(), nothing_ended()
   for _, key in ipairs({names.granted, names.offers}) do
     for _, id in ipairs(redis.call('HKEYS', key .. name)) do
-      end_grant(names, id, now, 'revoked', name, ended)
+      rm.attempt(key .. name, id, end_grant, names, id, now, 'revoked', name, ended)
+      redis.call('HDEL', key .. name, id)
     end
   end
   for _, id in ipairs(redis.call('SMEMBERS', names.granting .. name)) do
-    end_grant(names, id, now, 'revoked', name, ended)
+    rm.attempt(names.granting .. name, id, end_grant, names, id, now, 'revoked', name, ended)
+    redis.call('SREM', names.granting .. name, id)
   end
   return ended.grants
 end

@@ -1,6 +1,6 @@
 -- The check for damage that no walk over what is due comes across: it would slow down or mislead a namespace for good.
 
-local SAMPLE, HANDS_READ = 32, 256
+local SAMPLE, MOST = 32, 256
 
 -- Read keys, so that those of another type are removed.
 local function read_keys(command, ...)
@@ -20,7 +20,7 @@ local function read_keys_of(names, name)
   read_keys('SCARD', names.held .. name, names.granting .. name)
   read_keys('HLEN', names.performance .. name, names.granted .. name, names.offers .. name)
   read_keys('ZCARD', names.submitted .. name)
-  read_keys('LLEN', names.did .. name)
+  redis.call('LRANGE', names.did .. name, 0, 0)
 end
 
 -- Remove what an agent holds or is assigned without a task that says so: it counts against the agent's capacity.
@@ -38,21 +38,39 @@ local function check_hands(names, name)
   end
 end
 
--- rm1_tidy: remove keys of another type, and what is damaged of a random sample of the agents.
--- KEYS: leases. Answer: {}
+-- Remove grants and offers without a record: no agent could end them.
+local function check_grants(names, name)
+  for _, key in ipairs({names.granted, names.offers}) do
+    for _, id in ipairs(redis.call('HKEYS', key .. name)) do
+      local grant = rm.read(names.grant .. id, 'state', 'from', 'to', 'kind', 'values', 'until')
+      if not (grant.state and grant.from and grant.to and grant.kind and tonumber(grant['until']))
+          or not rm.unpack(grant.values) then
+        rm.discard(key .. name, id, 'its record is missing or damaged')
+      elseif not rm.load_entry(key .. name, id) then
+        redis.call('HSET', names.grant .. id, 'state', 'revoked')
+      end
+    end
+  end
+end
+
+-- rm1_tidy: remove keys of another type, and what is damaged of some agents, other ones each time.
+-- KEYS: leases. Answer: {status}
 rm.serve('rm1_tidy', function(_, _, names)
   read_fixed_keys(names)
-  local left = HANDS_READ
-  for _, name in ipairs(redis.call('ZRANDMEMBER', names.agents, SAMPLE)) do
+  local left = MOST
+  local start = math.random(0, math.max(redis.call('ZCARD', names.agents) - SAMPLE, 0))
+  for _, name in ipairs(redis.call('ZRANGE', names.agents, start, start + SAMPLE - 1)) do
     read_keys_of(names, name)
     if not rm.load_agent(names, name) then
       rm.discard(names.agents, name, 'its record is missing or damaged')
     end
-    local hands = redis.call('SCARD', names.held .. name) + redis.call('XLEN', names.inbox .. name)
-    if left == HANDS_READ or hands <= left then
+    local entries = redis.call('SCARD', names.held .. name) + redis.call('XLEN', names.inbox .. name)
+      + redis.call('HLEN', names.granted .. name) + redis.call('HLEN', names.offers .. name)
+    if left == MOST or entries <= left then
       check_hands(names, name)
-      left = left - hands
+      check_grants(names, name)
+      left = left - entries
     end
   end
-  return {}
+  return {status = 'ok'}
 end)

@@ -7,12 +7,13 @@ import logging
 from collections import Counter, defaultdict
 from collections.abc import AsyncGenerator, Awaitable, Callable, Hashable, Iterable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
+from urllib.parse import quote
 
 from memory_core.cancellation import cancel
 from memory_core.errors import MemoryServiceError, Tampered
 from memory_core.records import redis_time
 from memory_core.records.agent import Agent
-from memory_core.records.audit_entry import system_entry
+from memory_core.records.audit_entry import MOST_IDS, system_entry
 from memory_core.records.authority_codes import Authority
 from memory_core.records.keys import Keys, bell, lane_of
 from memory_core.records.times import to_redis
@@ -57,6 +58,7 @@ class Service:
         self.backend.on_library_restored = lambda: self.recorder.add(
             settings.namespace, system_entry("server", "restore_functions")
         )
+        self.backend.on_damage = self._report_damage
         self.embeddings = Embeddings(self.backend, self.models)
         self.bulk = BulkClient(self.backend, self.models, self.embeddings.replies)
         self.vault = Vault(self.backend)
@@ -108,6 +110,14 @@ class Service:
         is_claimed = kind in (Authority.CREDENTIAL, Authority.OPERATOR_KEY)
         entry = system_entry("server", "refuse_authority", [f"{kind}:{name.replace(' ', ':')}"])
         self.recorder.add(self.settings.namespace if is_claimed else namespace, {**entry, "outcome": Tampered.code})
+
+    def _report_damage(self, namespace: str, damaged: list[list[str]]) -> None:
+        """Log, count and audit what was removed as damaged."""
+        self.counters.damaged += len(damaged)
+        for key, entry, why in damaged:
+            log.warning("removed a damaged entry of %s: %r: %s", key, entry, why)
+        named = [quote(f"{key}:{entry}", safe=":{}") for key, entry, _ in damaged[:MOST_IDS]]
+        self.recorder.add(namespace, system_entry("server", "remove_damaged", named))
 
     async def drained(self) -> None:
         """Wait for the pending actions, before a process without background work ends."""

@@ -90,7 +90,7 @@ MUTATIONS: dict[str, tuple[str, list[tuple[str, str]]]] = {
             )
         ],
     ),
-    "no quota": ("namespace_task_quota_is_enforced", [("'open_tasks') >= request.quota then", "'open_tasks') < 0 then")]),
+    "no quota": ("namespace_task_quota_is_enforced", [(">= request.quota then", "< 0 then")]),
     "no check of capabilities": (
         "only_capable_agents_get_a_task",
         [("    if not agent.has[capability] then return false end\n", "")],

@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 from memory_core.records import owners
 from memory_core.records.authority_codes import AuthorityCodes
+from memory_core.records.damage import execute, or_none
 from memory_core.records.keys import Keys
 from memory_core.records.model import Model
 from memory_core.records.names import split_labels
 from memory_core.records.task_kind import TaskKind
 from memory_core.redis_client import Client
+from memory_core.slices import slices
 
 if TYPE_CHECKING:
     from memory_core.records.vectors import Matrix
@@ -117,9 +119,9 @@ async def load_agent(client: Client, keys: Keys, name: str) -> Agent | None:
 async def load_agents(
     client: Client, keys: Keys, names: Sequence[str] | None = None, *, model: Model | None = None
 ) -> list[Agent]:
-    """Load some or all registered agents, in two round trips; with `model` its vectors too."""
+    """Load some or all registered agents, in two round trips; with `model` its vectors too. Skips damaged records."""
     if names is None:
-        names = [name.decode() for name in await client.zrange(keys.agents, 0, -1)]
+        names = [name.decode(errors="replace") for name in await client.zrange(keys.agents, 0, -1)]
     if not names:
         return []
     pipe = client.pipeline(transaction=False)
@@ -131,9 +133,10 @@ async def load_agents(
         pipe.hgetall(keys.performance(name))
         if model:
             pipe.lrange(keys.did(name), 0, -1)
-    rows = await pipe.execute()
+    rows = await execute(pipe)
     step = _COMMANDS + bool(model)
-    agents = (_parse(name, rows[n * step : (n + 1) * step], model) for n, name in enumerate(names))
+    parts = zip(names, slices(rows, step), strict=True)
+    agents = [or_none(lambda name=name, row=row: _parse(name, list(row), model)) for name, row in parts]
     return [agent for agent in agents if agent]
 
 

@@ -10,7 +10,8 @@ from typing import Any
 
 from memory_core.records import grant_proof, owners, quarantine
 from memory_core.records.authority_codes import AuthorityCodes
-from memory_core.records.codec import DecodeError, unpack
+from memory_core.records.codec import unpack
+from memory_core.records.damage import or_none
 from memory_core.records.keys import Keys
 from memory_core.records.scope import Grant, Part, Principal, owner_token
 
@@ -36,11 +37,16 @@ def principal_of(namespace: str, agent: str, admin: bool, rows: list[Any], integ
     owner_row, entries, tombstones, marks, (seconds, microseconds) = rows
     owned = owners.read(integrity, namespace, agent, owner_row)
     now = int(seconds) + int(microseconds) / _MICROSECONDS
+
+    def read(grant_id: str, packed: bytes) -> Grant | None:
+        entry = _entry(packed, owned.current)
+        if entry is None or grant_proof.check(integrity, namespace, agent, grant_id, entry):
+            return None
+        return _grant(grant_id, entry, now)
+
     grants = [
-        _grant(grant_id.decode(), entry, now)
+        or_none(lambda grant_id=grant_id, packed=packed: read(grant_id.decode(), packed))
         for grant_id, packed in entries.items()
-        if (entry := _entry(packed, owned.current))
-        and grant_proof.check(integrity, namespace, agent, grant_id.decode(), entry) is None
     ]
     return Principal(
         namespace=namespace,
@@ -57,10 +63,7 @@ def principal_of(namespace: str, agent: str, admin: bool, rows: list[Any], integ
 
 def _entry(packed: bytes, owner: str | None) -> dict[str, Any] | None:
     """Read the entry of a grant to an owner id; redis/functions/05_permission.lua defines its form."""
-    try:
-        entry: dict[str, Any] = unpack(packed)
-    except DecodeError:
-        return None
+    entry: dict[str, Any] = unpack(packed)
     return entry if owner is not None and entry.get("owner") == owner else None
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from collections.abc import Iterable
 
 from memory_core.errors import InvalidArgument, echo
 
@@ -29,6 +30,11 @@ def check_name(value: str, what: str = "name") -> str:
         f"{what} {echo(value)} is not a name",
         hint="use 1 to 64 of a-z, 0-9, '_', '.', '-', beginning with a letter or a digit",
     )
+
+
+def only_names(found: Iterable[bytes]) -> list[str]:
+    """Return the names among the members of a set, sorted; anything else in it is ignored."""
+    return sorted(name for raw in found if _NAME.fullmatch(name := raw.decode(errors="replace")))
 
 
 def check_agent_name(value: str) -> str:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
+from memory_core.records.damage import execute, or_none
 from memory_core.records.keys import Keys
 from memory_core.records.model import Model
 from memory_core.records.names import split_labels
@@ -131,15 +132,15 @@ def parse(task_id: str, values: list[bytes | None]) -> Task | None:
 
 
 async def load_tasks(client: Client, keys: Keys, task_ids: Iterable[str]) -> list[Task]:
-    """Load tasks in the order of the ids, without those that are gone."""
+    """Load tasks in the order of the ids, without those that are gone or damaged."""
     ids = list(task_ids)
     if not ids:
         return []
     pipe = client.pipeline(transaction=False)
     for task_id in ids:
         pipe.hmget(keys.task(task_id), FIELDS)
-    rows = await pipe.execute()
-    tasks = (parse(task_id, row) for task_id, row in zip(ids, rows, strict=True))
+    rows = zip(ids, await execute(pipe), strict=True)
+    tasks = [or_none(lambda task_id=task_id, row=row: parse(task_id, row)) for task_id, row in rows]
     return [task for task in tasks if task]
 
 
@@ -148,4 +149,4 @@ async def load_vectors(client: Client, keys: Keys, task_ids: Iterable[str], mode
     pipe = client.pipeline(transaction=False)
     for task_id in task_ids:
         pipe.hget(keys.task_vector(task_id), model.field)
-    return await pipe.execute()
+    return [vector if isinstance(vector, bytes) else None for vector in await execute(pipe)]

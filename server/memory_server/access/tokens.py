@@ -12,7 +12,7 @@ from memory_core.records.ids import is_id
 from memory_core.records.keys import Keys, token_key
 from memory_core.records.names import check_agent_name, check_name
 from memory_core.records.token import Token
-from memory_core.redis_client import Client
+from memory_server.engine.damage import surviving
 from memory_server.engine.redis_backend import Backend
 
 LONGEST_SECONDS = 10 * 365 * 86_400.0
@@ -37,12 +37,15 @@ async def list_tokens(backend: Backend, namespace: str) -> list[Token]:
     """List the unexpired tokens of a namespace, oldest first."""
     keys = Keys(check_name(namespace, "namespace"))
 
-    async def fetch(client: Client) -> list[Token]:
-        ids: list[bytes] = await client.zrange(keys.tokens, 0, -1)
-        found = [await tokens.load(client, token_id.decode(), backend.integrity) for token_id in ids]
-        return sorted((pair[0] for pair in found if pair), key=lambda token: token.id)
-
-    return await backend.read(fetch)
+    found = list[Token]()
+    for raw in await backend.read(lambda client: client.zrange(keys.tokens, 0, -1)):
+        async with surviving(backend, keys.tokens, raw):
+            token_id = raw.decode()
+            pair = await backend.read(
+                lambda client, token_id=token_id: tokens.load(client, token_id, backend.integrity)
+            )
+            found += [pair[0]] if pair else []
+    return sorted(found, key=lambda token: token.id)
 
 
 async def revoke_token(backend: Backend, token_id: str) -> Token:

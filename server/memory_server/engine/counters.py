@@ -17,6 +17,8 @@ class Counters:
         """Operations by name and outcome; each operation of a batch counts."""
         self.call_seconds = FAMILIES.histogram("call_seconds", "How long operations took.", "operation")
         self.bad_tokens = 0
+        self.damaged = 0
+        """Damaged entries that were removed from Redis."""
         self.turned_away = 0
         """Calls refused before their operation was known."""
         text = "How long the parts of searches took."

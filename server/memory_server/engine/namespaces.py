@@ -20,6 +20,7 @@ from redis import exceptions as redis_errors
 from memory_core.cancellation import cancel
 from memory_core.errors import MemoryServiceError, StoreUnavailable
 from memory_core.records.keys import NAMESPACES, Keys
+from memory_core.records.names import only_names
 from memory_core.redis_client import Client
 from memory_core.store import index
 from memory_core.store.connection import store_errors
@@ -65,7 +66,7 @@ class Namespaces:
             await cancel([watching])
 
     async def names(self) -> list[str]:
-        return sorted(raw.decode() for raw in await self._backend.read(lambda client: client.smembers(NAMESPACES)))
+        return only_names(await self._backend.read(lambda client: client.smembers(NAMESPACES)))
 
     async def knows(self, name: str) -> bool:
         """Whether anything was ever stored in a namespace. Reading does not create one."""

@@ -80,6 +80,8 @@ class Backend:
         self.on_library_restored: Callable[[], None] = lambda: None
         self.library_problem: MemoryServiceError | None = None
         """Why this process calls no Function: those in Redis are not of this release, nor signed by a newer one."""
+        self.on_damage: Callable[[str, list[list[str]]], None] = lambda *_: None
+        """Receives the namespace, and the key, entry and reason of what a Function removed as damaged."""
         self.on_audited: Callable[[str], None] = lambda _: None
         self.on_moved: Callable[[], None] = lambda: None
         self.fatal: asyncio.Future[UnsafeStart] = asyncio.get_running_loop().create_future()
@@ -189,7 +191,10 @@ class Backend:
             nonlocal unknown
             try:
                 async with store_errors(writing=True, deadline=self.settings.redis.timeout_seconds):
-                    return await functions.call(client, function, keys, **request)
+                    answer = await functions.call(client, function, keys, **request)
+                if "damaged" in answer:
+                    self.on_damage(namespace_of(keys[0]), answer.pop("damaged"))
+                return answer
             except OutcomeUnknown as error:
                 unknown = error
                 raise

@@ -11,6 +11,7 @@ from memory_core.records import redis_time
 from memory_core.records.keys import Keys
 from memory_core.records.scope import PUBLIC
 from memory_core.slices import slices
+from memory_server.engine.damage import discard
 from memory_server.engine.redis_backend import Backend
 from memory_server.events.entries import LOST, MEMORY, EventEntry, Position, parse_entries
 
@@ -59,7 +60,11 @@ async def _read(backend: Backend, key: str) -> _Stream:
     stream, start = _Stream(), _START
     while True:
         page = await backend.read(lambda client, start=start: client.xrange(key, min=start, count=_PAGE))
-        for entry in parse_entries(page):
+        entries = parse_entries(page)
+        if len(entries) < len(page):
+            good = {entry.position.id for entry in entries}
+            await discard(backend, key, [entry for entry, _ in page if entry.decode() not in good], "a malformed event")
+        for entry in entries:
             if entry.kind == LOST:
                 stream.losses[next(iter(entry.to | entry.scope), "")] = entry
             else:

@@ -14,6 +14,7 @@ from typing import Any
 
 from memory_core.crypto.integrity import Integrity
 from memory_core.errors import EmbeddingUnavailable, MemoryServiceError, StoreUnavailable
+from memory_core.records.ids import is_id
 from memory_core.records.keys import Keys
 from memory_core.records.memory import Record, filter_fields
 from memory_core.records.model import Model
@@ -82,6 +83,15 @@ async def embed_ahead(embeddings: Embeddings, texts: Sequence[str], asker: Asker
     """Cache vectors before many operations need them one by one; failures are ignored."""
     with suppress(MemoryServiceError):
         await embeddings.embed(texts, asker, wait=AHEAD_SECONDS)
+
+
+def parse_chore(chore: bytes) -> tuple[str, str]:
+    """Return the memory's id and the whole chore as text; raises ValueError."""
+    text = chore.decode()
+    memory_id, _, most = text.rpartition(":")
+    if not (is_id(memory_id) and most.isdecimal()):
+        raise ValueError(f"{text!r} is not an id and a number of chunks")
+    return memory_id, text
 
 
 async def settle(service: MemoryServices, namespace: str, chore: str, content: ChunkedContent | None = None) -> None:

@@ -11,6 +11,8 @@ from typing import Any
 from memory_core.errors import Forbidden
 from memory_core.records import redis_time
 from memory_core.records.agent import held_since
+from memory_core.records.damage import execute, or_none
+from memory_core.records.ids import is_id
 from memory_core.records.keys import Keys
 from memory_core.records.task import Task, TaskState, load_tasks
 from memory_core.records.times import to_iso
@@ -66,8 +68,8 @@ async def grant_board(service: SearchServices, request: RequestContext) -> Grant
     now, board = redis_time.now(), GrantsAnswer(whole=True, grants=[], offers=[])
     lists: dict[bytes, list[GrantInfo]] = {b"active": board.grants, b"offered": board.offers}
     for grant_id, row in rows.items():
-        if row["state"] in lists and float(row["until"]) > now:
-            lists[row["state"]].append(grant_info(grant_id, row))
+        if info := or_none(lambda row=row, grant_id=grant_id: _in_force(grant_id, row, now)):
+            lists[row["state"]].append(info)
     return board
 
 
@@ -94,8 +96,8 @@ async def all_grants(
     keys, found = Keys(caller.namespace), list[GrantState]()
     async for ids in _newest_ids(backend, keys.grant("")):
         rows = await backend.read(lambda client, ids=ids: _load_grants(client, keys, ids))
-        grants = [_grant_state(grant_id, row) for grant_id, row in rows.items()]
-        wanted = (grant for grant in grants if ended or grant.state in _IN_FORCE)
+        grants = [or_none(lambda one=one, row=row: _grant_state(one, row)) for one, row in rows.items()]
+        wanted = (grant for grant in filter(None, grants) if ended or grant.state in _IN_FORCE)
         found += [grant for grant in wanted if agent in (None, grant.from_agent, grant.to_agent)]
         if len(found) >= limit:
             break
@@ -108,7 +110,11 @@ async def _own_tasks(client: Client, keys: Keys, agent: str) -> set[str]:
     pipe.smembers(keys.held(agent))
     pipe.xrevrange(keys.inbox(agent), count=_OF_EACH)
     submitted, held, assigned = await pipe.execute()
-    return {name.decode() for name in (*submitted, *held, *(fields[b"task"] for _, fields in assigned))}
+    return _ids([*submitted, *held, *(fields.get(b"task", b"") for _, fields in assigned)])
+
+
+def _ids(found: Sequence[bytes]) -> set[str]:
+    return {text for raw in found if is_id(text := raw.decode(errors="replace"))}
 
 
 async def _newest_tasks(client: Client, keys: Keys) -> set[str]:
@@ -121,7 +127,7 @@ async def _newest_tasks(client: Client, keys: Keys) -> set[str]:
     for name in agents:
         pipe.zrange(keys.submitted(name.decode()), 0, 49, desc=True)
     dead, *others = await pipe.execute()
-    return {name.decode() for name in (*(fields[b"task"] for _, fields in dead), *(n for row in others for n in row))}
+    return _ids([*(fields.get(b"task", b"") for _, fields in dead), *(name for row in others for name in row)])
 
 
 async def _newest_grants(client: Client, keys: Keys) -> dict[str, dict[str, bytes]]:
@@ -137,8 +143,9 @@ async def _load_grants(client: Client, keys: Keys, ids: Sequence[str]) -> dict[s
     pipe: Any = client.pipeline(transaction=False)
     for grant_id in ids:
         pipe.hgetall(keys.grant(grant_id))
-    rows = zip(ids, await pipe.execute(), strict=True)
-    return {grant_id: {name.decode(): value for name, value in row.items()} for grant_id, row in rows if row}
+    rows = zip(ids, await execute(pipe), strict=True)
+    found = {grant_id: row for grant_id, row in rows if isinstance(row, dict) and row}
+    return {grant_id: {name.decode(): value for name, value in row.items()} for grant_id, row in found.items()}
 
 
 async def _newest_ids(backend: Backend, prefix: str) -> AsyncGenerator[Sequence[str]]:
@@ -153,6 +160,11 @@ async def _newest_ids(backend: Backend, prefix: str) -> AsyncGenerator[Sequence[
     ids = sorted((name.decode()[len(prefix) :] for name in names), reverse=True)
     for part in slices(ids, _SLICE):
         yield part
+
+
+def _in_force(grant_id: str, row: dict[str, bytes], now: float) -> GrantInfo | None:
+    is_in_force = row["state"].decode() in _IN_FORCE and float(row["until"]) > now
+    return grant_info(grant_id, row) if is_in_force else None
 
 
 def _grant_state(grant_id: str, row: dict[str, bytes]) -> GrantState:

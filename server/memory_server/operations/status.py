@@ -14,6 +14,7 @@ from memory_core.errors import MemoryServiceError
 from memory_core.records import redis_time
 from memory_core.records.keys import NAMESPACES, SWEEPER, Keys
 from memory_core.records.model import count_jobs, read_models
+from memory_core.records.names import only_names
 from memory_core.redis_client import Client
 from memory_core.settings.settings import Settings
 from memory_core.store import sidecar
@@ -109,7 +110,7 @@ async def _read_server(settings: Settings) -> ServerState:
 async def _read_redis(client: Client, found: Status, settings: Settings) -> None:
     async with store_errors():
         info = await client.info()
-        names = sorted(name.decode() for name in await client.smembers(NAMESPACES))
+        names = only_names(await client.smembers(NAMESPACES))
         found.server.servers = bool(await client.exists(SWEEPER))
         found.sidecars = await sidecar.living(client)
     redis = found.redis

@@ -19,15 +19,17 @@ from memory_core.records.ids import new_id
 from memory_core.records.keys import AUDITED, SWEEPER, Keys
 from memory_core.records.memory import Record
 from memory_core.records.model import Model
+from memory_core.records.names import only_names
 from memory_core.redis_client import Client
 from memory_core.store.connection import store_errors
+from memory_server.engine.damage import readable
 from memory_server.engine.redis_backend import Backend
 from memory_server.events.retention import trim_events
 from memory_server.index import loader, queries
 from memory_server.index import query_builder as build
-from memory_server.memories.chunks import settle
+from memory_server.memories.chunks import parse_chore, settle
 from memory_server.memories.record_encoder import encoder_of
-from memory_server.operations.team_sweeper import sweep_due_teams, sweep_team
+from memory_server.operations.team_sweeper import keeps_on, sweep_due_teams, sweep_team, tidy
 from memory_server.security.audit.chain import is_unsealed
 from memory_server.security.audit.retention import trim
 from memory_server.service import Service
@@ -91,28 +93,25 @@ async def _hold_lease(backend: Backend, name: str) -> bool:
 async def sweep(service: Service, *, patience: float = PATIENCE_SECONDS) -> None:
     """Sweep all namespaces: missing indexes, unwritten chunks, memories without a vector, expired grants, teams."""
     for namespace in await service.namespaces.names():
-        try:
+        with keeps_on(service, f"sweep of {namespace}"):
+            await tidy(service, namespace)
             await service.namespaces.get(namespace)
             await _settle_chores(service, namespace, patience)
             await _requeue(service, namespace, patience)
             await remove_expired(service.backend, namespace, _AT_ONCE)
             await trim_events(service.backend, namespace)
             await sweep_team(service, namespace)
-        except MemoryServiceError as error:
-            log.warning("sweep of %s: %s", namespace, error.message)
 
 
 async def sweep_audits(service: Service) -> None:
     """Seal the entries that a killed server left unsealed, and delete old entries."""
     audited: set[bytes] = await service.backend.read(lambda client: client.smembers(AUDITED))
-    for namespace in sorted({*(name.decode() for name in audited), *await service.namespaces.names()}):
-        try:
+    for namespace in sorted({*only_names(audited), *await service.namespaces.names()}):
+        with keeps_on(service, f"audit of {namespace}"):
             if await is_unsealed(service.backend, namespace):
                 service.auditor.noticed(namespace)
             if service.auditor.is_due_for_trim(namespace, TRIM_SECONDS):
                 await trim(service.backend, namespace, service.settings.audit)
-        except MemoryServiceError as error:
-            log.warning("audit of %s: %s", namespace, error.message)
 
 
 async def _settle_chores(service: Service, namespace: str, patience: float) -> None:
@@ -125,11 +124,13 @@ async def _settle_chores(service: Service, namespace: str, patience: float) -> N
         pipe.zrangebyscore(keys.chores, now + patience, "+inf", start=0, num=_AT_ONCE)
         return [chore for chores in await pipe.execute() for chore in chores]
 
-    for chore in await service.backend.read(fetch):
+    for memory_id, chore in await readable(
+        service.backend, keys.chores, await service.backend.read(fetch), parse_chore
+    ):
         try:
-            await settle(service, namespace, chore.decode())
+            await settle(service, namespace, chore)
         except (Tampered, KeyMissing) as error:
-            log.warning("the chunks of %s in %s are left unchanged: %s", chore.decode(), namespace, error.message)
+            log.warning("the chunks of %s in %s are left unchanged: %s", memory_id, namespace, error.message)
 
 
 async def _requeue(service: Service, namespace: str, patience: float) -> None:

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+import re
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
 
 from memory_core.errors import MemoryServiceError
 from memory_core.records import owners, redis_time
 from memory_core.records.audit_entry import system_entry
+from memory_core.records.damage import execute, or_none
+from memory_core.records.ids import is_id
 from memory_core.records.keys import Keys
+from memory_core.records.names import NAME_PATTERN
 from memory_core.redis_client import Client
 from memory_core.slices import slices
+from memory_server.engine.damage import readable
 from memory_server.index import query_builder as build
 from memory_server.memories.clear import delete
 from memory_server.operations.quarantine import memory_ids
@@ -19,7 +25,7 @@ from memory_server.tasks.routing import sweep_tasks, write_in_slices
 
 log = logging.getLogger(__name__)
 _AT_ONCE = 100
-_CLOCKS = 5
+_CLOCKS = 6
 
 
 async def sweep_due_teams(service: Service) -> None:
@@ -27,28 +33,48 @@ async def sweep_due_teams(service: Service) -> None:
     names = await service.namespaces.names()
     clocks = await service.backend.read(lambda client: _overdue(client, [Keys(name) for name in names]))
     for name, overdue in zip(names, clocks, strict=True):
-        if overdue:
-            try:
+        if overdue != 0:
+            with keeps_on(service, f"sweep of the team in {name}"):
+                if overdue is None:
+                    await tidy(service, name)
                 await sweep_team(service, name)
-            except MemoryServiceError as error:
-                log.warning("sweep of the team in %s: %s", name, error.message)
 
 
-async def _overdue(client: Client, namespaces: Sequence[Keys]) -> list[int]:
+@contextmanager
+def keeps_on(service: Service, what: str) -> Generator[None]:
+    """Log and count a failure in one namespace, so that the others are still swept."""
+    try:
+        yield
+    except MemoryServiceError as error:
+        log.warning("%s: %s", what, error.message)
+    except Exception:
+        service.counters.sweeps["failed"] += 1
+        log.exception("%s failed", what)
+
+
+async def tidy(service: Service, namespace: str) -> None:
+    """Remove keys of another type, and what is damaged of some agents."""
+    keys = Keys(namespace)
+    await service.backend.write("rm1_tidy", [keys.leases], repeatable=True, prefix=keys.prefix)
+
+
+async def _overdue(client: Client, namespaces: Sequence[Keys]) -> list[int | None]:
+    """Count what is overdue in each namespace; None where a key is of another type."""
     pipe, now = client.pipeline(transaction=False), redis_time.now()
     for keys in namespaces:
         pipe.zcount(keys.agents, 0, now)
         for clock in (keys.leases, keys.unclaimed, keys.delayed, keys.deadlines):
             pipe.zcount(clock, "-inf", now)
-    counts = await pipe.execute() if namespaces else []
-    return [sum(part) for part in slices(counts, _CLOCKS)]
+        pipe.scard(keys.unsettled)
+    counts = await execute(pipe) if namespaces else []
+    return [or_none(lambda part=part: sum(part)) for part in slices(counts, _CLOCKS)]
 
 
 async def sweep_team(service: Service, namespace: str) -> None:
     """Mark silent agents dead and reassign their tasks, sweep tasks, and purge deleted owners."""
     keys = Keys(namespace)
     overdue = await service.backend.read(lambda client: client.zrangebyscore(keys.agents, 0, redis_time.now()))
-    for name in [raw.decode() for raw in overdue]:
+    for name in await readable(service.backend, keys.agents, overdue, _agent_name):
         reason, audit = f"{name} fell silent", system_entry("server", "agent_died", [name])
         key = keys.agent(name)
         await write_in_slices(service, namespace, "rm1_agent_lost", key, agent=name, reason=reason, audit=audit)
@@ -56,10 +82,22 @@ async def sweep_team(service: Service, namespace: str) -> None:
     await _purge(service, namespace)
 
 
+def _agent_name(raw: bytes) -> str:
+    if not re.fullmatch(NAME_PATTERN, name := raw.decode()):
+        raise ValueError("not a name")
+    return name
+
+
+def _owner_id(raw: bytes) -> str:
+    if not is_id(owner := raw.decode()):
+        raise ValueError("not an owner id")
+    return owner
+
+
 async def _purge(service: Service, namespace: str) -> None:
     keys = Keys(namespace)
-    for raw in await service.backend.read(lambda client: client.smembers(keys.tombstones)):
-        owner = raw.decode()
+    tombstones = await service.backend.read(lambda client: client.smembers(keys.tombstones))
+    for owner in await readable(service.backend, keys.tombstones, tombstones, _owner_id):
         code = await service.backend.read(lambda client, owner=owner: client.hget(keys.owner(owner), "deleted"))
         if owners.check_tombstone(service.backend.integrity, namespace, owner, code):
             continue  # hides its memories, but must not destroy them

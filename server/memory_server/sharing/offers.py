@@ -6,6 +6,7 @@ from typing import Any
 
 from memory_core.records import offer_proof, owners, redis_time
 from memory_core.records.codec import unpack
+from memory_core.records.damage import or_none
 from memory_core.records.keys import Keys
 from memory_core.records.memory import MemoryType
 from memory_core.records.scope import Principal
@@ -64,7 +65,7 @@ async def _load(service: MemoryServices, principal: Principal, offer_id: str) ->
 
     found, packed, since = await service.backend.read(fetch)
     row: dict[str, bytes] = {name.decode(): value for name, value in found.items()}
-    entry: dict[str, Any] | None = unpack(packed) if packed else None
+    entry: dict[str, Any] | None = or_none(lambda: unpack(packed)) if packed else None
     if not row or entry is None or entry["owner"] != principal.owner or float(row["until"]) <= redis_time.now():
         raise no_offer(offer_id)
     if not offer_proof.is_genuine(integrity, keys.namespace, offer_id, row):

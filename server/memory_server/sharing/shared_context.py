@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import AsyncGenerator
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from dataclasses import dataclass, field, replace
 from itertools import accumulate
 from typing import Any
@@ -12,6 +12,7 @@ from typing import Any
 from memory_core.errors import InvalidArgument
 from memory_core.records import offer_proof, redis_time
 from memory_core.records.codec import unpack
+from memory_core.records.damage import UNREADABLE, execute
 from memory_core.records.keys import Keys, digest
 from memory_core.records.memory import Record
 from memory_core.records.model import Model
@@ -192,17 +193,18 @@ async def _list_grants(backend: Backend, principal: Principal, other: str | None
         pipe.smembers(keys.granting(principal.agent))
         pipe.hkeys(keys.offers(principal.agent))
         (seconds, _), given, offered = await pipe.execute()
-        named = {grant.id for grant in principal.grants} | {raw.decode() for raw in (*given, *offered)}
+        named = {grant.id for grant in principal.grants} | {raw.decode(errors="replace") for raw in (*given, *offered)}
         for grant_id in sorted(named, reverse=True):
             pipe.hgetall(keys.grant(grant_id))
-        return float(seconds), sorted(named, reverse=True), await pipe.execute()
+        return float(seconds), sorted(named, reverse=True), await execute(pipe)
 
     now, ids, rows = await backend.read(fetch)
     answer = SharedContextAnswer()
     for grant_id, row in zip(ids, rows, strict=True):
-        fields = {name.decode(): value for name, value in row.items()}
-        if fields and float(fields["until"]) > now and _is_genuine(backend, keys, grant_id, fields):
-            _add_grant(answer, principal, other, grant_id, fields)
+        with suppress(*UNREADABLE):  # a damaged record is not listed; the sweeper ends its grant
+            fields = {name.decode(): value for name, value in row.items()}
+            if fields and float(fields["until"]) > now and _is_genuine(backend, keys, grant_id, fields):
+                _add_grant(answer, principal, other, grant_id, fields)
     dropped = 0
     for grants in (answer.granted_to_me, answer.granted_by_me, answer.offers):
         lengths = accumulate(len(grant.model_dump_json()) for grant in grants)

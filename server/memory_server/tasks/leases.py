@@ -175,7 +175,8 @@ async def _show_assigned(backend: Backend, caller: Caller, args: PendingArgument
 
     async def fetch(client: Client) -> list[Task]:
         entries = await client.xrange(keys.inbox(caller.agent), count=args.limit)
-        return await load_tasks(client, keys, [fields[b"task"].decode() for _, fields in entries])
+        names = [fields.get(b"task", b"").decode(errors="replace") for _, fields in entries]
+        return await load_tasks(client, keys, names)
 
     tasks = await backend.read(fetch)
     return PendingAnswer(tasks=[_claimed(task) for task in tasks])

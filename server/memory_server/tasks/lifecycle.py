@@ -15,6 +15,7 @@ from memory_core.records.times import to_iso
 from memory_core.redis_client import Client
 from memory_server.contract import validation
 from memory_server.contract.tasks import TaskAnswer, TaskEvent, TaskListAnswer, TaskStateAnswer, TaskView
+from memory_server.engine.damage import readable
 from memory_server.engine.redis_backend import Backend
 from memory_server.engine.request_context import Caller, RequestContext
 from memory_server.tasks.routing import dispatch_soon
@@ -130,9 +131,13 @@ def no_task(task_id: str) -> NotFound:
 
 async def load_history(backend: Backend, namespace: str, task_id: str) -> list[TaskEvent]:
     """Load the history of a task, oldest event first."""
-    rows = await backend.read(lambda client: client.lrange(Keys(namespace).history(task_id), 0, -1))
-    entries: list[dict[str, Any]] = [unpack(row) for row in rows]
-    return [TaskEvent.model_validate(entry | {"at": to_iso(float(entry["at"]))}) for entry in entries]
+    key = Keys(namespace).history(task_id)
+    return await readable(backend, key, await backend.read(lambda client: client.lrange(key, 0, -1)), _read_event)
+
+
+def _read_event(row: bytes) -> TaskEvent:
+    entry: dict[str, Any] = unpack(row)
+    return TaskEvent.model_validate(entry | {"at": to_iso(float(entry["at"]))})
 
 
 def newest_texts(history: Sequence[TaskEvent], chars: int) -> tuple[list[TaskEvent], int]:

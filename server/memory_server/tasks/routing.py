@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from memory_core.records import redis_time
 from memory_core.records.agent import Agent, AgentStatus, TrackRecord, load_agents
+from memory_core.records.damage import execute, or_none
 from memory_core.records.keys import Keys
 from memory_core.records.task import Task, TaskPriority, load_tasks, load_vectors
 from memory_core.records.task_kind import TaskKind
@@ -130,9 +131,9 @@ async def dispatch(service: TaskServices, namespace: str) -> None:
         return
     service.rosters.pop(namespace, None)
     agents = [agent for agent in await roster(service, namespace) if agent.room]
-    open_kinds = {
-        name.decode(): fit for name, spec in kinds.items() if (fit := able(agents, TaskKind.parse(spec), now))
-    }
+    # What cannot be read is left to the claims, which repair it.
+    parsed = {raw.decode(): or_none(lambda spec=spec: TaskKind.parse(spec)) for raw, spec in kinds.items()}
+    open_kinds = {name: fit for name, kind in parsed.items() if kind and (fit := able(agents, kind, now))}
     if not open_kinds:
         return
     tasks = await service.backend.read(lambda client: _first_queued(client, keys, list(open_kinds)))
@@ -173,5 +174,6 @@ async def _first_queued(client: Client, keys: Keys, kinds: Sequence[str]) -> lis
     pipe = client.pipeline(transaction=False)
     for kind in kinds:
         pipe.zrange(keys.backlog(kind), 0, _BATCH - 1, withscores=True)
-    queued = sorted((score, name.decode()) for row in await pipe.execute() for name, score in row)
+    found = [row for row in await execute(pipe) if isinstance(row, list)]
+    queued = sorted((score, name.decode()) for row in found for name, score in row)
     return await load_tasks(client, keys, [name for _, name in queued[:_BATCH]])

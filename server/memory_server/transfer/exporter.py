@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import logging
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -17,6 +18,7 @@ from memory_core.records import grant_proof, owners, redis_time
 from memory_core.records.audit_entry import system_entry
 from memory_core.records.bounded_files import PACKED
 from memory_core.records.codec import unpack
+from memory_core.records.damage import UNREADABLE
 from memory_core.records.keys import Keys, digest
 from memory_core.records.memory import Record
 from memory_core.records.model import Model
@@ -31,6 +33,7 @@ from memory_server.transfer.export_lines import AgentLine, AnyLine, End, GrantLi
 from memory_server.transfer.sealed import FileSeal, Inside
 from memory_server.transfer.signature import FileSignature
 
+log = logging.getLogger(__name__)
 _SLICE = 100
 Progress = Callable[[int, int], None]
 """Receives how many records are done, and how many there are."""
@@ -319,13 +322,16 @@ class _Exporter:
 
             entries, owner = await self._backend.read(fetch)
             for grant_id, packed in entries.items():
-                entry, key = unpack(packed), keys.grant(grant_id.decode())
-                if grant_proof.check(self._backend.integrity, keys.namespace, name, grant_id.decode(), entry):
-                    continue
-                record = await self._backend.read(lambda client, key=key: client.hgetall(key))
-                if owner and entry["owner"] == owner.decode() and record.get(b"state") == b"active":
-                    line = _grant_line(grant_id.decode(), entry, record)
-                    found += [line] if line else []
+                try:
+                    entry, key = unpack(packed), keys.grant(grant_id.decode())
+                    if grant_proof.check(self._backend.integrity, keys.namespace, name, grant_id.decode(), entry):
+                        continue
+                    record = await self._backend.read(lambda client, key=key: client.hgetall(key))
+                    if owner and entry["owner"] == owner.decode() and record.get(b"state") == b"active":
+                        line = _grant_line(grant_id.decode(), entry, record)
+                        found += [line] if line else []
+                except UNREADABLE as error:
+                    log.warning("grant %s of %s is left out, because it is damaged: %s", grant_id, name, error)
         return found
 
 

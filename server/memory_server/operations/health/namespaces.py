@@ -12,6 +12,7 @@ from memory_core.errors import KeyMissing, ModelMismatch, SignedElsewhere
 from memory_core.records.authority_codes import IntegrityFailure
 from memory_core.records.keys import NAMESPACES, Keys
 from memory_core.records.model import Model, Models, read_models
+from memory_core.records.names import only_names
 from memory_core.redis_client import Client
 from memory_core.store import index
 from memory_core.store.connection import store_errors
@@ -29,7 +30,7 @@ _MOST_SHOWN = 3
 async def check_namespaces(inspection: Inspection) -> None:
     """Check all namespaces; raises StoreUnavailable."""
     async with store_errors():
-        names = sorted(name.decode() for name in await inspection.client.smembers(NAMESPACES))
+        names = only_names(await inspection.client.smembers(NAMESPACES))
     inspection.report.namespaces = names
     for name in names:
         keys = Keys(name)
@@ -39,6 +40,7 @@ async def check_namespaces(inspection: Inspection) -> None:
         await _check_keys(inspection, keys)
         await _check_authority(inspection, keys)
         await _check_audit(inspection, keys)
+        await _check_damage(inspection, keys)
 
 
 async def _check_model(inspection: Inspection, keys: Keys) -> Models | None:
@@ -157,3 +159,18 @@ async def _check_audit(inspection: Inspection, keys: Keys) -> None:
         is_good = False
     remedy = f"redis-memory audit verify --namespace {where} shows what was changed"
     report.check(is_good, "audit.seals", seen, remedy, where=where)
+
+
+async def _check_damage(inspection: Inspection, keys: Keys) -> None:
+    """Check whether Functions and servers removed damaged entries lately."""
+    async with store_errors():
+        number = int(await inspection.client.xlen(keys.damaged))
+        newest: Sequence[Any] = await inspection.client.xrevrange(keys.damaged, count=_MOST_SHOWN)
+    if not number:
+        inspection.report.ok("namespace.damage", "no damaged entries were removed", where=keys.namespace)
+        return
+    text = [{name.decode(): value.decode(errors="replace") for name, value in fields.items()} for _, fields in newest]
+    shown = "; ".join(f"{one.get('entry') or 'all'} of {one.get('key')} ({one.get('why')})" for one in text)
+    remedy = f"find what else writes to this Redis, then DEL '{keys.damaged}'"
+    seen = f"{number} damaged entries were removed, the newest: {shown}"
+    inspection.report.warning("namespace.damage", seen, remedy, where=keys.namespace)

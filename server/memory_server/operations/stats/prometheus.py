@@ -45,6 +45,7 @@ def _of_process(counters: Counters, service: Service | None) -> Iterator[Metric]
     yield from counters.call_seconds.collect()
     yield FAMILIES.counter("turned_away", "Calls refused under overload.", counters.turned_away)
     yield FAMILIES.counter("bad_tokens", "Requests with an invalid token.", counters.bad_tokens)
+    yield FAMILIES.counter("damaged_entries", "Damaged entries removed from Redis.", counters.damaged)
     yield from counters.search_part_seconds.collect()
     sweeps = "Rounds of the sweeper; `elsewhere`: by another server."
     yield FAMILIES.counters("sweeps", sweeps, "outcome", counters.sweeps)

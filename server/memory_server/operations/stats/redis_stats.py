@@ -12,6 +12,7 @@ from typing import Any
 from memory_core.errors import MemoryServiceError
 from memory_core.records.keys import NAMESPACES, Keys
 from memory_core.records.model import count_jobs
+from memory_core.records.names import only_names
 from memory_core.records.task import ENDED
 from memory_core.redis_client import Client
 from memory_core.slices import slices
@@ -69,7 +70,7 @@ async def _take(client: Client) -> Stock:
     await client.ping()
     took = time.perf_counter() - started
     info = await client.info()
-    names = sorted(await client.smembers(NAMESPACES))
+    names = only_names(await client.smembers(NAMESPACES))
     living = Counter(status.state for status in await sidecar.living(client))
     sums: Counter[str] = Counter()
     for part in slices(names[:MOST_NAMESPACES], _AT_ONCE):
@@ -93,17 +94,17 @@ async def _take(client: Client) -> Stock:
     )
 
 
-async def _sums(client: Client, names: Sequence[bytes]) -> Counter[str]:
+async def _sums(client: Client, names: Sequence[str]) -> Counter[str]:
     pipe, what = client.pipeline(transaction=False), ("dead_jobs", "dead_tasks", "leased", "retrying")
     for name in names:
-        keys = Keys(name.decode())
+        keys = Keys(name)
         pipe.xlen(keys.dead_jobs)
         pipe.xlen(keys.dead_tasks)
         pipe.zcard(keys.leases)
         pipe.zcard(keys.delayed)
         pipe.hmget(keys.counters, ["open_tasks", *(f"tasks_{state}" for state in sorted(ENDED))])
     found, sums = await pipe.execute(), Counter[str]()
-    sums["jobs"] = sum(await count_jobs(client, [Keys(name.decode()) for name in names]))
+    sums["jobs"] = sum(await count_jobs(client, [Keys(name) for name in names]))
     for *lengths, counted in slices(found, len(what) + 1):
         sums.update(dict(zip(what, lengths, strict=True)))
         sums.update({name: int(number or 0) for name, number in zip(("open", *sorted(ENDED)), counted, strict=True)})
