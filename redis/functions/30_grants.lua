@@ -462,8 +462,12 @@ end)
 rm.serve('rm1_expire_grants', function(request, _, names)
   local now, ended = rm.now(), nothing_ended()
   for _, id in ipairs(rm.due(names.grants_due, now, request.most)) do
-    rm.attempt(names.grants_due, id, end_grant, names, id, now, 'expired', '', ended)
-    redis.call('ZREM', names.grants_due, id)
+    if redis.call('EXISTS', names.grant .. id) == 0 then
+      rm.discard(names.grants_due, id, 'it has no record')
+    else
+      rm.attempt(names.grants_due, id, end_grant, names, id, now, 'expired', '', ended)
+      redis.call('ZREM', names.grants_due, id)
+    end
   end
   return {ended = ended.grants}
 end)

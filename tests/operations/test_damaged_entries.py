@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable
+from urllib.parse import quote
 
 import httpx2
 import pytest
+from support.audit_helpers import flushed_entries
 from support.stack import Agent, Server, Stack
+from support.task_helpers import submit
 
-from memory_core.records import redis_time
 from memory_core.records.ids import new_id
 from memory_core.records.keys import AUDITED, NAMESPACES, Keys
 from memory_core.redis_client import Client
@@ -67,7 +69,7 @@ async def test_sweep_removes_damage_and_reaches_the_last_namespace(
     assert await _damaged(stack.client, keys)
     assert await stack.client.zcard(Keys(LAST).leases) == 0
     await alice.call("register_agent")
-    assert [agent["name"] for agent in (await alice.call("list_agents"))["agents"]] == ["alice"]
+    assert [agent["agent_id"] for agent in (await alice.call("list_agents"))["agents"]] == ["alice"]
     assert await alice.search("heron")
 
 
@@ -112,7 +114,9 @@ async def test_removed_damage_is_counted_logged_audited_and_found_by_doctor(
     assert "removed a damaged entry" in caplog.text
     async with httpx2.AsyncClient() as http:
         assert "memory_server_damaged_entries_total" in (await http.get(f"{server.url}/metrics")).text
-    await service.recorder.flush(service.backend) if hasattr(service.recorder, "flush") else None
+    entries = await flushed_entries(server, stack.client, keys.namespace)
+    (removed,) = [entry for entry in entries if entry["op"] == "remove_damaged"]
+    assert removed["ids"] == quote(f"{keys.leases}:ghost \\xff", safe=":{}")
     report = DoctorReport()
     await check_namespaces(Inspection(stack.client, service.settings, service.backend.keyring, report))
     (found,) = [one for one in report.faults if one.id == "namespace.damage" and one.where == keys.namespace]
@@ -120,7 +124,7 @@ async def test_removed_damage_is_counted_logged_audited_and_found_by_doctor(
 
 
 async def test_unreadable_history_entry_does_not_hide_the_task(stack: Stack, alice: Agent, keys: Keys) -> None:
-    task = (await alice.call("submit_task", description="Weigh the anchor."))["task_id"]
+    task = await submit(alice)
     await stack.client.rpush(keys.history(task), b"\xc1", b"\x01")
     shown = await alice.call("get_task", task_id=task)
     assert [event["op"] for event in shown["history"]] == ["submitted"]
@@ -132,12 +136,12 @@ async def test_damaged_agents_and_tasks_do_not_hide_the_others(
 ) -> None:
     for agent in (alice, bob):
         await agent.call("register_agent")
-    tasks = [(await alice.call("submit_task", description="Weigh it."))["task_id"] for _ in range(3)]
+    tasks = [await submit(alice) for _ in range(3)]
     await stack.client.hset(keys.agent("bob"), "status", "odd")
     await stack.client.hset(keys.task(tasks[0]), "created_at", "odd")
     await stack.client.delete(keys.task(tasks[1]))
     await stack.client.set(keys.task(tasks[1]), "odd")
-    assert [agent["name"] for agent in (await alice.call("list_agents"))["agents"]] == ["alice"]
+    assert [agent["agent_id"] for agent in (await alice.call("list_agents"))["agents"]] == ["alice"]
     assert [task["task_id"] for task in (await alice.call("list_tasks"))["tasks"]] == [tasks[2]]
 
 
@@ -207,4 +211,3 @@ async def test_damage_in_one_key_stops_no_function(stack: Stack, alice: Agent, k
     assert set(await _damaged(stack.client, keys)) == {keys.events, keys.audit, keys.counters}
     counted = await reader.counters(stack.client, keys)
     assert counted.given > 0
-    assert redis_time.now() > 0
