@@ -355,6 +355,11 @@ local function settle_dependent(names, id, ended, completed, now, keep)
   end
 end
 
+-- Whether ended tasks have dependents to unblock or cancel. The server that is told so sweeps until there are none.
+function rm.has_unsettled(names)
+  return redis.call('EXISTS', names.unsettled) == 1
+end
+
 -- Unblock or cancel dependents of ended tasks, up to BATCH. Returns whether any are left.
 function rm.settle_dependents(names, now, keep)
   local budget = rm.BATCH
@@ -367,7 +372,7 @@ function rm.settle_dependents(names, now, keep)
     budget = budget - math.max(#dependents, 1)
     if redis.call('EXISTS', names.dependents .. ended) == 0 then redis.call('SREM', names.unsettled, ended) end
   end
-  return redis.call('EXISTS', names.unsettled) == 1
+  return rm.has_unsettled(names)
 end
 
 -- End an attempt that failed: retry the task, or make it a dead letter. Returns the state and when it is retried.

@@ -270,7 +270,7 @@ end
 -- rm1_task_claim: lease the best tasks for an agent, assigned or queued, by priority and turn. `secrets` has one secret
 -- for each lease that may be given. A repeated call gets the same answer. If there is no task, what is due is processed
 -- first, in case no sweep has done so.
--- KEYS: leases. Answer: {status = claimed | unknown, tasks = [...], held, most}
+-- KEYS: leases. Answer: {status = claimed | unknown, tasks = [...], held, most, more}
 rm.serve('rm1_task_claim', function(request, _, names)
   local now = rm.team_now(names)
   local agent = rm.load_agent(names, request.agent)
@@ -283,7 +283,8 @@ rm.serve('rm1_task_claim', function(request, _, names)
     leased, held = lease_best(names, agent, request.secrets, now)
   end
   audit_claim(names, now, request.audit, leased)
-  local claimed = rm.pack({status = 'claimed', tasks = leased, held = held, most = agent.most})
+  local claimed = rm.pack({status = 'claimed', tasks = leased, held = held, most = agent.most,
+    more = rm.has_unsettled(names)})
   redis.call('HSET', names.agent .. agent.name, 'last_claim', request.call, 'last_answer', claimed)
   return claimed
 end)
@@ -329,7 +330,7 @@ end
 rm.serve('rm1_task_complete', function(request, _, names)
   local id, now, name = request.id, rm.team_now(names), request.agent
   local task = rm.load_task(names, id)
-  if is_repeated(task, request) then return {status = 'completed'} end
+  if is_repeated(task, request) then return {status = 'completed', more = rm.has_unsettled(names)} end
   local problem = rm.lease_problem(names, task, request, now)
   if problem then return {status = problem, state = task.state} end
 
@@ -355,7 +356,7 @@ rm.serve('rm1_task_fail', function(request, _, names)
   local id, now = request.id, rm.team_now(names)
   local task = rm.load_task(names, id)
   if is_repeated(task, request) then
-    return {status = task.state == 'dead' and 'dead' or 'retrying',
+    return {status = task.state == 'dead' and 'dead' or 'retrying', more = rm.has_unsettled(names),
       next_at = redis.call('HGET', names.task .. id, 'next_at') or nil}
   end
   local problem = rm.lease_problem(names, task, request, now)

@@ -33,7 +33,7 @@ from memory_server.memories.secrets_policy import has_credential
 from memory_server.memories.store import store_memory
 from memory_server.search.search import semantic_search
 from memory_server.tasks.lifecycle import DESCRIPTION_BYTES, act_on_task, load_history, newest_texts
-from memory_server.tasks.routing import sweep_tasks
+from memory_server.tasks.routing import settle_soon, sweep_tasks
 from memory_server.tasks.services import TaskServices
 
 _POLL_SECONDS = 5.0
@@ -147,6 +147,7 @@ async def _claim(service: TaskServices, request: RequestContext, limit: int) -> 
     )
     if answer["status"] == "unknown":
         raise not_registered(request.caller)
+    settle_soon(service, request.caller.namespace, answer)
     return answer
 
 

@@ -18,7 +18,7 @@ from memory_server.contract.tasks import TaskAnswer, TaskEvent, TaskListAnswer, 
 from memory_server.engine.damage import readable
 from memory_server.engine.redis_backend import Backend
 from memory_server.engine.request_context import Caller, RequestContext
-from memory_server.tasks.routing import dispatch_soon
+from memory_server.tasks.routing import dispatch_soon, settle_soon
 from memory_server.tasks.services import TaskServices
 
 DESCRIPTION_BYTES = 16_384
@@ -189,5 +189,6 @@ async def act_on_task(
     if answer["status"] == "stale":
         message = f"this lease_token is not in force: the task is {answer['state']}"
         raise LeaseLost(message, hint="stop working on it; claim again with get_pending_tasks")
+    settle_soon(service, request.caller.namespace, answer)
     dispatch_soon(service, request.caller.namespace)
     return answer

@@ -153,6 +153,12 @@ async def dispatch(service: TaskServices, namespace: str) -> None:
         note_assigned(service, namespace, name)
 
 
+def settle_soon(service: TaskServices, namespace: str, answer: dict[str, Any]) -> None:
+    """Sweep until all dependents of ended tasks are unblocked or cancelled, if a Function left `more` of them."""
+    if answer.get("more"):
+        service.soon(("settle", namespace), lambda: sweep_tasks(service, namespace), 0.0)
+
+
 async def sweep_tasks(service: TaskServices, namespace: str) -> None:
     """End tasks and leases whose time is up, update dependent tasks, and dispatch."""
     await write_in_slices(service, namespace, "rm1_task_sweep", Keys(namespace).leases)
