@@ -80,7 +80,7 @@ class Backend:
         self.on_library_restored: Callable[[], None] = lambda: None
         self.library_problem: MemoryServiceError | None = None
         """Why this process calls no Function: those in Redis are not of this release, nor signed by a newer one."""
-        self.on_damage: Callable[[str, list[list[str]]], None] = lambda *_: None
+        self.on_damage: Callable[[str, list[list[str]]], None] = lambda _namespace, _damaged: None
         """Receives the namespace, and the key, entry and reason of what a Function removed as damaged."""
         self.on_audited: Callable[[str], None] = lambda _: None
         self.on_moved: Callable[[], None] = lambda: None
