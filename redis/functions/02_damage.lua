@@ -39,7 +39,7 @@ function rm.discard(key, entry, why)
   local names = rm.names_of(key)
   redis.call('XADD', names.damaged, 'MAXLEN', '~', KEPT, '*', 'key', found[1], 'entry', found[2],
     'why', found[3])
-  redis.call('EXPIRE', names.damaged, KEPT_SECONDS)
+  if #removed == 1 then redis.call('EXPIRE', names.damaged, KEPT_SECONDS) end
 end
 
 local function is_damage(err)

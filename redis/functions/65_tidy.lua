@@ -26,14 +26,17 @@ end
 -- Remove what an agent holds or is assigned without a task that says so: it counts against the agent's capacity.
 local function check_hands(names, name)
   local held, inbox = names.held .. name, names.inbox .. name
-  for _, id in ipairs(redis.call('SMEMBERS', held)) do
+  for _, id in ipairs(redis.call('SRANDMEMBER', held, MOST)) do
     local task = rm.read(names.task .. id, 'state', 'assigned')
     if task.state ~= 'leased' or task.assigned ~= name then rm.discard(held, id, 'the agent has no lease of it') end
   end
+  local found = 0
   for _, entry in ipairs(redis.call('XRANGE', inbox, '-', '+')) do
+    if found == MOST then break end
     local task = rm.read(names.task .. (entry[2][2] or ''), 'assigned', 'entry')
     if task.assigned ~= name or task.entry ~= entry[1] then
       rm.discard(inbox, entry[1], 'the task is not assigned to the agent')
+      found = found + 1
     end
   end
 end
