@@ -6,8 +6,8 @@ rm.BATCH = 32
 rm.OPEN = {'waiting', 'pending', 'leased', 'retrying'}
 
 local BAND = 2 ^ 44
--- Three rounds of the sweeper: it calls each namespace more often, so servers or Redis were down for longer gaps.
-local PAUSE_SECONDS = 15
+-- Six rounds of the sweeper: it calls each namespace more often, so servers or Redis were down for longer gaps.
+local PAUSE_SECONDS = 30
 local HISTORY_KEPT = 200
 local TYPE_COUNTS_KEPT = 400
 
