@@ -113,10 +113,12 @@ rm.serve('rm1_agent_unregister', function(request, keys, names)
   return {status = 'unregistered', owners = owners, grants = grants}
 end)
 
--- rm1_agent_release: release a slice of an agent's tasks. KEYS: agent. Answer: {taken, more}
+-- rm1_agent_release: release a slice of an agent's tasks, then a slice of the dependents of those that ended.
+-- KEYS: agent. Answer: {taken, more}
 rm.serve('rm1_agent_release', function(request, _, names)
-  local taken, more = rm.release_tasks(names, request.agent, rm.now(), request)
-  return {taken = taken, more = more}
+  local now = rm.now()
+  local taken, more = rm.release_tasks(names, request.agent, now, request)
+  return {taken = taken, more = more or rm.settle_dependents(names, now, request.keep)}
 end)
 
 -- rm1_agent_purged: forget an owner id that has no memories left. KEYS: tombstones, owner. Answer: {status}

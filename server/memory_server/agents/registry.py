@@ -44,7 +44,7 @@ from memory_server.index import query_builder as build
 from memory_server.index.filters import ResolvedFilters
 from memory_server.tasks.leases import not_registered
 from memory_server.tasks.lifecycle import DESCRIPTION_BYTES, check_capabilities
-from memory_server.tasks.routing import dispatch, dispatch_soon, settle_soon, write_in_slices
+from memory_server.tasks.routing import dispatch, dispatch_soon, write_in_slices
 from memory_server.tasks.services import TaskServices
 
 _EMBED_SECONDS = 2.0
@@ -153,7 +153,6 @@ async def unregister_agent(
         moved = await write_in_slices(
             service, caller.namespace, "rm1_agent_release", keys.agent(caller.agent), agent=caller.agent, reason=reason
         )
-    settle_soon(service, caller.namespace, {"more": moved})
     dispatch_soon(service, caller.namespace)
     return UnregisterAnswer(
         tasks_reassigned=moved,
