@@ -142,7 +142,9 @@ async def create_index(
     search = client.ft(index)
     for _ in range(_ATTEMPTS):
         with _ignoring("already exists"):
-            await search.create_index(fields, definition=definition, stopwords=[], skip_initial_scan=not scan)
+            await search.create_index(
+                fields, definition=definition, stopwords=[], no_term_offsets=True, skip_initial_scan=not scan
+            )  # no query has phrases
         if not alias:
             return
         with _ignoring(*_MISSING):
