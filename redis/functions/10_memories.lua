@@ -9,21 +9,42 @@ rm.serve('rm1_owner', function(request, keys, names)
   return {owner = owner or request.candidate}
 end)
 
--- Record that a memory has the content that a `same` key stands for, until it expires; without `expires_at`, that it no
--- longer has. The key is a sorted set of ids by expiry and expires with the last of them.
+local SAME_BUCKETS, SAME_DIGITS, SAME_READ = 1024, 16, 1000
+
+-- Where a memory with some content is recorded: `same` is `same:<owner>:<content hash>`. A bucket holds many contents
+-- of an owner as `<hash><id>`, by expiry in whole seconds, because a key for each content takes three times the memory.
+local function bucket_of(same)
+  local start, hash = string.match(same, '^(.*:)([^:]*)$')
+  local number = (tonumber(string.sub(hash, 1, 3), 16) or 0) % SAME_BUCKETS
+  return start .. string.format('%03x', number), string.sub(hash, 1, SAME_DIGITS)
+end
+
+-- Record that a memory has the content that `same` stands for, until it expires; without `expires_at`, that it no
+-- longer has. The bucket expires with its last memory. Earlier versions kept the ids in the key `same` itself.
 function rm.track_content(same, id, expires_at)
-  if expires_at then redis.call('ZADD', same, expires_at, id) else redis.call('ZREM', same, id) end
-  local last = redis.call('ZRANGE', same, -1, -1, 'WITHSCORES')[2]
+  local bucket, hash = bucket_of(same)
+  redis.call('ZREM', same, id)
+  if expires_at then
+    local seconds = expires_at == 'inf' and 'inf' or rm.integer(math.floor(tonumber(expires_at)))
+    redis.call('ZADD', bucket, seconds, hash .. id)
+  else
+    redis.call('ZREM', bucket, hash .. id)
+  end
+  local last = redis.call('ZRANGE', bucket, -1, -1, 'WITHSCORES')[2]
   if last == 'inf' then
-    redis.call('PERSIST', same)
+    redis.call('PERSIST', bucket)
   elseif last then
-    redis.call('PEXPIREAT', same, rm.integer(math.ceil(tonumber(last) * 1000)))
+    redis.call('PEXPIREAT', bucket, rm.integer(tonumber(last) * 1000))
   end
 end
 
 -- A memory with the same content that has not expired.
 local function find_duplicate(same, now)
-  redis.call('ZREMRANGEBYSCORE', same, '-inf', rm.seconds(now))
+  local bucket, hash = bucket_of(same)
+  for _, key in ipairs({bucket, same}) do redis.call('ZREMRANGEBYSCORE', key, '-inf', rm.seconds(now)) end
+  for _, entry in ipairs(redis.call('ZREVRANGE', bucket, 0, SAME_READ - 1)) do
+    if string.sub(entry, 1, #hash) == hash then return string.sub(entry, #hash + 1) end
+  end
   return redis.call('ZRANGE', same, -1, -1)[1]
 end
 

@@ -177,7 +177,8 @@ class Keys:
         return self.chunk(memory_id, number) if number else self.memory(memory_id)
 
     def same(self, owner: str, content_hash: str) -> str:
-        """Sorted set: an owner's memories with this content, by expiry."""
+        """Stand for an owner's memories with this content. The Functions keep many contents in a sorted set by expiry,
+        `same:<owner>:<bucket>`."""
         return f"{self.same_prefix}{owner}:{content_hash}"
 
     def cached_vector(self, model: str, agent: str, text_digest: str) -> str:
