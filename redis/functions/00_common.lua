@@ -147,8 +147,12 @@ function rm.already_audited(entry)
 end
 
 -- Write an event. The sweeper drops old ones, the same number from each agent (events/retention.py). `subject` is the record and `by` the agent that acted. In `about`, `scope` lists the tokens that may
--- read the memory, `to` the addressed agents, and `extra` further fields and values.
+-- read the memory, `to` the addressed agents, and `extra` further fields and values. The token of the memory's id is left
+-- out, since the event has the id.
 function rm.emit(names, kind, op, subject, by, about)
+  if kind == 'memory' and about.scope then
+    about.scope = table.concat(rm.without(rm.split(about.scope), 'i:' .. subject), '\31')
+  end
   redis.call('XADD', names.events, 'MAXLEN', '~', EVENTS_MOST, '*', 'kind', kind, 'op', op, 'id', subject,
     'by', by or '', 'scope', about.scope or '', 'to', about.to or '', unpack(about.extra or {}))
 end
