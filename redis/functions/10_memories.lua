@@ -12,7 +12,7 @@ end)
 local SAME_BUCKETS, SAME_DIGITS, SAME_READ = 1024, 16, 1000
 
 -- Where a memory with some content is recorded: `same` is `same:<owner>:<content hash>`. A bucket holds many contents
--- of an owner as `<hash><id>`, by expiry in whole seconds, because a key for each content takes three times the memory.
+-- of an owner as `<hash><id>`, by expiry in microseconds, because a key for each content takes three times the memory.
 local function bucket_of(same)
   local start, hash = string.match(same, '^(.*:)([^:]*)$')
   local number = (tonumber(string.sub(hash, 1, 3), 16) or 0) % SAME_BUCKETS
@@ -25,8 +25,8 @@ function rm.track_content(same, id, expires_at)
   local bucket, hash = bucket_of(same)
   redis.call('ZREM', same, id)
   if expires_at then
-    local seconds = expires_at == 'inf' and 'inf' or rm.integer(math.floor(tonumber(expires_at)))
-    redis.call('ZADD', bucket, seconds, hash .. id)
+    local expires = expires_at == 'inf' and 'inf' or rm.integer(tonumber(expires_at) * 1000000)
+    redis.call('ZADD', bucket, expires, hash .. id)
   else
     redis.call('ZREM', bucket, hash .. id)
   end
@@ -34,14 +34,15 @@ function rm.track_content(same, id, expires_at)
   if last == 'inf' then
     redis.call('PERSIST', bucket)
   elseif last then
-    redis.call('PEXPIREAT', bucket, rm.integer(tonumber(last) * 1000))
+    redis.call('PEXPIREAT', bucket, rm.integer(math.ceil(tonumber(last) / 1000)))
   end
 end
 
 -- A memory with the same content that has not expired.
 local function find_duplicate(same, now)
   local bucket, hash = bucket_of(same)
-  for _, key in ipairs({bucket, same}) do redis.call('ZREMRANGEBYSCORE', key, '-inf', rm.seconds(now)) end
+  redis.call('ZREMRANGEBYSCORE', bucket, '-inf', rm.integer(now))
+  redis.call('ZREMRANGEBYSCORE', same, '-inf', rm.seconds(now))
   for _, entry in ipairs(redis.call('ZREVRANGE', bucket, 0, SAME_READ - 1)) do
     if string.sub(entry, 1, #hash) == hash then return string.sub(entry, #hash + 1) end
   end

@@ -110,6 +110,14 @@ async def test_expired_memory_leaves_the_duplicate_index(team: Team) -> None:
     assert await team.client.zcard(bucket) == 2
 
 
+async def test_memory_in_its_last_second_is_a_duplicate(team: Team) -> None:
+    first, (_, microseconds) = new_id(), await team.client.time()
+    if microseconds > 500_000:
+        await asyncio.sleep(1 - microseconds / 1e6)
+    await team.call_store(first, "a text", ttl=0.4)
+    assert (await team.call_store(new_id(), "a text", ttl=0.001))["duplicate_of"] == first
+
+
 async def test_contents_share_buckets_of_the_duplicate_index(team: Team) -> None:
     first, second, third = texts_of_one_bucket(3)
     ids = [new_id() for _ in range(3)]
