@@ -172,7 +172,7 @@ BUGS = {
         _CORE + "crypto/integrity.py",
         [
             (
-                'return None if hmac.compare_digest(code or b"", expected(key).encode()) else IntegrityFailure.ALTERED',
+                "return None if hmac.compare_digest(code, form) else IntegrityFailure.ALTERED",
                 "return None",
             )
         ],
