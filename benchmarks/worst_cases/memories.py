@@ -15,7 +15,7 @@ from benchmarks.worst_cases.busy_namespace import (
     worst,
 )
 from memory_core.records.ids import new_id
-from memory_core.records.keys import digest
+from memory_core.records.keys import GROUP, digest
 from memory_core.records.memory import SEALED_CODEC
 from memory_core.records.names import SEPARATOR
 from memory_core.records.times import to_redis
@@ -150,6 +150,13 @@ async def _pieces(team: BusyNamespace) -> Call:
     return Call([keys.memory(memory_id), keys.job_streams, keys.events, *named], request, {"status": "settled"})
 
 
+@worst("rm1_pieces", f"{CHUNKS} chunks of a memory of 1 MiB that lost its context", "memories/chunks.py, a slice")
+async def _pieces_again(team: BusyNamespace) -> Call:
+    call = await _pieces(team)
+    await team.all("rm1_pieces", [call])
+    return Call(call.keys, call.request | {"remove": ["context"]}, call.answer)
+
+
 @worst("rm1_settled", f"{CHUNKS} left chunks with vectors", "memories/chunks.py, a slice")
 async def _settled(team: BusyNamespace) -> Call:
     call = await _pieces(team)
@@ -163,8 +170,8 @@ async def _settled(team: BusyNamespace) -> Call:
 async def _commit(team: BusyNamespace) -> Call:
     ids = await team.stored(COMMITTED, _OWNER, vector=False)
     stream = team.keys.jobs(team.model.name)
-    read = await team.client.xreadgroup("embedders", "bench", {stream: ">"}, count=10_000)
-    jobs = {fields[b"id"].decode(): entry for _, rows in read for entry, fields in rows}
+    read = await team.client.xreadgroup(GROUP, "bench", {stream: ">"}, count=10_000)
+    jobs = {fields[b"id"].decode(): entry for rows in read.values() for part in rows for entry, fields in part}
     items = [
         {
             "id": memory_id, "rev": 1, "hash": digest(memory_id), "piece": 0, "entry": jobs[memory_id],
@@ -173,7 +180,7 @@ async def _commit(team: BusyNamespace) -> Call:
         for memory_id in ids
     ]  # fmt: skip
     named = [stream, team.keys.events, *map(team.keys.memory, ids)]
-    request = {"model": team.model.name, "group": "embedders", "items": items}
+    request = {"model": team.model.name, "group": GROUP, "items": items}
     return Call(named, request, {"verdicts": ["ok"] * COMMITTED})
 
 
@@ -181,7 +188,7 @@ async def _commit(team: BusyNamespace) -> Call:
 async def _bury(team: BusyNamespace) -> Call:
     stream = team.keys.jobs(team.model.name)
     entry = await team.client.xadd(stream, {"id": new_id(), "body": "b"})
-    request = {"group": "embedders", "entry": entry, "id": new_id(), "rev": 1, "error": "e" * 1000}
+    request = {"group": GROUP, "entry": entry, "id": new_id(), "rev": 1, "error": "e" * 1000}
     return Call([stream, team.keys.dead_jobs], request, {"status": "ok"})
 
 

@@ -38,7 +38,7 @@ async def _audit(team: BusyNamespace) -> Call:
 async def _seal(team: BusyNamespace) -> Call:
     last = await team.client.xrevrange(team.keys.seals, count=1)
     previous = last[0][0].decode() if last else ""
-    newest = (await team.client.xrevrange(team.keys.audit, count=1))[0][0]
+    newest = await team.client.xadd(team.keys.audit, {"n": 1})
     request = {"id": newest, "previous": previous, "last": 1, "fields": ["mac", "m" * 60, "root", "r" * 60]}
     return Call([team.keys.seals, team.keys.counters], request, {"status": "sealed"})
 

@@ -37,25 +37,22 @@ def share(team: BusyNamespace, by: str, to: str, kind: str, values: list[str], *
 
 @worst("rm1_share", f"{IDS} ids of others, passed on under {GRANTS} grants", "sharing/grants.py, _MAX_IDS")
 async def _share_ids(team: BusyNamespace) -> Call:
+    await team.client.delete(team.keys.granted(_TO))
     return share(team, _FROM, _TO, "i", team.memories[4096 - IDS : 4096])
 
 
-@worst("rm1_share", f"{IDS} labels of one of 20 owner ids, to a holder of 255 grants", "MOST of 30_grants.lua")
+@worst("rm1_share", f"{IDS} labels, to a holder of 4,096 tokens, with an offer", "MOST of 30_grants.lua")
 async def _share_labels(team: BusyNamespace) -> Call:
-    call = share(team, agent(17), _FROM, "t", [digest(f"{new_id()}") for _ in range(IDS)], offer=new_id())
-    keys, held = team.keys, await team.client.hkeys(team.keys.granted(_FROM))
-    for grant in held[250:]:
-        await team.client.hdel(keys.granted(_FROM), grant)
-    for grant in [one for one in held[:250]][-20:]:
-        await team.client.hdel(keys.granted(_FROM), grant)
-    return Call(call.keys, call.request, {"status": "shared"})
+    held = await team.client.hkeys(team.keys.granted(_FROM))
+    await team.client.hdel(team.keys.granted(_FROM), *held[: IDS // 16 + 1])
+    return share(team, agent(17), _FROM, "t", [digest(new_id()) for _ in range(IDS)], offer=new_id())
 
 
-async def _passed_on(team: BusyNamespace, ids: int) -> tuple[str, str]:
+async def _passed_on(team: BusyNamespace, ids: int, label: str = "label") -> tuple[str, str]:
     """A grant to write under which its holder passes on ids to all other agents. Returns it, and its grantor."""
     owner, between, parent = agent(18), agent(19), new_id()
     tokens = [f"i:{new_id()}" for _ in range(ids)]
-    selector = digest(SEPARATOR.join(["t", digest("passed")]))
+    selector = digest(SEPARATOR.join(["t", label]))
     entry = team.entry(parent, owner, between, tokens, selector=selector)
     await team.grants({parent: (between, entry)})
     via = {parent: {"tokens": tokens, "at": 1, "ends": float("inf")}}
@@ -66,8 +63,9 @@ async def _passed_on(team: BusyNamespace, ids: int) -> tuple[str, str]:
 
 @worst("rm1_share", "again, for reading only, what 997 agents pass on", "none: any number of grants under one")
 async def _share_less(team: BusyNamespace) -> Call:
-    parent, owner = await _passed_on(team, IDS)
-    return share(team, owner, agent(19), "t", [digest("passed")], id=parent)
+    label = digest(new_id())
+    parent, owner = await _passed_on(team, IDS, label)
+    return share(team, owner, agent(19), "t", [label], id=parent)
 
 
 def _revoke(team: BusyNamespace, grant: str, who: str) -> Call:

@@ -79,28 +79,35 @@ async def _claim(team: BusyNamespace) -> Call:
         team.keys.agent(name),
         mapping={"capabilities": SEPARATOR.join(skill for kind in team.kinds for skill in kind.capabilities)},
     )
-    await team.all("rm1_task_submit", [team.submission(_SUBMITTER, kind) for kind in team.kinds])
-    return _call(team, name, {"status": "claimed"}, secrets=["s" * 16] * CLAIMED)
+    calls = [team.submission(agent(30 + number // 30), kind) for number, kind in enumerate(team.kinds)]
+    await team.all("rm1_task_submit", calls)
+    return await _claiming(team, name)
 
 
-@worst("rm1_task_claim", f"{CLAIMED} of 900 tasks in the agent's inbox", "max_tasks, at most 1000")
+async def _claiming(team: BusyNamespace, name: str, number: int = CLAIMED) -> Call:
+    held = await team.client.scard(team.keys.held(name))
+    return _call(team, name, {"status": "claimed", "held": held + number}, secrets=["s" * 16] * CLAIMED)
+
+
+@worst("rm1_task_claim", f"{CLAIMED} of 950 tasks in the agent's inbox", "max_tasks, at most 1000")
 async def _claim_inbox(team: BusyNamespace) -> Call:
     name = agent(6)
+    await team.register(name)
+    await _full_inbox(team, name, 950)
     await team.client.hset(team.keys.agent(name), "capabilities", "none")
-    await _full_inbox(team, name, 900)
-    return _call(team, name, {"status": "claimed"}, secrets=["s" * 16] * CLAIMED)
+    return await _claiming(team, name)
 
 
-@worst("rm1_task_claim", "none: 150 queued tasks that the agent failed, and nobody else can do", "tasks/50, LOOK_FAR")
+@worst("rm1_task_claim", "none of 150 queued tasks that the agent failed; another agent can do them", "tasks/50, LOOK_FAR")
 async def _claim_avoided(team: BusyNamespace) -> Call:
-    name, kind = agent(7), TaskKind((f"only-{new_id()}",))
+    name, kind = agent(7), TaskKind(("only-two",))
     await team.client.hset(team.keys.agent(name), "capabilities", SEPARATOR.join(kind.capabilities))
     last = agent(AGENTS - 1)
     await team.client.hset(team.keys.agent(last), "capabilities", SEPARATOR.join(kind.capabilities))
-    ids = await team.submitted(150, _SUBMITTER, kind)
-    for one in ids:
-        await team.client.hset(team.keys.task(one), "avoid", name)
-    return _call(team, name, {"status": "claimed"}, secrets=["s" * 16] * CLAIMED)
+    if await team.client.zcard(team.keys.backlog(kind.id)) < 150:
+        for one in await team.submitted(150, agent(29), kind):
+            await team.client.hset(team.keys.task(one), "avoid", name)
+    return await _claiming(team, name, 0)
 
 
 async def _dependents(team: BusyNamespace, task_id: str, number: int = DEPENDENTS) -> None:
