@@ -34,6 +34,8 @@ from memory_server.memories.splitter import split
 AGENTS, TASKS, KINDS, GRANTS, MEMORIES = 1000, 1000, 450, 256, 5000
 CONTENT_BYTES, METADATA_BYTES, TAGS = 1 << 20, 16_384, 32
 TEXT_BYTES, PAYLOAD_BYTES = 16_384, 65_536
+TOKENS = 4096 // GRANTS
+"""Ids of a grant, where its holder has the most grants and the most ids."""
 HISTORY, ATTEMPTS = 200, 101
 KEEP = 7 * 86_400
 HOUR = 3600
@@ -95,6 +97,8 @@ class BusyNamespace:
         self.model: Model
         self.owners: dict[str, str] = {}
         self.memories: list[str] = []
+        self.held: dict[str, list[str]] = {}
+        """The ids of each grant that agent 0 holds."""
         self.kinds = [TaskKind((f"skill-{number}",)) for number in range(KINDS)]
         self.long_text = " ".join(f"{self.random.getrandbits(64):016x}" for _ in range(CONTENT_BYTES // 17 + 1))
         self.long_text = self.long_text[:CONTENT_BYTES]
@@ -114,7 +118,7 @@ class BusyNamespace:
         calls = [self.store(self.owner_name(number), long=False) for number in range(MEMORIES)]
         await self.all("rm1_store", calls)
         self.memories = [call.request["id"] for call in calls]
-        await self.grant_all(agent(0))
+        self.held = await self.grant_all(agent(0))
         submitter = 1
         for number in range(TASKS):
             await self.submit(agent(submitter + number % 100), self.kinds[number % KINDS])
@@ -264,15 +268,15 @@ class BusyNamespace:
                 await pipe.execute()
         await pipe.execute()
 
-    async def grant_all(self, to: str) -> None:
-        """Let an agent hold as many grants as it may: 256, together of 4,096 ids, from agents with 32 each."""
-        each = 4096 // GRANTS
-        entries: dict[str, tuple[str, Request]] = {}
-        for number in range(GRANTS):
-            by, grant = agent(500 + number // 32), new_id()
-            ids = self.memories[number * each : (number + 1) * each]
-            entries[grant] = (to, self.entry(grant, by, to, [f"i:{memory_id}" for memory_id in ids]))
+    async def grant_all(self, to: str, number: int = GRANTS - 1) -> dict[str, list[str]]:
+        """Let an agent hold grants to write of 16 ids each, 32 of each grantor: one less than it may. Returns the ids."""
+        entries, given = dict[str, tuple[str, Request]](), dict[str, list[str]]()
+        for position in range(number):
+            by, grant = agent(500 + position // 32), new_id()
+            given[grant] = self.memories[position * TOKENS : (position + 1) * TOKENS]
+            entries[grant] = (to, self.entry(grant, by, to, [f"i:{memory_id}" for memory_id in given[grant]]))
         await self.grants(entries)
+        return given
 
     # Tasks.
 

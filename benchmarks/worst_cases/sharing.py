@@ -5,17 +5,27 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from benchmarks.worst_cases.busy_namespace import AGENTS, GRANTS, HOUR, BusyNamespace, Call, Request, agent, worst
+from benchmarks.worst_cases.busy_namespace import (
+    AGENTS,
+    GRANTS,
+    HOUR,
+    TOKENS,
+    BusyNamespace,
+    Call,
+    Request,
+    agent,
+    worst,
+)
 from memory_core.records.ids import new_id
 from memory_core.records.keys import digest
 from memory_core.records.names import SEPARATOR
 from memory_core.records.times import to_redis
 from memory_server.operations.authority_records import _AT_ONCE as RESIGNED
-from memory_server.operations.sweeper import _AT_ONCE as EXPIRED
 from memory_server.sharing.grants import _MAX_IDS as IDS
 
 OWNER_IDS = 1000
 """Owner ids of one agent: nothing bounds them."""
+EXPIRED = 100
 _FROM, _TO, _OTHER = agent(0), agent(15), agent(16)
 
 
@@ -38,14 +48,14 @@ def share(team: BusyNamespace, by: str, to: str, kind: str, values: list[str], *
 @worst("rm1_share", f"{IDS} ids of others, passed on under {GRANTS} grants", "sharing/grants.py, _MAX_IDS")
 async def _share_ids(team: BusyNamespace) -> Call:
     await team.client.delete(team.keys.granted(_TO))
-    return share(team, _FROM, _TO, "i", team.memories[4096 - IDS : 4096])
+    return share(team, _FROM, _TO, "i", team.memories[2000 : 2000 + IDS])
 
 
 @worst("rm1_share", f"{IDS} labels, to a holder of 4,096 tokens, with an offer", "MOST of 30_grants.lua")
 async def _share_labels(team: BusyNamespace) -> Call:
-    held = await team.client.hkeys(team.keys.granted(_FROM))
-    await team.client.hdel(team.keys.granted(_FROM), *held[: IDS // 16 + 1])
-    return share(team, agent(17), _FROM, "t", [digest(new_id()) for _ in range(IDS)], offer=new_id())
+    await team.client.delete(team.keys.granted(agent(22)))
+    await team.grant_all(agent(22), GRANTS - IDS // TOKENS - 1)
+    return share(team, agent(17), agent(22), "t", [digest(new_id()) for _ in range(IDS)], offer=new_id())
 
 
 async def _passed_on(team: BusyNamespace, ids: int, label: str = "label") -> tuple[str, str]:
@@ -61,25 +71,42 @@ async def _passed_on(team: BusyNamespace, ids: int, label: str = "label") -> tup
     return parent, owner
 
 
-@worst("rm1_share", "again, for reading only, what 997 agents pass on", "none: any number of grants under one")
+@worst("rm1_share", "again, for reading only, what 997 agents pass on", "AT_ONCE of 30_grants.lua")
 async def _share_less(team: BusyNamespace) -> Call:
     label = digest(new_id())
     parent, owner = await _passed_on(team, IDS, label)
-    return share(team, owner, agent(19), "t", [label], id=parent)
+    call = share(team, owner, agent(19), "t", [label], id=parent)
+    return Call(call.keys, call.request, {"status": "more"})
+
+
+@worst("rm1_share", "again, for an hour, what 997 agents pass on", "AT_ONCE of 30_grants.lua")
+async def _share_shorter(team: BusyNamespace) -> Call:
+    label = digest(new_id())
+    parent, owner = await _passed_on(team, IDS, label)
+    return share(team, owner, agent(19), "t", [label], id=parent, permission="write", seconds=HOUR)
+
+
+@worst("rm1_shorten_passed_on", f"a slice of 997 grants of {IDS} ids", "AT_ONCE of 30_grants.lua")
+async def _shorten(team: BusyNamespace) -> Call:
+    label = digest(new_id())
+    parent, owner = await _passed_on(team, IDS, label)
+    call = share(team, owner, agent(19), "t", [label], id=parent, permission="write", seconds=HOUR)
+    (shared,) = await team.all("rm1_share", [call])
+    return Call([team.keys.counters], {"id": parent, "cursor": shared["cursor"]})
 
 
 def _revoke(team: BusyNamespace, grant: str, who: str) -> Call:
     request: Request = {"id": grant, "who": who, "admin": False, "answers": False, "audit": team.audit(who, "revoke")}
-    return Call([team.keys.audit, team.keys.counters], request, {"status": "revoked"})
+    return Call([team.keys.audit, team.keys.counters], request, {"status": "more"})
 
 
-@worst("rm1_revoke", f"a grant of which 997 agents hold {IDS} ids each", "none: any number of grants under one")
+@worst("rm1_revoke", f"a grant of which 997 agents hold {IDS} ids each", "AT_ONCE of 30_grants.lua")
 async def _revoke_all(team: BusyNamespace) -> Call:
     parent, owner = await _passed_on(team, IDS)
     return _revoke(team, parent, owner)
 
 
-@worst("rm1_expire_grants", f"{EXPIRED} grants of {IDS} ids each, passed on", "operations/sweeper.py, a slice")
+@worst("rm1_expire_grants", f"{EXPIRED} due grants of {IDS} ids each, passed on", "AT_ONCE of 30_grants.lua")
 async def _expire(team: BusyNamespace) -> Call:
     over = time.time() - 1
     owner, between, parent = agent(18), agent(19), new_id()
@@ -89,7 +116,7 @@ async def _expire(team: BusyNamespace) -> Call:
     ended = {new_id(): agent(number) for number in range(100, 100 + EXPIRED)}
     await team.grants({one: (to, team.entry(one, between, to, [], via=via)) for one, to in ended.items()})
     await team.client.zadd(team.keys.grants_due, dict.fromkeys(ended, to_redis(over)))
-    return Call([team.keys.grants_due], {"most": EXPIRED}, {"ended": EXPIRED})
+    return Call([team.keys.grants_due], {}, {"more": True})
 
 
 async def _kept(team: BusyNamespace, name: str) -> list[str]:
@@ -168,9 +195,7 @@ async def _import_grant(team: BusyNamespace) -> Call:
     keys, to = team.keys, agent(21)
     await team.client.delete(keys.granted(to))
     values = team.memories[2000 : 2000 + IDS]
-    by_parent = {
-        name.decode(): [f"i:{one}" for one in values] for name in await team.client.hkeys(keys.granted(_FROM))
-    }
+    by_parent = {grant: [f"i:{one}" for one in ids] for grant, ids in team.held.items() if set(ids) & set(values)}
     now, grant = to_redis(time.time()), new_id()
     request = {
         "id": grant, "from": _FROM, "to": to, "from_owner": team.owners[_FROM], "to_owner": team.owners[to],

@@ -225,7 +225,7 @@ async def _release(team: BusyNamespace) -> Call:
     return _agent_call(team, name, {"taken": SLICE})
 
 
-@worst("rm1_agent_unregister", f"{GRANTS} grants held, 999 given, {GRANTS} offers, 10,000 submitted", "none")
+@worst("rm1_agent_unregister", f"{GRANTS} grants held, 999 given, {GRANTS} offers, 10,000 submitted", "AT_ONCE of 30_grants.lua")
 async def _unregister(team: BusyNamespace) -> Call:
     name, keys = agent(14), team.keys
     await team.register(name)
@@ -241,7 +241,7 @@ async def _unregister(team: BusyNamespace) -> Call:
     await team.client.hset(keys.performance(name), mapping={f"done:{number}": 1 for number in range(400)})
     owner = team.owners[name]
     request = {"memories": "keep", "target": "", "known": [owner], "proofs": {owner: "c" * 80}}
-    return _agent_call(team, name, {"status": "unregistered"}, **request)
+    return _agent_call(team, name, {"status": "more"}, **request)
 
 
 @worst("rm1_agent_purged", "one owner id", "one owner id")

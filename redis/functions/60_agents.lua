@@ -88,8 +88,10 @@ end
 
 -- rm1_agent_unregister: remove a name from the registry, and with a target offer its memories to that agent.
 -- rm1_agent_release then releases its tasks. The server signed each of the `known` owner ids beforehand, and the offer.
+-- The grants end first: the answer is `more` until few are left.
 -- KEYS: agent
--- Answer: {status = unregistered | unknown | unknown_agent | offer_waits | too_many_offers | changed, owners, grants}
+-- Answer: {status = unregistered | more | unknown | unknown_agent | offer_waits | too_many_offers | changed, owners,
+--          grants}
 rm.serve('rm1_agent_unregister', function(request, keys, names)
   local name, now = request.agent, rm.now()
   if not rm.load_agent(names, name) then return {status = 'unknown'} end
@@ -99,7 +101,8 @@ rm.serve('rm1_agent_unregister', function(request, keys, names)
   if not owners or (request.memories == 'transfer' and rm.is_other_offer(names, request, owners)) then
     return {status = 'changed'}
   end
-  local grants = rm.end_all_grants(names, name)
+  local grants, is_all = rm.end_all_grants(names, name)
+  if not is_all then return {status = 'more', grants = grants} end
   leave_memories(names, name, owners, request.memories, now, request.proofs)
   if request.memories == 'transfer' then rm.offer_transfer(names, request, owners) end
   redis.call('HDEL', keys[1], unpack(PROFILE))

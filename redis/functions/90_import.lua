@@ -128,6 +128,7 @@ local function import_problem(names, request, entry, now)
   if lacks_parent(names, request, now) then return 'no_parent' end
   if #entry.own == 0 and not next(entry.via) then return 'no_memories' end
   return rm.limit_problem(rm.load_entries(names.granted .. request.to, to_owner, now), request.id, entry)
+    or rm.passing_problem(names, request.id, entry.via)
 end
 
 local function microseconds(seconds)
@@ -137,9 +138,10 @@ end
 -- Those of the tokens of a file that the grantor could give here and now: `own`, and `via` by parent.
 local function derive_tokens(names, request, now)
   local owner, owners = unpack(redis.call('HMGET', names.agent .. request.from, 'owner', 'owners'))
-  local held, own, via = rm.load_entries(names.granted .. request.from, owner, now), {}, {}
+  local parents = rm.parents_among(rm.load_entries(names.granted .. request.from, owner, now))
+  local own, via, mine = {}, {}, rm.split(owners)
   for _, value in ipairs(request.values) do
-    local found, passed = rm.select_tokens(names, {kind = request.kind, values = {value}}, rm.split(owners), held)
+    local found, passed = rm.select_tokens(names, {kind = request.kind, values = {value}}, mine, parents)
     for _, token in ipairs(found or {}) do
       if rm.contains(request.own, token) then own[#own + 1] = token end
     end
@@ -160,7 +162,7 @@ end
 -- rm1_import_grant: a grant between agents that have the same owner ids here as elsewhere. Its tokens are derived again.
 -- KEYS: audit, counters
 -- Answer: {status = imported | kept | other_agents | expired | no_parent | no_memories | too_many_grants |
---          too_many_tokens | too_many_of_pair | changed}
+--          too_many_tokens | too_many_of_pair | passed_on_too_often | changed}
 rm.serve('rm1_import_grant', function(request, _, names)
   local now, id = rm.now(), request.id
   if redis.call('EXISTS', names.grant .. id) == 1 then return {status = 'kept'} end

@@ -127,19 +127,22 @@ async def unregister_agent(
     target = check_name(args.transfer_to, "transfer_to") if args.transfer_to else ""
     keys = (await service.namespaces.get(caller.namespace)).keys
     count = await _count_memories(service, request)
-    offer = offer_of(service.settings, count)
+    offer, revoked = offer_of(service.settings, count), 0
     for _ in range(SIGNING_ATTEMPTS):
         proofs = await _prove_leaving(service.backend, caller, args.memories, target, offer)
-        answer = await _write(
-            service,
-            request,
-            "rm1_agent_unregister",
-            "unregister_agent",
-            memories=args.memories,
-            target=target,
-            **offer,
-            **proofs,
-        )
+        answer = {"status": "more"}
+        while answer["status"] == "more":
+            answer = await _write(
+                service,
+                request,
+                "rm1_agent_unregister",
+                "unregister_agent",
+                memories=args.memories,
+                target=target,
+                **offer,
+                **proofs,
+            )
+            revoked += answer.get("grants", 0)
         if answer["status"] != "changed":
             break
     else:
@@ -157,7 +160,7 @@ async def unregister_agent(
     return UnregisterAnswer(
         tasks_reassigned=moved,
         memories_affected=count,
-        grants_revoked=answer["grants"],
+        grants_revoked=revoked,
         offer_id=offer["id"] if args.memories == "transfer" else None,
     )
 
