@@ -20,9 +20,10 @@ from memory_core.records.memory import SEALED_CODEC
 from memory_core.records.names import SEPARATOR
 from memory_core.records.times import to_redis
 from memory_server.memories.chunks import _SLICE as CHUNKS
-from memory_server.memories.clear import _SLICE as DELETED
+from memory_server.memories.clear import DELETED_AT_ONCE as DELETED
 from memory_server.memories.record_encoder import flat
 from memory_server.operations.reembed import _TEXTS_AT_ONCE as TEXTS
+from memory_server.operations.reindex import _SLICE as MARKED
 from memory_server.operations.sweeper import _AT_ONCE as REQUEUED
 from memory_server.operations.verify_integrity import _ADOPTED_AT_ONCE as ADOPTED
 from memory_server.service import _TOUCHES_PER_CALL as TOUCHED
@@ -286,9 +287,9 @@ async def _change_model(team: BusyNamespace) -> Call:
     return Call(named, request | {"step": "switch"}, {"status": "switched"})
 
 
-@worst("rm1_mark_vectors", "8 memories of 1 MiB with vectors, one to remove", "operations/reindex.py, a slice")
+@worst("rm1_mark_vectors", f"{MARKED} memories of 1 MiB with vectors, one to remove", "operations/reindex.py, a slice")
 async def _mark_vectors(team: BusyNamespace) -> Call:
-    ids = await team.stored(8, _OWNER)
+    ids = await team.stored(MARKED, _OWNER)
     for memory_id in ids:
         await team.client.hset(team.keys.memory(memory_id), "vec_old", team.vector())
     return Call([team.keys.memory(one) for one in ids], {"remove": "vec_old"}, {"status": "ok"})

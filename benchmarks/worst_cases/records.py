@@ -4,7 +4,16 @@ from __future__ import annotations
 
 import time
 
-from benchmarks.worst_cases.busy_namespace import AGENTS, GRACE, BusyNamespace, Call, agent, worst
+from benchmarks.worst_cases.busy_namespace import (
+    AGENTS,
+    CONTENT_BYTES,
+    GRACE,
+    METADATA_BYTES,
+    BusyNamespace,
+    Call,
+    agent,
+    worst,
+)
 from memory_core.records.ids import new_id
 from memory_core.records.keys import digest, token_key
 from memory_core.records.times import to_redis
@@ -12,7 +21,7 @@ from memory_server.events.retention import _PAGE as DROPPED
 from memory_server.operations.quarantine import _MOST as QUARANTINED
 from memory_server.security.audit.recorder import BATCH as ENTRIES
 from memory_server.security.audit.retention import SLICE as TRIMMED
-from memory_server.transfer.writer import MAX_MEMORIES, MAX_VECTORS
+from memory_server.transfer.writer import MAX_CHARACTERS, MAX_MEMORIES, MAX_VECTORS
 
 _TOKENS = 10_000
 
@@ -91,23 +100,28 @@ async def _quarantine(team: BusyNamespace) -> Call:
     return Call([keys.audit, keys.counters, keys.quarantined], request, {"status": "quarantined"})
 
 
-@worst("rm1_import", f"{MAX_MEMORIES} memories of 1 MiB without vectors", "transfer/writer.py, MAX_MEMORIES")
+@worst("rm1_import", f"{MAX_MEMORIES} memories with 16 KiB metadata, no vectors", "transfer/writer.py, MAX_MEMORIES")
 async def _import(team: BusyNamespace) -> Call:
-    return _imported(team, MAX_MEMORIES, vector=False)
+    return _imported(team, MAX_MEMORIES, vector=False, long=False)
 
 
-@worst("rm1_import", f"{MAX_VECTORS} memories of 1 MiB with vectors", "transfer/writer.py, MAX_VECTORS")
+@worst("rm1_import", "2 memories of 1 MiB with vectors", "transfer/writer.py, MAX_CHARACTERS")
 async def _import_vectors(team: BusyNamespace) -> Call:
-    return _imported(team, MAX_VECTORS, vector=True)
+    return _imported(team, MAX_CHARACTERS // CONTENT_BYTES, vector=True)
 
 
-def _imported(team: BusyNamespace, number: int, *, vector: bool) -> Call:
+@worst("rm1_import", f"{MAX_VECTORS} memories with 16 KiB metadata and vectors", "transfer/writer.py, MAX_VECTORS")
+async def _import_short_vectors(team: BusyNamespace) -> Call:
+    return _imported(team, MAX_VECTORS, vector=True, long=False)
+
+
+def _imported(team: BusyNamespace, number: int, *, vector: bool, long: bool = True) -> Call:
     keys, name = team.keys, agent(2)
     owner, items = team.owners[name], []
     named = [keys.audit, keys.counters, keys.job_streams, keys.chores, keys.events, keys.tombstones]
     for _ in range(number):
         memory_id = new_id()
-        record = team.record(name, memory_id, long=True)
+        record = team.record(name, memory_id, long=long)
         named += [
             keys.memory(memory_id), keys.owner(owner), keys.seq(owner), keys.same(owner, record.content_hash),
             keys.data_key(owner),
@@ -115,7 +129,7 @@ def _imported(team: BusyNamespace, number: int, *, vector: bool) -> Call:
         items.append({
             "id": memory_id, "owner": owner, "owners": [owner], "mark": None, "agent": name, "writer": name, "rev": 1,
             "hash": record.content_hash, "context": digest("context"), "expires_at": "inf", "ttl": None,
-            "fields": team.fields(record, long=True), "pieces": len(team.long_chunks),
+            "fields": team.fields(record, long=long) + ([] if long else ["metadata", "m" * METADATA_BYTES]), "pieces": len(team.long_chunks) if long else 1,
             "vector": team.given_vector() if vector else None, "job": {"body": team.long_chunks[0], "trace": ""},
             "key": None, "seal": team.seal(memory_id), "seq": 1, "created_at": to_redis(time.time()),
             "updated_at": to_redis(time.time()),

@@ -76,11 +76,11 @@ end
 
 -- Those of the owner ids that are not here yet.
 local function missing_owners(names, name, owners, present)
-  local missing = {}
+  local missing, known = {}, rm.set(present)
   for _, owner in ipairs(owners) do
     local holder = redis.call('HGET', names.owner .. owner, 'agent')
     local deleted = redis.call('SISMEMBER', names.tombstones, owner) == 1
-    if (not holder or holder == name) and not deleted and not rm.contains(present, owner) then
+    if (not holder or holder == name) and not deleted and not known[owner] then
       missing[#missing + 1] = owner
     end
   end
@@ -101,7 +101,7 @@ rm.serve('rm1_import_agent', function(request, keys, names)
   if #added + #kept == 0 then return {status = 'kept'} end
   if rm.is_outdated(names, name, request.proofs) then return {status = 'changed'} end
   local first = not found[1] and #owners == 0 and rm.contains(added, request.owner or '')
-  for _, owner in ipairs(added) do rm.add_owner(names, name, owner, request.proofs and request.proofs.codes[owner]) end
+  rm.add_owners(names, name, added, request.proofs and request.proofs.codes)
   if #kept > 0 then rm.keep_owners(names, name, kept, request.proofs and request.proofs.kept) end
   for _, owner in ipairs(request.marks and rm.append({unpack(added)}, unpack(kept)) or {}) do
     redis.call('HSET', names.owner .. owner, 'file', request.marks[owner])

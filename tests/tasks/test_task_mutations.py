@@ -39,11 +39,11 @@ _REQUEUES = "    rm.requeue_assigned(names, id, task, now, request.reason)\n"
 
 MUTATIONS: dict[str, tuple[str, list[tuple[str, str]]]] = {
     # checks
-    "no token check": ("wrong_token_is_refused", [("task.lease_token ~= request.token or ", "")]),
+    "no token check": ("wrong_token_is_refused", [("task.lease_token == token and ", "")]),
     "no state check": ("token_ends_with_its_attempt", [("or task.state ~= 'leased' or ", "or ")]),
     "no check of lease expiry": (
         "token_ends_with_its_lease",
-        [("  if tonumber(task.lease_until) * 1000000 <= now then return 'stale' end\n", "")],
+        [("\n    and tonumber(task.lease_until) * 1000000 > now", "")],
     ),
     "no holder check": (
         "token_is_refused_from_another_agent",
@@ -120,7 +120,7 @@ MUTATIONS: dict[str, tuple[str, list[tuple[str, str]]]] = {
     ),
     "a stale token renews": (
         "token_ends_with_its_lease",
-        [("  if rm.lease_problem(names, task, {agent = agent, token = token}, now) then return nil end\n", "")],
+        [("  if not rm.holds_lease(task, agent, token, now) then return nil end\n", "")],
     ),
     "repeated submissions not recognised": (
         "repeated_call_has_one_effect_and_one_answer",
