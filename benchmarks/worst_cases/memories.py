@@ -88,15 +88,14 @@ async def update(
     return Call(named, request, {"status": "updated"})
 
 
-async def _copies(team: BusyNamespace, number: int, **fields: Any) -> list[str]:
-    """Copy a long memory; all copies belong to the same owner."""
+async def _copies(team: BusyNamespace, number: int) -> list[str]:
+    """Store copies of a long memory, each with its own vector."""
     (first,) = await team.stored(1, _OWNER)
     ids, pipe = [new_id() for _ in range(number)], team.client.pipeline(transaction=False)
     for memory_id in ids:
         pipe.copy(team.keys.memory(first), team.keys.memory(memory_id))
         pipe.hset(team.keys.use(memory_id), "count", 1)
-        if fields:
-            pipe.hset(team.keys.memory(memory_id), mapping=fields)
+        pipe.hset(team.keys.memory(memory_id), team.model.field, team.vector())
     await pipe.execute()
     return ids
 

@@ -23,8 +23,8 @@ from memory_core.records.times import to_redis
 from memory_server.operations.authority_records import _AT_ONCE as RESIGNED
 from memory_server.sharing.grants import _MAX_IDS as IDS
 
-OWNER_IDS = 1000
-"""Owner ids of one agent: nothing bounds them."""
+OWNER_IDS = 500
+"""Owner ids of one agent. Nothing bounds them; the cost grows with them."""
 EXPIRED = 100
 _FROM, _TO, _OTHER = agent(0), agent(15), agent(16)
 

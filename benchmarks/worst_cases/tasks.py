@@ -24,7 +24,7 @@ from memory_core.records.ids import new_id
 from memory_core.records.names import SEPARATOR
 from memory_core.records.task_kind import TaskKind
 from memory_core.records.times import to_redis
-from memory_server.agents.registry import _MAX_LEASE_TOKENS as TOKENS
+from memory_server.agents.registry import RENEWED_AT_ONCE as TOKENS
 from memory_server.tasks.routing import _BATCH as ASSIGNED
 from memory_server.tasks.submit import _MAX_CANDIDATES as CANDIDATES
 from memory_server.tasks.submit import _MAX_DEPENDENCIES as DEPENDENCIES
@@ -192,7 +192,7 @@ def _agent_call(team: BusyNamespace, name: str, answer: Request, **request: Any)
     return Call([team.keys.agent(name)], common | request, answer)
 
 
-@worst("rm1_agent_heartbeat", f"{TOKENS} leases", "agents/registry.py, _MAX_LEASE_TOKENS")
+@worst("rm1_agent_heartbeat", f"{TOKENS} leases", "agents/registry.py, RENEWED_AT_ONCE")
 async def _heartbeat(team: BusyNamespace) -> Call:
     name = agent(11)
     held = await team.client.smembers(team.keys.held(name))

@@ -188,11 +188,23 @@ function rm.push_proofs(key, field, owners, proofs)
   rm.push(key, field, items)
 end
 
+-- Write whose some owner ids are, and with `marks` which file they came with.
+function rm.write_holder(names, owners, name, marks)
+  for _, owner in ipairs(owners) do
+    local key = names.owner .. owner
+    if marks then
+      redis.call('HSET', key, 'agent', name, 'file', marks[owner])
+    else
+      redis.call('HSET', key, 'agent', name)
+    end
+  end
+end
+
 -- Add owner ids to an agent. `proofs` are their codes for this name, which only the server can make; nil without a key.
-function rm.add_owners(names, name, owners, proofs)
+function rm.add_owners(names, name, owners, proofs, marks)
   rm.push(names.agent .. name, 'owners', owners)
   if proofs then rm.push_proofs(names.agent .. name, 'proofs', owners, proofs) end
-  for _, owner in ipairs(owners) do redis.call('HSET', names.owner .. owner, 'agent', name) end
+  rm.write_holder(names, owners, name, marks)
 end
 
 -- Whether a time is before the present holder of an agent's name: what is older is not that agent's.

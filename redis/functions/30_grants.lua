@@ -1,9 +1,8 @@
 -- Sharing by grants. One write, however many memories a grant covers.
 
 local KEPT_SECONDS = 30 * 86400
--- How many grants one call ends or shortens, so that Redis never stalls: each may pass on hundreds of memories. A share
--- also ends some that expired.
-local AT_ONCE, EXPIRED_AT_ONCE = 32, 8
+-- How many grants one call ends or shortens, so that Redis never stalls: each may pass on hundreds of memories.
+local AT_ONCE = 32
 -- What one agent holds, and what it holds of one other, which it did not ask for. `passing` is how many grants pass on
 -- the same memory by its id: an update of it looks at all of them.
 local MOST = {grants = 256, tokens = 4096, offers = 256, passing = 128}
@@ -440,7 +439,7 @@ rm.serve('rm1_share', function(request, keys, names)
   now = rm.tick(names)
   if new_owner then rm.issue_owner(names, from, owner, proofs[1]) end
   if new_to_owner then rm.issue_owner(names, to, to_owner, proofs[2]) end
-  local expired = nothing_ended(EXPIRED_AT_ONCE)
+  local expired = nothing_ended(AT_ONCE / 4)
   for _, past in ipairs(rm.append(over, unpack(stale))) do
     if expired.left > 0 then end_grant(names, past, now, 'expired', '', expired) end
   end

@@ -24,8 +24,8 @@ local function load_kept(names, name)
 end
 
 -- Keep owner ids that an agent left. `proofs` are their codes as kept ones; nil without a key.
-function rm.keep_owners(names, name, owners, proofs)
-  for _, owner in ipairs(owners) do redis.call('HSET', names.owner .. owner, 'agent', name) end
+function rm.keep_owners(names, name, owners, proofs, marks)
+  rm.write_holder(names, owners, name, marks)
   if proofs then rm.push_proofs(names.agent .. name, 'kept_proofs', owners, proofs) end
   save_kept(names, name, rm.append(load_kept(names, name), unpack(owners)))
 end

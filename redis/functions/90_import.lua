@@ -101,11 +101,8 @@ rm.serve('rm1_import_agent', function(request, keys, names)
   if #added + #kept == 0 then return {status = 'kept'} end
   if rm.is_outdated(names, name, request.proofs) then return {status = 'changed'} end
   local first = not found[1] and #owners == 0 and rm.contains(added, request.owner or '')
-  rm.add_owners(names, name, added, request.proofs and request.proofs.codes)
-  if #kept > 0 then rm.keep_owners(names, name, kept, request.proofs and request.proofs.kept) end
-  for _, owner in ipairs(request.marks and rm.append({unpack(added)}, unpack(kept)) or {}) do
-    redis.call('HSET', names.owner .. owner, 'file', request.marks[owner])
-  end
+  rm.add_owners(names, name, added, request.proofs and request.proofs.codes, request.marks)
+  if #kept > 0 then rm.keep_owners(names, name, kept, request.proofs and request.proofs.kept, request.marks) end
   if first then redis.call('HSET', keys[1], 'owner', request.owner) end
   rm.audit(names, rm.tick(names), request.audit, rm.append(added, unpack(kept)))
   return {status = 'imported'}

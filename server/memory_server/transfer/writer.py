@@ -20,7 +20,7 @@ from memory_server.memories.record_encoder import encoder_of, flat, signed_elsew
 from memory_server.service import Service
 from memory_server.transfer.incoming_memory import Arrival
 
-MAX_MEMORIES = 50
+MAX_MEMORIES = 20
 """Memories in one Function call."""
 MAX_VECTORS = 8
 """Vectors in one Function call: each is inserted into the graph, and Redis must not stall."""
