@@ -16,14 +16,25 @@ import uvloop
 from benchmarks import results
 from benchmarks.tasks import redis_with
 from benchmarks.worst_cases import memories, records, sharing, tasks
-from benchmarks.worst_cases.busy_namespace import CASES, BusyNamespace, WorstCase, checked
+from benchmarks.worst_cases.busy_namespace import CASES, BusyNamespace, Call, WorstCase, checked
 from memory_core.records.codec import pack, unpack
 from memory_core.store.functions import RELEASE
 
 ROUNDS = 5
 LIMIT_MS = 10.0
+_OWN_COMMANDS = {"cmdstat_fcall", "cmdstat_config|resetstat"}
 MODULES = (memories, tasks, sharing, records)
 """They fill CASES."""
+
+
+async def call_measured(team: BusyNamespace, function: str, call: Call) -> tuple[float, int, dict[str, Any]]:
+    """Call a Function; return its milliseconds inside Redis, the number of its commands, and its answer."""
+    request = pack({"prefix": team.keys.prefix, **call.request})
+    await team.client.config_resetstat()
+    answer = await team.client.execute_command("FCALL", function, len(call.keys), *call.keys, request)
+    stats = await team.client.info("commandstats")
+    commands = sum(stat["calls"] for name, stat in stats.items() if name not in _OWN_COMMANDS)
+    return stats["cmdstat_fcall"]["usec"] / 1000, commands, {} if answer == RELEASE.encode() else unpack(answer)
 
 
 async def measure(team: BusyNamespace, case: WorstCase, rounds: int = ROUNDS) -> dict[str, Any]:
@@ -31,14 +42,9 @@ async def measure(team: BusyNamespace, case: WorstCase, rounds: int = ROUNDS) ->
     spent, commands = list[float](), 0
     for _ in range(rounds):
         call = await case.prepare(team)
-        await team.client.config_resetstat()
-        request = pack({"prefix": team.keys.prefix, **call.request})
-        answer = await team.client.execute_command("FCALL", case.function, len(call.keys), *call.keys, request)
-        stats = await team.client.info("commandstats")
-        spent.append(stats["cmdstat_fcall"]["usec"] / 1000)
-        commands = sum(stat["calls"] for name, stat in stats.items() if name != "cmdstat_fcall")
-        if answer != RELEASE.encode():
-            checked(call, unpack(answer))
+        milliseconds, commands, answer = await call_measured(team, case.function, call)
+        spent.append(milliseconds)
+        checked(call, answer)
     return {
         "Function": case.function,
         "worst case": case.case,

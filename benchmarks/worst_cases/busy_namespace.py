@@ -109,12 +109,16 @@ class BusyNamespace:
         """Call a Function with the namespace's prefix."""
         return await functions.call(self.client, function, list(keys), prefix=self.keys.prefix, **request)
 
-    async def fill(self) -> None:
-        """Register the agents, store the memories, share with agent 0 and submit the tasks."""
+    async def open(self, agents: int) -> None:
+        """Make the index, and register some agents."""
         self.model = (await ensure_namespace(self.client, self.keys.namespace, VectorStoreSettings())).current
         await functions.load_library(self.client)
-        for number in range(AGENTS):
+        for number in range(agents):
             await self.register(agent(number))
+
+    async def fill(self) -> None:
+        """Register the agents, store the memories, share with agent 0 and submit the tasks."""
+        await self.open(AGENTS)
         calls = [self.store(self.owner_name(number), long=False) for number in range(MEMORIES)]
         await self.all("rm1_store", calls)
         self.memories = [call.request["id"] for call in calls]

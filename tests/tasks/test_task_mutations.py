@@ -40,14 +40,14 @@ _REQUEUES = "    rm.requeue_assigned(names, id, task, now, request.reason)\n"
 MUTATIONS: dict[str, tuple[str, list[tuple[str, str]]]] = {
     # checks
     "no token check": ("wrong_token_is_refused", [("task.lease_token == token and ", "")]),
-    "no state check": ("token_ends_with_its_attempt", [("or task.state ~= 'leased' or ", "or ")]),
+    "no state check": ("token_ends_with_its_attempt", [("and task.state == 'leased' ", "")]),
     "no check of lease expiry": (
         "token_ends_with_its_lease",
         [("\n    and tonumber(task.lease_until) * 1000000 > now", "")],
     ),
     "no holder check": (
         "token_is_refused_from_another_agent",
-        [(" or task.assigned ~= request.agent then", " then")],
+        [(" and task.assigned == agent", "")],
     ),
     "no check of earlier holders": (
         "agent_that_never_held_a_task_learns_nothing_of_it",
