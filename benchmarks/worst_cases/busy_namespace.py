@@ -92,7 +92,7 @@ class BusyNamespace:
     def __init__(self, client: Client, namespace: str = "worst") -> None:
         self.client, self.keys = client, Keys(namespace)
         self.integrity = Integrity(Keyring([Secret(bytes(32))]))
-        self.random = Random(7)  # noqa: S311 # nosec B311
+        self.random = Random(7)  # nosec B311
         self._rows = np.random.default_rng(7)
         self.model: Model
         self.owners: dict[str, str] = {}
@@ -219,7 +219,9 @@ class BusyNamespace:
 
     def registration(self, name: str, capabilities: Sequence[str] | None = None, **fields: Any) -> Call:
         """A call of rm1_agent_register."""
-        able = [skill for kind in self.kinds for skill in kind.capabilities][:64] if capabilities is None else capabilities
+        able = (
+            [skill for kind in self.kinds for skill in kind.capabilities][:64] if capabilities is None else capabilities
+        )
         profile = {
             "type": "custom", "capabilities": SEPARATOR.join(able), "context_window": 200_000, "max_tasks": 1000,
             "heartbeat_seconds": HOUR, "description": "d" * 100, "profile": self.vector(),
@@ -273,7 +275,7 @@ class BusyNamespace:
         await pipe.execute()
 
     async def grant_all(self, to: str, number: int = GRANTS - 1) -> dict[str, list[str]]:
-        """Let an agent hold grants to write of 16 ids each, 32 of each grantor: one less than it may. Returns the ids."""
+        """Let an agent hold one grant less than it may, to write, of 16 ids each. Returns the ids of each."""
         entries, given = dict[str, tuple[str, Request]](), dict[str, list[str]]()
         for position in range(number):
             by, grant = agent(500 + position // 32), new_id()
@@ -342,4 +344,3 @@ def checked(call: Call, answer: dict[str, Any]) -> dict[str, Any]:
     differing = {name: answer.get(name) for name, value in call.answer.items() if answer.get(name) != value}
     assert not differing, f"answered {differing}, not {call.answer}"
     return answer
-

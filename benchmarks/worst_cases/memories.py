@@ -248,7 +248,7 @@ async def _key_drop(team: BusyNamespace) -> Call:
 
 @worst("rm1_key_rewrap", "one key", "one key")
 async def _key_rewrap(team: BusyNamespace) -> Call:
-    owner, key = await _data_key(team)
+    _, key = await _data_key(team)
     request = {"version": "v1", "before": "w" * 100, "wrapped": "x" * 100, "audit": team.audit("server", "rewrap")}
     return Call([key, team.keys.audit, team.keys.counters], request, {"status": "rewrapped"})
 
@@ -278,7 +278,7 @@ async def _reseal(team: BusyNamespace) -> Call:
 async def _change_model(team: BusyNamespace) -> Call:
     request = {
         "step": "begin", "model": team.model.name, "field": team.model.field, "dimension": 384, "grace": 0,
-        "alias": team.keys.index_alias, "index": f"{team.keys.index_alias}:v", "audit": team.audit("console", "reindex"),
+        "audit": team.audit("console", "reindex"), "alias": team.keys.index_alias, "index": f"{team.keys.index_alias}:v",
     }  # fmt: skip
     named = [team.keys.meta, team.keys.audit, team.keys.counters]
     changed = {"other_model": team.model.name, "other_field": team.model.field, "other_dimension": 384}
@@ -307,5 +307,3 @@ async def _agent_vector(team: BusyNamespace) -> Call:
     known = await team.client.hmget(team.keys.agent(name), ["description", "capabilities"])
     request = {"description": known[0], "capabilities": known[1], "profile": team.vector()}
     return Call([team.keys.agent(name)], request, {"status": "ok"})
-
-

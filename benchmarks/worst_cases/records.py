@@ -121,7 +121,7 @@ def _imported(team: BusyNamespace, number: int, *, vector: bool, long: bool = Tr
     named = [keys.audit, keys.counters, keys.job_streams, keys.chores, keys.events, keys.tombstones]
     for _ in range(number):
         memory_id = new_id()
-        record = team.record(name, memory_id, long=long)
+        record, extra = team.record(name, memory_id, long=long), [] if long else ["metadata", "m" * METADATA_BYTES]
         named += [
             keys.memory(memory_id), keys.owner(owner), keys.seq(owner), keys.same(owner, record.content_hash),
             keys.data_key(owner),
@@ -129,7 +129,7 @@ def _imported(team: BusyNamespace, number: int, *, vector: bool, long: bool = Tr
         items.append({
             "id": memory_id, "owner": owner, "owners": [owner], "mark": None, "agent": name, "writer": name, "rev": 1,
             "hash": record.content_hash, "context": digest("context"), "expires_at": "inf", "ttl": None,
-            "fields": team.fields(record, long=long) + ([] if long else ["metadata", "m" * METADATA_BYTES]), "pieces": len(team.long_chunks) if long else 1,
+            "fields": [*team.fields(record, long=long), *extra], "pieces": len(team.long_chunks) if long else 1,
             "vector": team.given_vector() if vector else None, "job": {"body": team.long_chunks[0], "trace": ""},
             "key": None, "seal": team.seal(memory_id), "seq": 1, "created_at": to_redis(time.time()),
             "updated_at": to_redis(time.time()),

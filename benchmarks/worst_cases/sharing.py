@@ -132,7 +132,7 @@ async def _offer_kept(team: BusyNamespace, to: str) -> Call:
     name = f"left-{new_id().lower()}"
     owners = await _kept(team, name)
     request = {
-        "agent": name, "target": to, "known": owners, "given": {one: "c" * 60 for one in owners}, "id": new_id(),
+        "agent": name, "target": to, "known": owners, "given": dict.fromkeys(owners, "c" * 60), "id": new_id(),
         "to_owner": team.owners[to], "by_owner": owners[-1], "mac": "m" * 60, "offer_seconds": HOUR, "count": 1,
         "audit": team.audit("operator", "offer"),
     }  # fmt: skip

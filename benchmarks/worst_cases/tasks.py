@@ -98,7 +98,7 @@ async def _claim_inbox(team: BusyNamespace) -> Call:
     return await _claiming(team, name)
 
 
-@worst("rm1_task_claim", "none of 150 queued tasks that the agent failed; another agent can do them", "tasks/50, LOOK_FAR")
+@worst("rm1_task_claim", "none of 150 queued tasks that the agent failed; another can do them", "tasks/50, LOOK_FAR")
 async def _claim_avoided(team: BusyNamespace) -> Call:
     name, kind = agent(7), TaskKind(("only-two",))
     await team.client.hset(team.keys.agent(name), "capabilities", SEPARATOR.join(kind.capabilities))
@@ -212,6 +212,7 @@ async def _losing(team: BusyNamespace, name: str) -> None:
 @worst("rm1_agent_lost", f"{SLICE} of 100 leased tasks", "BATCH of 40_queues.lua")
 async def _lost(team: BusyNamespace) -> Call:
     name = agent(12)
+    await team.register(name)
     await _losing(team, name)
     await team.client.zadd(team.keys.agents, {name: 1})
     await team.client.hset(team.keys.agent(name), "metrics", "m" * TEXT_BYTES)
@@ -225,7 +226,11 @@ async def _release(team: BusyNamespace) -> Call:
     return _agent_call(team, name, {"taken": SLICE})
 
 
-@worst("rm1_agent_unregister", f"{GRANTS} grants held, 999 given, {GRANTS} offers, 10,000 submitted", "AT_ONCE of 30_grants.lua")
+@worst(
+    "rm1_agent_unregister",
+    f"{GRANTS} grants and offers, 999 given, 10,000 submitted",
+    "AT_ONCE of 30_grants.lua",
+)
 async def _unregister(team: BusyNamespace) -> Call:
     name, keys = agent(14), team.keys
     await team.register(name)
@@ -250,5 +255,3 @@ async def _purged(team: BusyNamespace) -> Call:
     await team.client.sadd(team.keys.tombstones, owner)
     await team.client.hset(team.keys.owner(owner), "agent", "gone")
     return Call([team.keys.tombstones, team.keys.owner(owner)], {"owner": owner}, {"status": "ok"})
-
-

@@ -209,7 +209,7 @@ MUTATIONS: dict[str, tuple[str, list[tuple[str, str]]]] = {
     ),
     "renewal keeps the old expiry": (
         "heartbeat_renews_a_lease",
-        [("  redis.call('ZADD', names.leases, ends, id)\n  return ends\n", "  return ends\n")],
+        [("  if #ends_of > 0 then redis.call('ZADD', names.leases, unpack(ends_of)) end\n", "")],
     ),
     "leased tasks are not recorded as held": (
         "leased_task_is_not_given_to_another",

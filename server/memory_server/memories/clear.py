@@ -107,7 +107,9 @@ async def _parts(service: MemoryServices, plan: ClearPlan) -> AsyncGenerator[Seq
     """Give the ids of a plan in slices. A query is asked again each time, because the slice before is gone."""
     for part in slices(plan.ids, DELETED_AT_ONCE):
         yield part
-    while plan.query is not None and (ids := await _page(service, plan.principal.namespace, plan.query, DELETED_AT_ONCE)):
+    while plan.query is not None and (
+        ids := await _page(service, plan.principal.namespace, plan.query, DELETED_AT_ONCE)
+    ):
         yield ids
 
 
