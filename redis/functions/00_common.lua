@@ -176,17 +176,39 @@ function rm.remember(key, idempotency, ...)
   redis.call('EXPIRE', key, idempotency.ttl)
 end
 
--- Add an item to a stored list.
-function rm.push(key, field, item)
-  local items = redis.call('HGET', key, field)
-  redis.call('HSET', key, field, items and items .. '\31' .. item or item)
+-- Add items to a stored list.
+function rm.push(key, field, items)
+  if #items == 0 then return end
+  local added, known = table.concat(items, '\31'), redis.call('HGET', key, field)
+  redis.call('HSET', key, field, known and known .. '\31' .. added or added)
 end
 
--- Add an owner id to an agent. `proof` is its code for this name, which only the server can make; nil without a key.
-function rm.add_owner(names, name, owner, proof)
-  rm.push(names.agent .. name, 'owners', owner)
-  if proof then rm.push(names.agent .. name, 'proofs', owner .. '=' .. proof) end
-  redis.call('HSET', names.owner .. owner, 'agent', name)
+-- Add the codes of some owner ids to a stored list.
+function rm.push_proofs(key, field, owners, proofs)
+  local items = {}
+  for _, owner in ipairs(owners) do
+    if proofs[owner] then items[#items + 1] = owner .. '=' .. proofs[owner] end
+  end
+  rm.push(key, field, items)
+end
+
+-- Write whose some owner ids are, and with `marks` which file they came with.
+function rm.write_holder(names, owners, name, marks)
+  for _, owner in ipairs(owners) do
+    local key = names.owner .. owner
+    if marks then
+      redis.call('HSET', key, 'agent', name, 'file', marks[owner])
+    else
+      redis.call('HSET', key, 'agent', name)
+    end
+  end
+end
+
+-- Add owner ids to an agent. `proofs` are their codes for this name, which only the server can make; nil without a key.
+function rm.add_owners(names, name, owners, proofs, marks)
+  rm.push(names.agent .. name, 'owners', owners)
+  if proofs then rm.push_proofs(names.agent .. name, 'proofs', owners, proofs) end
+  rm.write_holder(names, owners, name, marks)
 end
 
 -- Whether a time is before the present holder of an agent's name: what is older is not that agent's.
@@ -205,7 +227,7 @@ end
 function rm.issue_owner(names, name, owner, proof)
   if proof then redis.call('HSETNX', names.counters, 'signed', proof.signer) end
   redis.call('HSET', names.agent .. name, 'owner', owner)
-  rm.add_owner(names, name, owner, proof and proof.code)
+  rm.add_owners(names, name, {owner}, proof and {[owner] = proof.code})
 end
 
 -- The owner ids that have a proof; nil if one is not `known` to the server, which then proves them again. The server

@@ -58,7 +58,7 @@ rm.serve('rm1_change_model', function(request, _, names)
 end)
 
 -- rm1_mark_vectors: write again of which models chunks have vectors, and remove those of a model no longer used (at
--- most 8, so that Redis never stalls). KEYS: mem or chunk keys. Answer: {status}
+-- most 4, so that Redis never stalls). KEYS: mem or chunk keys. Answer: {status}
 rm.serve('rm1_mark_vectors', function(request, keys, names)
   local models, removed = rm.models(names), request.remove
   for _, model in ipairs(models) do

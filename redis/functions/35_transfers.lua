@@ -24,11 +24,9 @@ local function load_kept(names, name)
 end
 
 -- Keep owner ids that an agent left. `proofs` are their codes as kept ones; nil without a key.
-function rm.keep_owners(names, name, owners, proofs)
-  for _, owner in ipairs(owners) do
-    redis.call('HSET', names.owner .. owner, 'agent', name)
-    if proofs then rm.push(names.agent .. name, 'kept_proofs', owner .. '=' .. proofs[owner]) end
-  end
+function rm.keep_owners(names, name, owners, proofs, marks)
+  rm.write_holder(names, owners, name, marks)
+  if proofs then rm.push_proofs(names.agent .. name, 'kept_proofs', owners, proofs) end
   save_kept(names, name, rm.append(load_kept(names, name), unpack(owners)))
 end
 
@@ -102,9 +100,7 @@ rm.serve('rm1_accept_transfer', function(request, _, names)
   local owners, rest = divide_kept(names, offer.by, offer.own, request.proofs)
   if #owners == 0 then return {status = 'not_found'} end
   save_kept(names, offer.by, rest)
-  for _, owner in ipairs(owners) do
-    rm.add_owner(names, name, owner, request.proofs and request.proofs[owner])
-  end
+  rm.add_owners(names, name, owners, request.proofs)
   rm.end_offer(names, request.id, 'accepted', name)
   rm.audit(names, rm.tick(names), request.audit)
   return {status = 'accepted'}

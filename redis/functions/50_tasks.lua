@@ -280,16 +280,19 @@ rm.serve('rm1_task_claim', function(request, _, names)
   return claimed
 end)
 
+-- Whether a token holds the lease of a task for an agent now.
+function rm.holds_lease(task, agent, token, now)
+  return task.lease_token == token and task.state == 'leased' and task.assigned == agent
+    and tonumber(task.lease_until) * 1000000 > now
+end
+
 -- Why a token does not hold the lease now: `unknown` for an agent that never held the task; nil if it holds it. What was
 -- leased last before the agent took over its name was leased to another.
 function rm.lease_problem(names, task, request, now)
   if not task.state then return 'unknown' end
   if not rm.contains(rm.split(task.holders), request.agent) then return 'unknown' end
   if rm.is_before_holder(names, request.agent, task.leased_at) then return 'unknown' end
-  if task.lease_token ~= request.token or task.state ~= 'leased' or task.assigned ~= request.agent then
-    return 'stale'
-  end
-  if tonumber(task.lease_until) * 1000000 <= now then return 'stale' end
+  if not rm.holds_lease(task, request.agent, request.token, now) then return 'stale' end
 end
 
 -- Whether a call was made before under its id. It then gets the same answer.

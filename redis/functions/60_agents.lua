@@ -2,6 +2,7 @@
 
 local PROFILE = {'registered_at', 'type', 'capabilities', 'context_window', 'max_tasks', 'heartbeat_seconds',
   'description', 'profile', 'status', 'load', 'metrics', 'last_seen', 'last_claim', 'last_answer'}
+local LEASE = {'state', 'assigned', 'lease_token', 'lease_until', 'lease_seconds', 'leased_at'}
 
 -- rm1_agent_register: register a name, or change its registration. A name without owner id gets the candidate, so the
 -- new holder of a name owns nothing that an earlier one left.
@@ -19,15 +20,32 @@ rm.serve('rm1_agent_register', function(request, keys, names)
   return {status = 'registered', again = known.registered_at ~= nil, owner = known.owner or request.candidate}
 end)
 
--- Renew the lease that a token holds.
-local function renew(names, token, agent, now)
+-- When the lease that a token holds ends if it is renewed now, and its task; nil if the token does not hold it. Reads
+-- little, because an agent may hold a thousand leases.
+local function renewed_lease(names, token, agent, since, now)
   local id = string.match(token, '^([^.]*)')
-  local task = rm.load_task(names, id)
-  if rm.lease_problem(names, task, {agent = agent, token = token}, now) then return nil end
-  local ends = rm.seconds(now + tonumber(task.lease_seconds) * 1000000)
-  redis.call('HSET', names.task .. id, 'lease_until', ends)
-  redis.call('ZADD', names.leases, ends, id)
-  return ends
+  local task = rm.read(names.task .. id, unpack(LEASE))
+  if not rm.holds_lease(task, agent, token, now) then return nil end
+  if since and tonumber(task.leased_at) < tonumber(since) then return nil end
+  return rm.seconds(now + tonumber(task.lease_seconds) * 1000000), id
+end
+
+-- Renew the leases that an agent holds. Returns those, and the tokens of the others.
+local function renew(names, tokens, agent, now)
+  local renewed, lost, ends_of = {}, {}, {}
+  local since = redis.call('HGET', names.agent .. agent, 'since')
+  for _, token in ipairs(tokens) do
+    local ends, id = renewed_lease(names, token, agent, since, now)
+    if ends then
+      redis.call('HSET', names.task .. id, 'lease_until', ends)
+      rm.append(ends_of, ends, id)
+      renewed[#renewed + 1] = {token, ends}
+    else
+      lost[#lost + 1] = token
+    end
+  end
+  if #ends_of > 0 then redis.call('ZADD', names.leases, unpack(ends_of)) end
+  return renewed, lost
 end
 
 -- rm1_agent_heartbeat: record a sign of life and renew the leases of the given tokens.
@@ -38,11 +56,7 @@ rm.serve('rm1_agent_heartbeat', function(request, keys, names)
   if not agent then return {status = 'unknown'} end
   rm.touch_agent(names, agent, now)
   if #request.fields > 0 then redis.call('HSET', keys[1], unpack(request.fields)) end
-  local renewed, lost = {}, {}
-  for _, token in ipairs(request.tokens) do
-    local ends = renew(names, token, name, now)
-    if ends then renewed[#renewed + 1] = {token, ends} else lost[#lost + 1] = token end
-  end
+  local renewed, lost = renew(names, request.tokens, name, now)
   if request.audit then rm.audit(names, now, request.audit) end
   return {status = 'alive', renewed = renewed, lost = lost, most = agent.most,
     hands = redis.call('XLEN', names.inbox .. name), held = redis.call('SCARD', names.held .. name)}
@@ -88,8 +102,10 @@ end
 
 -- rm1_agent_unregister: remove a name from the registry, and with a target offer its memories to that agent.
 -- rm1_agent_release then releases its tasks. The server signed each of the `known` owner ids beforehand, and the offer.
+-- The grants end first: the answer is `more` until few are left.
 -- KEYS: agent
--- Answer: {status = unregistered | unknown | unknown_agent | offer_waits | too_many_offers | changed, owners, grants}
+-- Answer: {status = unregistered | more | unknown | unknown_agent | offer_waits | too_many_offers | changed, owners,
+--          grants}
 rm.serve('rm1_agent_unregister', function(request, keys, names)
   local name, now = request.agent, rm.now()
   if not rm.load_agent(names, name) then return {status = 'unknown'} end
@@ -99,7 +115,8 @@ rm.serve('rm1_agent_unregister', function(request, keys, names)
   if not owners or (request.memories == 'transfer' and rm.is_other_offer(names, request, owners)) then
     return {status = 'changed'}
   end
-  local grants = rm.end_all_grants(names, name)
+  local grants, is_all = rm.end_all_grants(names, name)
+  if not is_all then return {status = 'more', grants = grants} end
   leave_memories(names, name, owners, request.memories, now, request.proofs)
   if request.memories == 'transfer' then rm.offer_transfer(names, request, owners) end
   redis.call('HDEL', keys[1], unpack(PROFILE))

@@ -266,7 +266,7 @@ async def test_request_beyond_the_body_limit_is_refused(small: Server) -> None:
 
 
 async def test_clear_stops_at_its_limit(small: Server, robot: Agent, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("memory_server.memories.clear._SLICE", 2)
+    monkeypatch.setattr("memory_server.memories.clear.DELETED_AT_ONCE", 2)
     for number in range(5):
         await robot.store(f"Clear me {number}.", context="doomed")
     answer = await robot.call("clear_memory", context="doomed", confirm=True)

@@ -20,6 +20,7 @@ from memory_core.records.vectors import to_bytes
 from memory_core.redis_client import Client
 from memory_core.settings.groups import DAY
 from memory_core.settings.settings import Settings
+from memory_core.slices import slices
 from memory_server.contract import validation
 from memory_server.contract.agents import (
     AgentAnswer,
@@ -50,6 +51,8 @@ from memory_server.tasks.services import TaskServices
 _EMBED_SECONDS = 2.0
 _METRICS_BYTES = 16_384
 _MAX_LEASE_TOKENS = 1000
+RENEWED_AT_ONCE = 250
+"""Leases that one Function call renews, so that Redis never stalls."""
 
 
 async def register_agent(service: TaskServices, request: RequestContext, args: RegisterArguments) -> RegisterAnswer:
@@ -127,19 +130,22 @@ async def unregister_agent(
     target = check_name(args.transfer_to, "transfer_to") if args.transfer_to else ""
     keys = (await service.namespaces.get(caller.namespace)).keys
     count = await _count_memories(service, request)
-    offer = offer_of(service.settings, count)
+    offer, revoked = offer_of(service.settings, count), 0
     for _ in range(SIGNING_ATTEMPTS):
         proofs = await _prove_leaving(service.backend, caller, args.memories, target, offer)
-        answer = await _write(
-            service,
-            request,
-            "rm1_agent_unregister",
-            "unregister_agent",
-            memories=args.memories,
-            target=target,
-            **offer,
-            **proofs,
-        )
+        answer = {"status": "more"}
+        while answer["status"] == "more":
+            answer = await _write(
+                service,
+                request,
+                "rm1_agent_unregister",
+                "unregister_agent",
+                memories=args.memories,
+                target=target,
+                **offer,
+                **proofs,
+            )
+            revoked += answer.get("grants", 0)
         if answer["status"] != "changed":
             break
     else:
@@ -157,7 +163,7 @@ async def unregister_agent(
     return UnregisterAnswer(
         tasks_reassigned=moved,
         memories_affected=count,
-        grants_revoked=answer["grants"],
+        grants_revoked=revoked,
         offer_id=offer["id"] if args.memories == "transfer" else None,
     )
 
@@ -256,15 +262,8 @@ async def heartbeat(service: TaskServices, request: RequestContext, args: Heartb
         raise InvalidArgument(f"{len(lease_tokens)} lease_tokens; at most {_MAX_LEASE_TOKENS} are allowed")
     metrics = validation.check_json(args.metrics, "metrics", _METRICS_BYTES)
     fields = {"status": args.status, "load": args.load, "metrics": metrics}
-    answer = await _write(
-        service,
-        request,
-        "rm1_agent_heartbeat",
-        "update_agent_heartbeat",
-        repeatable=True,
-        fields=[part for name, value in fields.items() if value is not None for part in (name, value)],
-        tokens=list(dict.fromkeys(lease_tokens)),
-    )
+    changed = [part for name, value in fields.items() if value is not None for part in (name, value)]
+    renewed, lost = await _renew(service, request, changed, list(dict.fromkeys(lease_tokens)))
     if args.status:
         service.rosters.pop(caller.namespace, None)
     dispatch_soon(service, caller.namespace)
@@ -276,13 +275,33 @@ async def heartbeat(service: TaskServices, request: RequestContext, args: Heartb
         missing = request.missing("unread events are", Effect.SEE_OWN) if is_own else None
         events = await unread(service, request) if is_own and not missing else None
     return HeartbeatAnswer(
-        leases_renewed={_task_of(token): to_iso(float(until)) or "" for token, until in answer["renewed"]},
-        leases_lost=[_task_of(token) for token in answer["lost"]],
+        leases_renewed={_task_of(token): to_iso(float(until)) or "" for token, until in renewed},
+        leases_lost=[_task_of(token) for token in lost],
         pending_tasks=pending,
         unread_events=events,
         partial=bool(missing),
         reason=missing,
     )
+
+
+async def _renew(
+    service: TaskServices, request: RequestContext, fields: Sequence[Any], tokens: Sequence[str]
+) -> tuple[list[tuple[str, str]], list[str]]:
+    """Record a heartbeat with the changed fields. Returns the renewed tokens with their ends, and the lost ones."""
+    renewed, lost = list[tuple[str, str]](), list[str]()
+    for part in list(slices(tokens, RENEWED_AT_ONCE)) or [[]]:
+        answer = await _write(
+            service,
+            request,
+            "rm1_agent_heartbeat",
+            "update_agent_heartbeat",
+            repeatable=True,
+            fields=fields,
+            tokens=part,
+        )
+        renewed += answer["renewed"]
+        lost += answer["lost"]
+    return renewed, lost
 
 
 async def get_agent(backend: Backend, caller: Caller, name: str) -> AgentAnswer:

@@ -27,7 +27,8 @@ from memory_server.index.query_builder import Query
 from memory_server.memories.chunks import settle_or_tell
 from memory_server.memories.services import MemoryServices
 
-_SLICE = 200  # memories removed per Function call, so that Redis never stalls
+DELETED_AT_ONCE = 24
+"""Memories that one Function call removes from the graph, so that Redis never stalls."""
 _MOST_LISTED = 10_000
 """The most memories that a person is asked about; more need `confirm`."""
 _CONFIRM = "call again with confirm: true, or dry_run: true to look first"
@@ -104,9 +105,11 @@ async def clear_memory(service: MemoryServices, plan: ClearPlan, *, confirmed: b
 
 async def _parts(service: MemoryServices, plan: ClearPlan) -> AsyncGenerator[Sequence[str]]:
     """Give the ids of a plan in slices. A query is asked again each time, because the slice before is gone."""
-    for part in slices(plan.ids, _SLICE):
+    for part in slices(plan.ids, DELETED_AT_ONCE):
         yield part
-    while plan.query is not None and (ids := await _page(service, plan.principal.namespace, plan.query, _SLICE)):
+    while plan.query is not None and (
+        ids := await _page(service, plan.principal.namespace, plan.query, DELETED_AT_ONCE)
+    ):
         yield ids
 
 
