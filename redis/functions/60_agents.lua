@@ -106,7 +106,7 @@ rm.serve('rm1_agent_unregister', function(request, keys, names)
   redis.call('ZREM', names.agents, name)
   redis.call('DEL', names.performance .. name, names.did .. name, names.seen .. name)
   redis.call('UNLINK', names.submitted .. name)
-  for rank = 0, 3 do redis.call('HDEL', names.turns, rank .. ':' .. name) end
+  rm.forget_turns(names, name)
   rm.audit(names, now, request.audit)
   rm.emit(names, 'agent', 'unregistered', name, name, {})
   return {status = 'unregistered', owners = owners, grants = grants}
@@ -119,8 +119,8 @@ rm.serve('rm1_agent_release', function(request, _, names)
 end)
 
 -- rm1_agent_purged: forget an owner id that has no memories left. KEYS: tombstones, owner. Answer: {status}
-rm.serve('rm1_agent_purged', function(request, keys)
+rm.serve('rm1_agent_purged', function(request, keys, names)
   redis.call('SREM', keys[1], request.owner)
-  redis.call('DEL', keys[2])
+  redis.call('DEL', keys[2], names.seq .. request.owner)
   return {status = 'ok'}
 end)
