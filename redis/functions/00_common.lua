@@ -9,6 +9,7 @@
 
 local EVENTS_MOST = 100000
 local NAMESPACES_CACHED = 1000
+local NAME_SECONDS = 365 * 86400
 
 local cache, cached = {}, 0
 
@@ -178,11 +179,33 @@ function rm.push(key, field, item)
   redis.call('HSET', key, field, items and items .. '\31' .. item or item)
 end
 
+-- When the hash of a name may go, in milliseconds; nil while an agent has the name or left memories that may not expire.
+-- What else it says, since when the name was left, hides older tasks and events from the next agent of the name.
+local function end_of_name(names, found)
+  if found.registered_at or found.owners then return nil end
+  local last = rm.now() / 1000 + NAME_SECONDS * 1000
+  for _, owner in ipairs(rm.split(found.kept)) do
+    local ends = redis.call('PEXPIRETIME', names.owner .. owner)
+    if ends == -1 then return nil end
+    last = math.max(last, ends)
+  end
+  return last
+end
+
+-- Set when the hash of a name expires, after a change of its registration or owner ids.
+function rm.keep_name(names, name)
+  local key = names.agent .. name
+  local ends = end_of_name(names, rm.read(key, 'registered_at', 'owners', 'kept'))
+  if ends then redis.call('PEXPIREAT', key, rm.integer(ends)) else redis.call('PERSIST', key) end
+end
+
 -- Add an owner id to an agent. `proof` is its code for this name, which only the server can make; nil without a key.
 function rm.add_owner(names, name, owner, proof)
   rm.push(names.agent .. name, 'owners', owner)
   if proof then rm.push(names.agent .. name, 'proofs', owner .. '=' .. proof) end
   redis.call('HSET', names.owner .. owner, 'agent', name)
+  redis.call('PERSIST', names.owner .. owner)
+  rm.keep_name(names, name)
 end
 
 -- Whether a time is before the present holder of an agent's name: what is older is not that agent's.

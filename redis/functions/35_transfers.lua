@@ -10,13 +10,19 @@ local function save_list(key, field, items)
   redis.call('HSET', key, field, table.concat(items, '\31'))
 end
 
-local function save_kept(names, name, owners)
-  local key, left, proofs = names.agent .. name, rm.set(owners), {}
+-- Save the owner ids that a name keeps, except those that expired with their memories.
+local function save_kept(names, name, kept)
+  local key, owners, proofs = names.agent .. name, {}, {}
+  for _, owner in ipairs(kept) do
+    if redis.call('EXISTS', names.owner .. owner) == 1 then owners[#owners + 1] = owner end
+  end
+  local left = rm.set(owners)
   for _, proof in ipairs(rm.split(redis.call('HGET', key, 'kept_proofs'))) do
     if left[string.match(proof, '^[^=]*')] then proofs[#proofs + 1] = proof end
   end
   save_list(key, 'kept', owners)
   save_list(key, 'kept_proofs', proofs)
+  rm.keep_name(names, name)
 end
 
 local function load_kept(names, name)

@@ -1,5 +1,6 @@
 -- The registry of agents. KEYS[1] is the agent's hash.
 
+local CONTEXTS_READ = 1000
 local PROFILE = {'registered_at', 'type', 'capabilities', 'context_window', 'max_tasks', 'heartbeat_seconds',
   'description', 'profile', 'status', 'load', 'metrics', 'last_seen', 'last_claim', 'last_answer'}
 
@@ -66,14 +67,47 @@ rm.serve('rm1_agent_lost', function(request, keys, names)
   return {status = 'dead', taken = taken, more = more}
 end)
 
+local function drop_key(names, owner)
+  redis.call('DEL', names.data_key .. owner)
+  redis.call('SREM', names.keyed, owner)
+end
+
 -- Delete an agent's owner ids, and the data keys with them: sensitive memories cannot be read any more.
 local function delete_owners(names, owners, proofs)
   for _, owner in ipairs(owners) do
-    redis.call('DEL', names.data_key .. owner)
-    redis.call('SREM', names.keyed, owner)
+    drop_key(names, owner)
     redis.call('SADD', names.tombstones, owner)
     if proofs then redis.call('HSET', names.owner .. owner, 'deleted', proofs[owner]) end
   end
+end
+
+-- When the last memory of an owner id expires, in milliseconds: as the numbers in its contexts, which nothing raises any
+-- more. 0 if there are none; nil if one never expires, or there are too many to look at.
+local function end_of_memories(names, owner)
+  local contexts, last = redis.call('HKEYS', names.seq .. owner), 0
+  if #contexts == 0 then return 0 end
+  if #contexts > CONTEXTS_READ then return nil end
+  for _, ends in ipairs(redis.call('HPEXPIRETIME', names.seq .. owner, 'FIELDS', #contexts, unpack(contexts))) do
+    if ends == -1 then return nil end
+    last = math.max(last, ends)
+  end
+  return last
+end
+
+-- Let the owner ids that an agent keeps expire with their memories. Returns those that have any.
+local function expire_owners(names, owners)
+  local used = {}
+  for _, owner in ipairs(owners) do
+    local ends = end_of_memories(names, owner)
+    if ends == 0 then
+      drop_key(names, owner)
+      redis.call('DEL', names.owner .. owner)
+    else
+      used[#used + 1] = owner
+      if ends then redis.call('PEXPIREAT', names.owner .. owner, rm.integer(ends)) end
+    end
+  end
+  return used
 end
 
 -- Take the owner ids from an agent that leaves. Its memories are deleted, or kept without a reader; the next holder of
@@ -81,6 +115,7 @@ end
 -- or of its tombstone.
 local function leave_memories(names, name, owners, mode, now, proofs)
   local key = names.agent .. name
+  if mode == 'keep' then owners = expire_owners(names, owners) end
   if mode == 'delete' then delete_owners(names, owners, proofs) else rm.keep_owners(names, name, owners, proofs) end
   redis.call('HDEL', key, 'owner', 'owners', 'proofs')
   redis.call('HSET', key, 'since', rm.seconds(now))
@@ -103,6 +138,7 @@ rm.serve('rm1_agent_unregister', function(request, keys, names)
   leave_memories(names, name, owners, request.memories, now, request.proofs)
   if request.memories == 'transfer' then rm.offer_transfer(names, request, owners) end
   redis.call('HDEL', keys[1], unpack(PROFILE))
+  rm.keep_name(names, name)
   redis.call('ZREM', names.agents, name)
   redis.call('DEL', names.performance .. name, names.did .. name, names.seen .. name)
   redis.call('UNLINK', names.submitted .. name)

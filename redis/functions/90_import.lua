@@ -36,6 +36,8 @@ end
 
 local function write_memory(names, own, item, grace)
   local now, rev = rm.tick(names), rm.integer(item.rev)
+  redis.call('PERSIST', own.owner)
+  rm.keep_name(names, item.agent)
   local order = sequence_number(own, item, rm.expiry(item, now), grace)
   rm.insert_memory(names, own.mem, own.same, item, order, rev, grace, now)
   rm.emit_written(names, 'stored', item.id, item.writer, own.mem)

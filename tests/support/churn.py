@@ -50,6 +50,7 @@ class Team:
             await self._work(guest, name)
             await guest.call("wait_for_events", timeout_seconds=0)
             await self._administer(name)
+            await self._pass_by()
             await self._settle()
             self.seen = await held(self.stack.client, self.namespace)
             await guest.call("unregister_agent", memories="delete")
@@ -114,6 +115,18 @@ class Team:
         for task in await claim(self.worker, limit=9):
             if task["task_id"] == stuck:
                 await fail(self.worker, task)
+
+    async def _pass_by(self) -> None:
+        """Let an agent come that never registers, and one that leaves without memories."""
+        async with self.stack.server.agent(f"drifter-{self.rounds}", self.namespace) as drifter:
+            await drifter.call("cancel_task", task_id=await submit(drifter, "Never mind."))
+            await drifter.call("semantic_search", query="Is there a berth?")
+            await drifter.call("wait_for_events", timeout_seconds=0)
+        async with joined(self.stack.server, self.namespace, f"visitor-{self.rounds}") as visitor:
+            await visitor.store("I was here.", ttl_seconds=600)
+            (memory,) = (await visitor.call("get_agent_memories"))["memories"]
+            await visitor.call("clear_memory", memory_ids=[memory["memory_id"]])
+            await visitor.call("unregister_agent")
 
     async def _administer(self, name: str) -> None:
         """Quarantine the guest for a moment, and give it a token."""

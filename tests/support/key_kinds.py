@@ -17,7 +17,7 @@ _ARGUMENTS: dict[str, tuple[Any, ...]] = {
     "chunk": ("*", 1),
     "hash_of_chunk": ("*", 1),
     "same": ("*", ""),
-    "cached_vector": ("*", "", ""),
+    "cached_vectors": ("*", ""),
     "idempotency": ("*", ""),
     "jobs": ("*",),
 }
@@ -50,7 +50,7 @@ def kinds() -> dict[str, bool]:
         rest, starred, _ = text.removeprefix(keys.prefix).partition("*")
         if name == "jobs":
             rest, starred = keys.job_streams.removeprefix(keys.prefix) + "vec_", "*"
-        if name == "cached_vector":
+        if name == "cached_vectors":
             rest, starred = rest.partition("vec_")[0], "*"
         found[rest] = bool(starred)
     return found
@@ -78,7 +78,7 @@ def kind_of(key: str) -> str:
 
 @dataclass(slots=True)
 class Held:
-    """What Redis holds of a namespace, by kind: entries of the keys that never expire, and numbers of the others."""
+    """What Redis holds of a namespace, by kind: entries that never expire, and numbers of keys that do."""
 
     entries: Counter[str] = field(default_factory=Counter[str])
     expiring: Counter[str] = field(default_factory=Counter[str])
@@ -104,7 +104,8 @@ async def held(client: Client, namespace: str) -> Held:
         if await client.ttl(key) >= 0:
             found.expiring[kind] += 1
         else:
-            found.entries[kind] += max(entries - await _expiring_fields(client, key, kind), 1)
+            lasting = entries - await _expiring_fields(client, key, kind)
+            found.entries[kind] += lasting if entries else 1
         found.longest[kind] = max(found.longest[kind], entries)
     return found
 
