@@ -204,7 +204,7 @@ function rm.add_owner(names, name, owner, proof)
   rm.push(names.agent .. name, 'owners', owner)
   if proof then rm.push(names.agent .. name, 'proofs', owner .. '=' .. proof) end
   redis.call('HSET', names.owner .. owner, 'agent', name)
-  redis.call('PERSIST', names.owner .. owner)
+  for _, key in ipairs({names.owner, names.data_key}) do redis.call('PERSIST', key .. owner) end
   rm.keep_name(names, name)
 end
 

@@ -104,7 +104,9 @@ local function expire_owners(names, owners)
       redis.call('DEL', names.owner .. owner)
     else
       used[#used + 1] = owner
-      if ends then redis.call('PEXPIREAT', names.owner .. owner, rm.integer(ends)) end
+      for _, key in ipairs(ends and {names.owner, names.data_key} or {}) do
+        redis.call('PEXPIREAT', key .. owner, rm.integer(ends))
+      end
     end
   end
   return used

@@ -36,7 +36,7 @@ end
 
 local function write_memory(names, own, item, grace)
   local now, rev = rm.tick(names), rm.integer(item.rev)
-  redis.call('PERSIST', own.owner)
+  for _, key in ipairs({own.owner, own.key}) do redis.call('PERSIST', key) end
   rm.keep_name(names, item.agent)
   local order = sequence_number(own, item, rm.expiry(item, now), grace)
   rm.insert_memory(names, own.mem, own.same, item, order, rev, grace, now)

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import math
+import re
+from pathlib import Path
+
 import numpy as np
 import pytest
 from support.churn import team
+from support.key_kinds import global_kinds, kinds
 from support.stack import Stack
 
 from memory_core.records.keys import Keys
@@ -17,11 +22,36 @@ from memory_server.engine.sidecars.vector_cache import VectorCache
 ROUNDS = 4
 MODEL = Model("all-MiniLM-L6-v2", 384)
 AGENTS_CACHED = 200
+DOCS = (Path(__file__).parents[2] / "docs/inside.md").read_text()
+ENDINGS = {"expires", "removed", "trimmed", "fixed"}
+UNSEEN = {"chores", "jobs:dead", "mark", "sealer", "unsettled"}
+"""Kinds that Redis has only for moments, or after failures."""
 
 
 def unit_vectors(number: int) -> Matrix:
     """Return random unit vectors."""
     return normalise(np.random.default_rng(7).normal(size=(number, MODEL.dimension)).astype(np.float32), MODEL.dimension)
+
+
+def rows() -> dict[str, str]:
+    """Return the tables of docs/inside.md: how each kind of key ends."""
+    return {kind: f"{holds}|{end}" for kind, holds, end in re.findall(r"^\| `([^`]+)` \| (.+) \| (.+) \|$", DOCS, re.M)}
+
+
+def ending(row: str) -> str:
+    """Return the word that begins the last column."""
+    return re.split(r"\W", row.partition("|")[2])[0]
+
+
+def limit(row: str) -> int | None:
+    """Return the most entries of one key; None without a limit."""
+    found = re.search(r"at most ([\d,]+)", row)
+    return int(found[1].replace(",", "")) if found else None
+
+
+def test_documentation_says_how_each_kind_of_key_ends() -> None:
+    assert set(rows()) == {*kinds(), *global_kinds()}
+    assert {ending(row) for row in rows().values()} == ENDINGS
 
 
 async def test_churn_leaves_only_what_expires(stack: Stack, namespace: str) -> None:
@@ -31,8 +61,13 @@ async def test_churn_leaves_only_what_expires(stack: Stack, namespace: str) -> N
         for _ in range(ROUNDS):
             await churn.round()
         after = await churn.left()
-        print(after.entries - before.entries)
-    assert dict(after.entries - before.entries) == {}
+        seen = churn.seen
+    assert seen.kinds | UNSEEN == set(kinds())
+    trimmed, expiring = ({kind for kind, row in rows().items() if ending(row) == how} for how in ("trimmed", "expires"))
+    assert {kind: more for kind, more in (after.entries - before.entries).items() if kind not in trimmed} == {}
+    assert expiring & set(seen.entries) == set(), "a key that has no expiry"
+    for kind, row in rows().items():
+        assert seen.longest[kind] <= (limit(row) or math.inf), kind
 
 
 async def test_cached_vectors_of_one_agent_are_bounded_and_small(stack: Stack, namespace: str) -> None:

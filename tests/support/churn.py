@@ -38,7 +38,7 @@ class Team:
         self.rounds = 0
         self.own_grants: list[str] = []
         self.seen = Held()
-        """What Redis held amid the last round."""
+        """What Redis held amid the rounds."""
 
     async def round(self) -> None:
         """Let an agent under a new name join, work with the others, and leave."""
@@ -52,9 +52,13 @@ class Team:
             await self._administer(name)
             await self._pass_by()
             await self._settle()
-            self.seen = await held(self.stack.client, self.namespace)
+            await self._look()
             await guest.call("unregister_agent", memories="delete")
+            await self._look()
         await self._clean_up()
+
+    async def _look(self) -> None:
+        self.seen.add(await held(self.stack.client, self.namespace))
 
     async def left(self) -> Held:
         """Return what Redis holds between two rounds."""
@@ -103,8 +107,8 @@ class Team:
         await submit(self.lead, "Polish the bell.", required_capabilities=["polishing"])
         for task in await claim(guest):
             await complete(guest, task)
-        await submit(guest, "Scrub the deck.", required_capabilities=[f"scrubbing-{self.rounds}"])
-        await submit(guest, "Inspect it.", assign_to="worker", deadline=time.time() + 600)
+        await submit(guest, "Scrub the deck.", required_capabilities=[f"scrubbing-{self.rounds}"], deadline=time.time() + 600)
+        await submit(guest, "Inspect it.", assign_to="worker")
         for _ in range(2):
             await submit(self.lead, "Dry the sails.", assign_to=name, max_retries=0)
         for task in await claim(self.worker, limit=9):
@@ -132,6 +136,7 @@ class Team:
         """Quarantine the guest for a moment, and give it a token."""
         service = self.stack.server.service
         await quarantine.quarantine(service.backend, self.namespace, name, time.time())
+        await self._look()
         await quarantine.lift(service.backend, self.namespace, name)
         token, _ = await issue_token(
             service.backend, agent=name, namespace=self.namespace, scopes=frozenset({"read"}), seconds=0.2

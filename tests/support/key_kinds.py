@@ -85,6 +85,13 @@ class Held:
     longest: defaultdict[str, int] = field(default_factory=lambda: defaultdict[str, int](int))
     """The most entries of one key."""
 
+    def add(self, other: Held) -> None:
+        """Add what Redis held at another time."""
+        self.entries |= other.entries
+        self.expiring |= other.expiring
+        for kind, entries in other.longest.items():
+            self.longest[kind] = max(self.longest[kind], entries)
+
     @property
     def kinds(self) -> set[str]:
         """The kinds of which there are keys."""
