@@ -1,6 +1,7 @@
 -- The registry of agents. KEYS[1] is the agent's hash.
 
 local CONTEXTS_READ = 1000
+local UNUSED_SECONDS = 86400
 local PROFILE = {'registered_at', 'type', 'capabilities', 'context_window', 'max_tasks', 'heartbeat_seconds',
   'description', 'profile', 'status', 'load', 'metrics', 'last_seen', 'last_claim', 'last_answer'}
 
@@ -94,16 +95,18 @@ local function end_of_memories(names, owner)
   return last
 end
 
--- Let the owner ids that an agent keeps expire with their memories. Returns those that have any.
-local function expire_owners(names, owners)
-  local used = {}
+-- Let the owner ids that an agent leaves expire with their memories. Forgets those without any, unless they are `offered`
+-- to another agent. Returns the others.
+local function expire_owners(names, owners, offered)
+  local used, soonest = {}, rm.now() / 1000 + UNUSED_SECONDS * 1000
   for _, owner in ipairs(owners) do
     local ends = end_of_memories(names, owner)
-    if ends == 0 then
+    if ends == 0 and not offered then
       drop_key(names, owner)
       redis.call('DEL', names.owner .. owner)
     else
       used[#used + 1] = owner
+      ends = ends and math.max(ends, offered and soonest or 0)
       for _, key in ipairs(ends and {names.owner, names.data_key} or {}) do
         redis.call('PEXPIREAT', key .. owner, rm.integer(ends))
       end
@@ -117,8 +120,11 @@ end
 -- or of its tombstone.
 local function leave_memories(names, name, owners, mode, now, proofs)
   local key = names.agent .. name
-  if mode == 'keep' then owners = expire_owners(names, owners) end
-  if mode == 'delete' then delete_owners(names, owners, proofs) else rm.keep_owners(names, name, owners, proofs) end
+  if mode == 'delete' then
+    delete_owners(names, owners, proofs)
+  else
+    rm.keep_owners(names, name, expire_owners(names, owners, mode == 'transfer'), proofs)
+  end
   redis.call('HDEL', key, 'owner', 'owners', 'proofs')
   redis.call('HSET', key, 'since', rm.seconds(now))
 end

@@ -30,7 +30,9 @@ UNSEEN = {"chores", "jobs:dead", "mark", "sealer", "unsettled"}
 
 def unit_vectors(number: int) -> Matrix:
     """Return random unit vectors."""
-    return normalise(np.random.default_rng(7).normal(size=(number, MODEL.dimension)).astype(np.float32), MODEL.dimension)
+    return normalise(
+        np.random.default_rng(7).normal(size=(number, MODEL.dimension)).astype(np.float32), MODEL.dimension
+    )
 
 
 def rows() -> dict[str, str]:
@@ -73,7 +75,10 @@ async def test_churn_leaves_only_what_expires(stack: Stack, namespace: str) -> N
 async def test_cached_vectors_of_one_agent_are_bounded_and_small(stack: Stack, namespace: str) -> None:
     settings, caller = CacheSettings(redis_entries=50), Caller(namespace, "alice")
     vectors = {f"question {number}": to_bytes(row) for number, row in enumerate(unit_vectors(500))}
-    cache, key = VectorCache(stack.server.service.backend, settings), Keys(namespace).cached_vectors(MODEL.name, "alice")
+    cache, key = (
+        VectorCache(stack.server.service.backend, settings),
+        Keys(namespace).cached_vectors(MODEL.name, "alice"),
+    )
     for text, vector in vectors.items():
         await cache.put(caller, {text: vector}, MODEL)
     await cache.put(caller, vectors, MODEL)

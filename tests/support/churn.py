@@ -107,7 +107,9 @@ class Team:
         await submit(self.lead, "Polish the bell.", required_capabilities=["polishing"])
         for task in await claim(guest):
             await complete(guest, task)
-        await submit(guest, "Scrub the deck.", required_capabilities=[f"scrubbing-{self.rounds}"], deadline=time.time() + 600)
+        await submit(
+            guest, "Scrub the deck.", required_capabilities=[f"scrubbing-{self.rounds}"], deadline=time.time() + 600
+        )
         await submit(guest, "Inspect it.", assign_to="worker")
         for _ in range(2):
             await submit(self.lead, "Dry the sails.", assign_to=name, max_retries=0)
