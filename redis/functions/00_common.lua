@@ -10,6 +10,8 @@
 local EVENTS_MOST = 100000
 local NAMESPACES_CACHED = 1000
 local NAME_SECONDS = 365 * 86400
+-- How many owner ids of a name one call looks at, so that Redis never stalls.
+rm.OWNERS_READ = 1000
 
 local cache, cached = {}, 0
 
@@ -179,12 +181,14 @@ function rm.push(key, field, item)
   redis.call('HSET', key, field, items and items .. '\31' .. item or item)
 end
 
--- When the hash of a name may go, in milliseconds; nil while an agent has the name or left memories that may not expire.
+-- When the hash of a name may go, in milliseconds; nil while an agent has the name or left memories that may not expire,
+-- or too many owner ids to look at.
 -- What else it says, since when the name was left, hides older tasks and events from the next agent of the name.
 local function end_of_name(names, found)
   if found.registered_at or found.owners then return nil end
-  local last = rm.now() / 1000 + NAME_SECONDS * 1000
-  for _, owner in ipairs(rm.split(found.kept)) do
+  local kept, last = rm.split(found.kept), rm.now() / 1000 + NAME_SECONDS * 1000
+  if #kept > rm.OWNERS_READ then return nil end
+  for _, owner in ipairs(kept) do
     local ends = redis.call('PEXPIRETIME', names.owner .. owner)
     if ends == -1 then return nil end
     last = math.max(last, ends)
@@ -204,8 +208,6 @@ function rm.add_owner(names, name, owner, proof)
   rm.push(names.agent .. name, 'owners', owner)
   if proof then rm.push(names.agent .. name, 'proofs', owner .. '=' .. proof) end
   redis.call('HSET', names.owner .. owner, 'agent', name)
-  for _, key in ipairs({names.owner, names.data_key}) do redis.call('PERSIST', key .. owner) end
-  rm.keep_name(names, name)
 end
 
 -- Whether a time is before the present holder of an agent's name: what is older is not that agent's.
@@ -225,6 +227,7 @@ function rm.issue_owner(names, name, owner, proof)
   if proof then redis.call('HSETNX', names.counters, 'signed', proof.signer) end
   redis.call('HSET', names.agent .. name, 'owner', owner)
   rm.add_owner(names, name, owner, proof and proof.code)
+  rm.keep_name(names, name)
 end
 
 -- The owner ids that have a proof; nil if one is not `known` to the server, which then proves them again. The server

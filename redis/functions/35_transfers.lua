@@ -14,7 +14,7 @@ end
 local function save_kept(names, name, kept)
   local key, owners, proofs = names.agent .. name, {}, {}
   for _, owner in ipairs(kept) do
-    if redis.call('EXISTS', names.owner .. owner) == 1 then owners[#owners + 1] = owner end
+    if #kept > rm.OWNERS_READ or redis.call('EXISTS', names.owner .. owner) == 1 then owners[#owners + 1] = owner end
   end
   local left = rm.set(owners)
   for _, proof in ipairs(rm.split(redis.call('HGET', key, 'kept_proofs'))) do
@@ -110,7 +110,9 @@ rm.serve('rm1_accept_transfer', function(request, _, names)
   save_kept(names, offer.by, rest)
   for _, owner in ipairs(owners) do
     rm.add_owner(names, name, owner, request.proofs and request.proofs[owner])
+    for _, key in ipairs({names.owner, names.data_key}) do redis.call('PERSIST', key .. owner) end
   end
+  rm.keep_name(names, name)
   rm.end_offer(names, request.id, 'accepted', name)
   rm.audit(names, rm.tick(names), request.audit)
   return {status = 'accepted'}

@@ -36,8 +36,10 @@ end
 
 local function write_memory(names, own, item, grace)
   local now, rev = rm.tick(names), rm.integer(item.rev)
-  for _, key in ipairs({own.owner, own.key}) do redis.call('PERSIST', key) end
-  rm.keep_name(names, item.agent)
+  if redis.call('PERSIST', own.owner) == 1 then  -- of a name that its agent left
+    redis.call('PERSIST', own.key)
+    redis.call('PERSIST', names.agent .. item.agent)
+  end
   local order = sequence_number(own, item, rm.expiry(item, now), grace)
   rm.insert_memory(names, own.mem, own.same, item, order, rev, grace, now)
   rm.emit_written(names, 'stored', item.id, item.writer, own.mem)
@@ -109,6 +111,7 @@ rm.serve('rm1_import_agent', function(request, keys, names)
     redis.call('HSET', names.owner .. owner, 'file', request.marks[owner])
   end
   if first then redis.call('HSET', keys[1], 'owner', request.owner) end
+  rm.keep_name(names, request.agent)
   rm.audit(names, rm.tick(names), request.audit, rm.append(added, unpack(kept)))
   return {status = 'imported'}
 end)
