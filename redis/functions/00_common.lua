@@ -9,6 +9,9 @@
 
 local EVENTS_MOST = 100000
 local NAMESPACES_CACHED = 1000
+local NAME_SECONDS = 365 * 86400
+-- How many owner ids of a name one call looks at, so that Redis never stalls.
+rm.OWNERS_READ = 1000
 
 local cache, cached = {}, 0
 
@@ -204,6 +207,28 @@ function rm.write_holder(names, owners, name, marks)
   end
 end
 
+-- When the hash of a name may go, in milliseconds; nil while an agent has the name or left memories that may not expire,
+-- or too many owner ids to look at.
+-- What else it says, since when the name was left, hides older tasks and events from the next agent of the name.
+local function end_of_name(names, found)
+  if found.registered_at or found.owners then return nil end
+  local kept, last = rm.split(found.kept), rm.now() / 1000 + NAME_SECONDS * 1000
+  if #kept > rm.OWNERS_READ then return nil end
+  for _, owner in ipairs(kept) do
+    local ends = redis.call('PEXPIRETIME', names.owner .. owner)
+    if ends == -1 then return nil end
+    last = math.max(last, ends)
+  end
+  return last
+end
+
+-- Set when the hash of a name expires, after a change of its registration or owner ids.
+function rm.keep_name(names, name)
+  local key = names.agent .. name
+  local ends = end_of_name(names, rm.read(key, 'registered_at', 'owners', 'kept'))
+  if ends then redis.call('PEXPIREAT', key, rm.integer(ends)) else redis.call('PERSIST', key) end
+end
+
 -- Add owner ids to an agent. `proofs` are their codes for this name, which only the server can make; nil without a key.
 function rm.add_owners(names, name, owners, proofs, marks)
   rm.push(names.agent .. name, 'owners', owners)
@@ -228,6 +253,7 @@ function rm.issue_owner(names, name, owner, proof)
   if proof then redis.call('HSETNX', names.counters, 'signed', proof.signer) end
   redis.call('HSET', names.agent .. name, 'owner', owner)
   rm.add_owners(names, name, {owner}, proof and {[owner] = proof.code})
+  rm.keep_name(names, name)
 end
 
 -- The owner ids that have a proof; nil if one is not `known` to the server, which then proves them again. The server

@@ -61,6 +61,20 @@ function rm.expiry(item, now)
   return rm.seconds(now + item.ttl * 1000000), now + item.ttl * 1000000
 end
 
+-- Raise the last sequence number in an owner's context, for a memory that expires then. The number expires with the
+-- last of the memories, so that a context that is no longer used leaves nothing.
+function rm.raise_number(seq, context, step, expires_at, grace)
+  local ends = redis.call('HPEXPIRETIME', seq, 'FIELDS', 1, context)[1]
+  local number = redis.call('HINCRBY', seq, context, step)
+  if expires_at == 'inf' then
+    redis.call('HPERSIST', seq, 'FIELDS', 1, context)
+  elseif ends ~= -1 then
+    local last = math.max(ends or 0, math.ceil((tonumber(expires_at) + grace) * 1000))
+    redis.call('HPEXPIREAT', seq, rm.integer(last), 'FIELDS', 1, context)
+  end
+  return number
+end
+
 -- Set when Redis removes a memory's keys: a grace period after it expires.
 function rm.expire(keys, microseconds, grace)
   for _, key in ipairs(keys) do
@@ -129,7 +143,8 @@ rm.serve('rm1_store', function(request, keys, names)
   local problem = rm.write_problem(names, mem, data_key, request)
   if problem then return {status = problem} end
 
-  local now, order = rm.tick(names), redis.call('HINCRBY', seq, request.context, 1)
+  local now = rm.tick(names)
+  local order = rm.raise_number(seq, request.context, 1, rm.expiry(request, now), request.grace)
   local duplicate = find_duplicate(same, now)
   local created_at, expires_at = rm.insert_memory(names, mem, same, request, order, 1, request.grace, now)
   rm.audit(names, now, request.audit)
@@ -173,12 +188,16 @@ rm.serve('rm1_update', function(request, keys, names)
   rm.count_growth(names, grants, request.growth)
   local now, expires_at = rm.tick(names), found[3]
   local fields = rm.append(request.fields, 'updated_at', rm.seconds(now), 'rev', request.rev + 1)
-  if request.context then rm.append(fields, 'seq', redis.call('HINCRBY', seq, request.context, 1)) end
   if request.relive then
     local expires
     expires_at, expires = rm.expiry(request, now)
     rm.append(fields, 'expires_at', expires_at)
     rm.expire({mem, use}, expires, request.grace)
+  end
+  if request.context then
+    rm.append(fields, 'seq', rm.raise_number(seq, request.context, 1, expires_at, request.grace))
+  elseif request.relive and request.old_context then
+    rm.raise_number(seq, request.old_context, 0, expires_at, request.grace)
   end
   if request.content_changed or request.key then rm.add_vector(names, mem, fields, request.vector) end
   rm.add_mac(names, mem, fields, request.remove, request.seal)

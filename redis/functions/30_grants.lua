@@ -54,8 +54,10 @@ local function link_grant(names, id, kind, via)
   end
 end
 
--- Unlink a grant from the memories that one part passed on, except those that the `rest` of the grant passes on.
-local function unlink_memories(names, id, part, rest)
+-- Unlink a grant from the parent of one part, and from the memories that the part passed on, except those that the
+-- `rest` of the grant passes on.
+local function unlink_part(names, id, parent, part, rest)
+  redis.call('SREM', names.children .. parent, id)
   for _, token in ipairs(part.tokens) do
     if string.sub(token, 1, 2) == 'i:' and not passes_on(rest, token) then
       redis.call('SREM', names.reshared .. string.sub(token, 3), id)
@@ -87,7 +89,7 @@ local function end_children(names, id, now, ended)
     local part = entry and entry.via[id]
     if part then
       entry.via[id] = nil
-      unlink_memories(names, child, part, entry.via)
+      unlink_part(names, child, id, part, entry.via)
     end
     if entry and not keep_rest(names, child, name, entry, now, ended) then redis.call('SADD', children, child) end
   end
@@ -110,7 +112,7 @@ function end_grant(names, id, now, op, by, ended)
     redis.call('HDEL', names.offers .. grant.to, id)
   else
     local entry = load_entry(names, grant.to, id)
-    for _, part in pairs(entry and entry.via or {}) do unlink_memories(names, id, part, {}) end
+    for parent, part in pairs(entry and entry.via or {}) do unlink_part(names, id, parent, part, {}) end
     redis.call('HDEL', names.granted .. grant.to, id)
     ended.touched[grant.to] = true
     ended.grants = ended.grants + 1
@@ -147,7 +149,10 @@ function rm.narrow_grants(names, memory, scope)
       local above = load_entry(names, grant.from, parent)
       if not (above and rm.intersects(above.own, carried)) then
         part.tokens = rm.without(part.tokens, token)
-        if #part.tokens == 0 then entry.via[parent] = nil end
+        if #part.tokens == 0 then
+          unlink_part(names, id, parent, part, entry.via)
+          entry.via[parent] = nil
+        end
       end
     end
     if entry and not passes_on(entry.via, token) then redis.call('SREM', links, id) end
@@ -445,7 +450,7 @@ rm.serve('rm1_share', function(request, keys, names)
   end
   if replaced then end_grant(names, replaced, now, 'revoked', from, nothing_ended()) end
   date_entry(entry, earlier or {own = {}, via = {}}, now)
-  for _, part in pairs(earlier and earlier.via or {}) do unlink_memories(names, id, part, {}) end
+  for parent, part in pairs(earlier and earlier.via or {}) do unlink_part(names, id, parent, part, {}) end
   rm.write_grant(names, id, request, entry, now)
   local cursor = known and shorten_children(names, id, ends, '0') or '0'
   rm.audit(names, now, request.audit, {id, to})

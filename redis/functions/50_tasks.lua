@@ -312,7 +312,7 @@ end
 local function add_performance(names, name, id, task, duration_ms)
   local field = task.kind == task.open_kind and redis.call('HGET', names.meta, 'field')
   local vector = field and redis.call('HGET', names.task_vector .. id, field)
-  if vector then
+  if vector and rm.is_registered(names, name) then
     redis.call('LPUSH', names.did .. name, field .. '\0' .. vector)
     redis.call('LTRIM', names.did .. name, 0, VECTORS_KEPT - 1)
   end

@@ -1,5 +1,7 @@
 -- The registry of agents. KEYS[1] is the agent's hash.
 
+local CONTEXTS_READ = 1000
+local UNUSED_SECONDS = 86400
 local PROFILE = {'registered_at', 'type', 'capabilities', 'context_window', 'max_tasks', 'heartbeat_seconds',
   'description', 'profile', 'status', 'load', 'metrics', 'last_seen', 'last_claim', 'last_answer'}
 local LEASE = {'state', 'assigned', 'lease_token', 'lease_until', 'lease_seconds', 'leased_at'}
@@ -80,14 +82,51 @@ rm.serve('rm1_agent_lost', function(request, keys, names)
   return {status = 'dead', taken = taken, more = more}
 end)
 
+local function drop_key(names, owner)
+  redis.call('DEL', names.data_key .. owner)
+  redis.call('SREM', names.keyed, owner)
+end
+
 -- Delete an agent's owner ids, and the data keys with them: sensitive memories cannot be read any more.
 local function delete_owners(names, owners, proofs)
   for _, owner in ipairs(owners) do
-    redis.call('DEL', names.data_key .. owner)
-    redis.call('SREM', names.keyed, owner)
+    drop_key(names, owner)
     redis.call('SADD', names.tombstones, owner)
     if proofs then redis.call('HSET', names.owner .. owner, 'deleted', proofs[owner]) end
   end
+end
+
+-- When the last memory of an owner id expires, in milliseconds: as the numbers in its contexts, which nothing raises any
+-- more. 0 if there are none; nil if one never expires, or there are too many to look at.
+local function end_of_memories(names, owner)
+  local contexts, last = redis.call('HKEYS', names.seq .. owner), 0
+  if #contexts == 0 then return 0 end
+  if #contexts > CONTEXTS_READ then return nil end
+  for _, ends in ipairs(redis.call('HPEXPIRETIME', names.seq .. owner, 'FIELDS', #contexts, unpack(contexts))) do
+    if ends == -1 then return nil end
+    last = math.max(last, ends)
+  end
+  return last
+end
+
+-- Let the owner ids that an agent leaves expire with their memories. Forgets those without any, unless they are `offered`
+-- to another agent. Returns the others.
+local function expire_owners(names, owners, offered)
+  local used, soonest = {}, rm.now() / 1000 + UNUSED_SECONDS * 1000
+  for _, owner in ipairs(owners) do
+    local ends = end_of_memories(names, owner)
+    if ends == 0 and not offered then
+      drop_key(names, owner)
+      redis.call('DEL', names.owner .. owner)
+    else
+      used[#used + 1] = owner
+      ends = ends and math.max(ends, offered and soonest or 0)
+      for _, key in ipairs(ends and {names.owner, names.data_key} or {}) do
+        redis.call('PEXPIREAT', key .. owner, rm.integer(ends))
+      end
+    end
+  end
+  return used
 end
 
 -- Take the owner ids from an agent that leaves. Its memories are deleted, or kept without a reader; the next holder of
@@ -95,7 +134,11 @@ end
 -- or of its tombstone.
 local function leave_memories(names, name, owners, mode, now, proofs)
   local key = names.agent .. name
-  if mode == 'delete' then delete_owners(names, owners, proofs) else rm.keep_owners(names, name, owners, proofs) end
+  if mode == 'delete' then
+    delete_owners(names, owners, proofs)
+  else
+    rm.keep_owners(names, name, expire_owners(names, owners, mode == 'transfer'), proofs)
+  end
   redis.call('HDEL', key, 'owner', 'owners', 'proofs')
   redis.call('HSET', key, 'since', rm.seconds(now))
 end
@@ -120,10 +163,11 @@ rm.serve('rm1_agent_unregister', function(request, keys, names)
   leave_memories(names, name, owners, request.memories, now, request.proofs)
   if request.memories == 'transfer' then rm.offer_transfer(names, request, owners) end
   redis.call('HDEL', keys[1], unpack(PROFILE))
+  rm.keep_name(names, name)
   redis.call('ZREM', names.agents, name)
   redis.call('DEL', names.performance .. name, names.did .. name, names.seen .. name)
   redis.call('UNLINK', names.submitted .. name)
-  for rank = 0, 3 do redis.call('HDEL', names.turns, rank .. ':' .. name) end
+  rm.forget_turns(names, name)
   rm.audit(names, now, request.audit)
   rm.emit(names, 'agent', 'unregistered', name, name, {})
   return {status = 'unregistered', owners = owners, grants = grants}
@@ -136,8 +180,8 @@ rm.serve('rm1_agent_release', function(request, _, names)
 end)
 
 -- rm1_agent_purged: forget an owner id that has no memories left. KEYS: tombstones, owner. Answer: {status}
-rm.serve('rm1_agent_purged', function(request, keys)
+rm.serve('rm1_agent_purged', function(request, keys, names)
   redis.call('SREM', keys[1], request.owner)
-  redis.call('DEL', keys[2])
+  redis.call('DEL', keys[2], names.seq .. request.owner)
   return {status = 'ok'}
 end)

@@ -27,17 +27,21 @@ local function keys_of(keys, position)
 end
 
 -- The sequence number in the owner's context: the imported one, with later ones continuing above it, or the next.
-local function sequence_number(own, item)
-  if not item.seq then return redis.call('HINCRBY', own.seq, item.context, 1) end
-  if item.seq > tonumber(redis.call('HGET', own.seq, item.context) or '0') then
-    redis.call('HSET', own.seq, item.context, rm.integer(item.seq))
-  end
-  return rm.integer(item.seq)
+local function sequence_number(own, item, expires_at, grace)
+  local last = tonumber(redis.call('HGET', own.seq, item.context) or '0')
+  local step = item.seq and rm.integer(math.max(item.seq - last, 0)) or 1
+  local number = rm.raise_number(own.seq, item.context, step, expires_at, grace)
+  return rm.integer(item.seq or number)
 end
 
 local function write_memory(names, own, item, grace)
-  local order, rev = sequence_number(own, item), rm.integer(item.rev)
-  rm.insert_memory(names, own.mem, own.same, item, order, rev, grace, rm.tick(names))
+  local now, rev = rm.tick(names), rm.integer(item.rev)
+  if redis.call('PERSIST', own.owner) == 1 then  -- of a name that its agent left
+    redis.call('PERSIST', own.key)
+    redis.call('PERSIST', names.agent .. item.agent)
+  end
+  local order = sequence_number(own, item, rm.expiry(item, now), grace)
+  rm.insert_memory(names, own.mem, own.same, item, order, rev, grace, now)
   rm.emit_written(names, 'stored', item.id, item.writer, own.mem)
 end
 
@@ -104,6 +108,7 @@ rm.serve('rm1_import_agent', function(request, keys, names)
   rm.add_owners(names, name, added, request.proofs and request.proofs.codes, request.marks)
   if #kept > 0 then rm.keep_owners(names, name, kept, request.proofs and request.proofs.kept, request.marks) end
   if first then redis.call('HSET', keys[1], 'owner', request.owner) end
+  rm.keep_name(names, request.agent)
   rm.audit(names, rm.tick(names), request.audit, rm.append(added, unpack(kept)))
   return {status = 'imported'}
 end)
