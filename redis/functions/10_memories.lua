@@ -183,7 +183,7 @@ end
 -- rm1_delete: delete those of the named memories that belong to the caller, or that `writer` wrote; one audit entry.
 -- KEYS: audit, counters, chores, events, then a mem and a use key for each id.
 -- Answer: {deleted = [id, ...], long = [id:chunks]}
-rm.serve('rm1_delete', function(request, keys, names)
+rm.serve('rm1_delete', 'allow-oom', function(request, keys, names)
   local now, deleted, long = rm.tick(names), {}, {}
   for position, id in ipairs(request.ids) do
     local mem, use = keys[3 + position * 2], keys[4 + position * 2]

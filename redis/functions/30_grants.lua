@@ -440,7 +440,7 @@ end
 -- rm1_revoke: end a grant or an offer, and what was passed on under it, at once. Has no effect on an ended one. With
 -- `answers`, only to decline an offer.
 -- KEYS: audit, counters. Answer: {status = revoked | not_found, grants, touched = [agent, ...]}
-rm.serve('rm1_revoke', function(request, _, names)
+rm.serve('rm1_revoke', 'allow-oom', function(request, _, names)
   local grant = rm.read(names.grant .. request.id, 'state', 'from', 'to', 'from_owner', 'to_owner')
   local op = way_to_end(names, grant, request)
   local is_open = grant.state == 'offered' or grant.state == 'declined'
@@ -457,7 +457,7 @@ end)
 
 -- rm1_expire_grants: remove some of the expired grants and offers, which have no effect any more.
 -- KEYS: grants due. Answer: {ended}
-rm.serve('rm1_expire_grants', function(request, _, names)
+rm.serve('rm1_expire_grants', 'allow-oom', function(request, _, names)
   local now, ended = rm.now(), nothing_ended()
   for _, id in ipairs(rm.due(names.grants_due, now, request.most)) do
     end_grant(names, id, now, 'expired', '', ended)

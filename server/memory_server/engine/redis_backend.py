@@ -6,7 +6,7 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any, TypeVar
 
 from redis.exceptions import ResponseError
@@ -28,6 +28,7 @@ from memory_core.errors import (
     MemoryServiceError,
     OutcomeUnknown,
     SignedElsewhere,
+    StoreFull,
     StoreRefused,
     StoreUnavailable,
     UnsafeStart,
@@ -166,12 +167,24 @@ class Backend:
             return answer
 
     async def remember_audited(self, namespace: str) -> None:
-        """Register a namespace's audit for the sweeper, even if nothing is stored there. Raises StoreUnavailable."""
-        if namespace not in self._audited:
-            client = await self.client()
+        """Register a namespace's audit for the sweeper, even if nothing is stored there. Raises StoreUnavailable.
+
+        A full Redis refuses that; the next write tries again.
+        """
+        if namespace in self._audited:
+            return
+        client = await self.client()
+        with suppress(StoreFull):
             async with store_errors():
-                await client.sadd(AUDITED, namespace)
+                if not await client.sismember(AUDITED, namespace):
+                    await client.sadd(AUDITED, namespace)
             self._audited.add(namespace)
+
+    async def hold_lease(self, key: str, holder: str, seconds: float) -> bool:
+        """Take or renew a lease; return False if another process holds it. Raises StoreUnavailable."""
+        milliseconds = round(seconds * 1000)
+        answer = await self.write("rm1_hold_lease", [key], repeatable=True, holder=holder, milliseconds=milliseconds)
+        return answer["held"]
 
     async def check_signer(self, namespace: str) -> None:
         """Check once in a while that this process has the key of a namespace. Raises SignedElsewhere."""
