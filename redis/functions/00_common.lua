@@ -193,6 +193,15 @@ function rm.remember(key, idempotency, ...)
   redis.call('EXPIRE', key, idempotency.ttl)
 end
 
+-- Those of the owner ids that the server proved which an agent still has: it may have left them since.
+function rm.owners_now(agent, proved)
+  local current, found = rm.set(rm.split(redis.call('HGET', agent, 'owners') or '')), {}
+  for _, owner in ipairs(proved) do
+    if current[owner] then found[#found + 1] = owner end
+  end
+  return found
+end
+
 -- Add an item to a stored list.
 function rm.push(key, field, item)
   local items = redis.call('HGET', key, field)

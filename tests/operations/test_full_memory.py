@@ -26,11 +26,13 @@ from memory_core.records.keys import SWEEPER, Keys
 from memory_core.records.vectors import Matrix
 from memory_core.redis_client import Client
 from memory_core.settings.settings import Settings
+from memory_core.store import functions
 from memory_core.store.connection import connect
 from memory_embedder.engines.fake import FakeEncoder
 from memory_server.access.tokens import issue_token
 from memory_server.engine.redis_backend import Backend
 from memory_server.events.retention import trim_events
+from memory_server.operations import key_rotation
 from memory_server.operations.doctor import examine
 from memory_server.operations.sweeper import sweep, sweeping
 from memory_server.security.audit.retention import trim
@@ -346,8 +348,65 @@ async def test_sidecar_acknowledges_jobs_of_deleted_memories(team: Deployment) -
     await wait_until(lambda: _is_empty(team.client, jobs))
 
 
+async def test_sidecar_buries_bad_jobs_on_a_full_redis(team: Deployment) -> None:
+    buried = await team.client.xlen(team.keys.dead_jobs)
+    pipe = team.client.pipeline(transaction=True)  # so that the sidecar reads the job only when Redis is full
+    pipe.xadd(team.keys.jobs("fake"), {"nonsense": "x"})
+    pipe.config_set("maxmemory", "1mb")
+    await pipe.execute()
+    async with team.full():
+
+        async def is_buried() -> bool:
+            return await team.client.xlen(team.keys.dead_jobs) > buried
+
+        await wait_until(is_buried)
+    assert await _is_empty(team.client, team.keys.jobs("fake"))
+
+
 async def _is_empty(client: Client, stream: str) -> bool:
     return not await client.xlen(stream)
+
+
+async def test_changed_library_is_not_called_while_it_cannot_be_replaced(team: Deployment) -> None:
+    await team.client.execute_command("FUNCTION", "LOAD", "REPLACE", functions.library_code() + "-- changed")
+    try:
+        async with team.full():
+            await team.backend.check_library()
+            error = await refused(team.ann, "store_memory", content="For the changed Functions.")
+            assert "cannot be loaded" in error.text
+            assert "raise maxmemory" in error.text
+        await team.backend.check_library()
+        assert await team.ann.store("For the Functions of this release.")
+    finally:
+        await team.client.execute_command("FUNCTION", "LOAD", "REPLACE", functions.library_code())
+
+
+async def test_model_change_is_ended_on_a_full_redis(team: Deployment) -> None:
+    kept = await team.ann.store("Has two vectors.")
+    await wait_until(lambda: team.is_embedded(kept))
+    key, other = team.keys.memory(kept), {"other_model": "old", "other_field": "vec_old", "other_dimension": 16}
+    await team.client.hset(key, mapping={"vec_old": b"x" * 64, "model": "fake\x1fold"})
+    await team.client.hset(team.keys.meta, mapping={**other, "other_version": 7, "phase": "dropping"})
+    async with team.full():
+        result = await team.shell.run("reindex", "--drop-old", "--namespace", NS)
+        assert result.code == 0, result.output
+    assert not await team.client.hexists(key, "vec_old")
+    assert not await team.client.hexists(team.keys.meta, "other_model")
+    assert await team.is_embedded(kept)
+
+
+async def test_key_rotation_is_finished_on_a_full_redis(team: Deployment) -> None:
+    async with team.server.agent("eli", NS) as eli:
+        secret = await eli.store("The code is 4711.", sensitive=True)
+        owner = (await team.client.hget(team.keys.memory(secret), "owner") or b"").decode()
+        key = team.keys.data_key(owner)
+        before = (await team.client.hget(key, "current") or b"").decode()
+        await key_rotation._add_version(team.backend, NS, owner, before)  # pyright: ignore[reportPrivateUsage]
+        async with team.full():
+            await eli.call("clear_memory", memory_ids=[secret])
+            result = await team.shell.run("keys", "rotate", "--agent", "eli", "--namespace", NS)
+            assert result.code == 0, result.output
+    assert await team.client.hlen(key) == 2  # the new version, and which one is current
 
 
 # The console

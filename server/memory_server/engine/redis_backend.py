@@ -251,6 +251,9 @@ class Backend:
             except NewerLibrary as error:
                 self.library_problem = None if await self._is_signed(client, error.library) else error
                 return
+            except StoreFull as error:
+                self.library_problem = error
+                return
             except ResponseError as error:  # another library has Functions of the same names
                 hint = "look at FUNCTION LIST, delete what is not of this product, and change the passwords of Redis"
                 self.library_problem = StoreRefused(f"the Functions cannot be loaded: {error}", hint=hint)
