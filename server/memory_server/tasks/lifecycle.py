@@ -21,7 +21,7 @@ from memory_server.tasks.routing import dispatch_soon
 from memory_server.tasks.services import TaskServices
 
 DESCRIPTION_BYTES = 16_384
-BRIEF_BYTES = 4096
+BRIEF_BYTES = 2048
 """The most that the texts of a call that ends a task may add to a full Redis."""
 _MAX_CAPABILITIES = 64
 _MAX_LISTED = 1000

@@ -18,7 +18,7 @@ from memory_server.security.audit import reader
 from memory_server.security.audit.seals import Seal, make_seal, next_number, unsigned_to
 
 log = logging.getLogger(__name__)
-LEASE_SECONDS = 1.0
+LEASE_SECONDS = 1
 AT_ONCE = 500
 UNKNOWN_KEY_SECONDS = 600.0
 """How long an entry under an unknown key waits for a server that knows the key, as during a key rotation."""
