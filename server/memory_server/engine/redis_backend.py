@@ -150,9 +150,7 @@ class Backend:
 
         Raises StoreUnavailable (nothing was changed) or OutcomeUnknown (sent, but not answered).
         """
-        client = await self.client()
-        if self.library_problem is not None:
-            raise StoreRefused(self.library_problem.message, hint=self.library_problem.hint)
+        client = await self._writer()
         with tracing.span(function):
             if "audit" not in request:
                 return await self._write(client, function, keys, repeatable, request)
@@ -182,8 +180,8 @@ class Backend:
 
     async def hold_lease(self, key: str, holder: str, seconds: float) -> bool:
         """Take or renew a lease; return False if another process holds it. Raises StoreUnavailable."""
-        milliseconds = round(seconds * 1000)
-        answer = await self.write("rm1_hold_lease", [key], repeatable=True, holder=holder, milliseconds=milliseconds)
+        request = {"holder": holder, "milliseconds": round(seconds * 1000)}
+        answer = await self._write(await self._writer(), "rm1_hold_lease", [key], True, request)
         return answer["held"]
 
     async def check_signer(self, namespace: str) -> None:
@@ -191,6 +189,13 @@ class Backend:
         if namespace not in self._may_sign:
             await self.read(lambda client: check_signer(client, self.keyring, namespace))
             self._may_sign.add(namespace)
+
+    async def _writer(self) -> Client:
+        """Wait for a Redis whose Functions may be called. Raises as `client`, and StoreRefused if they may not."""
+        client = await self.client()
+        if self.library_problem is not None:
+            raise StoreRefused(self.library_problem.message, hint=self.library_problem.hint)
+        return client
 
     async def _write(
         self, client: Client, function: str, keys: list[str], repeatable: bool, request: dict[str, Any]
