@@ -44,9 +44,8 @@ function rm.pack(answer)
   return cmsgpack.pack(answer)
 end
 
--- Register a Function. `body(request, keys, names)` returns the answer as a table, or packed already.
-function rm.serve(name, body)
-  redis.register_function(name, function(keys, args)
+local function register(name, flag, body)
+  redis.register_function{function_name = name, flags = {flag}, callback = function(keys, args)
     local names = names_of(keys[1])
     if keys[1] and is_migrating(keys[1], names) then
       return redis.error_reply('TRYAGAIN the namespace is moving to another node')
@@ -54,8 +53,30 @@ function rm.serve(name, body)
     audited = nil
     local answer = body(cmsgpack.unpack(args[1]), keys, names)
     return type(answer) == 'string' and answer or rm.pack(answer)
-  end)
+  end}
 end
+
+-- Register a Function. `body(request, keys, names)` returns the answer as a table, or packed already.
+-- Above `maxmemory` Redis runs no Function but those with the flag 'allow-oom' before the body, which free memory or end
+-- something and add little. With 'brief' it runs only requests whose texts are short, under the name <name>_brief.
+function rm.serve(name, flag, body)
+  if not body then flag, body = nil, flag end
+  if flag == 'brief' then
+    register(name .. '_brief', 'allow-oom', body)
+    flag = nil
+  end
+  register(name, flag, body)
+end
+
+-- rm1_hold_lease: take or renew a lease that one process at a time holds. Redis refuses a plain SET above `maxmemory`.
+-- KEYS: lease. Answer: {held}
+rm.serve('rm1_hold_lease', 'allow-oom', function(request, keys)
+  local holder = redis.call('GET', keys[1])
+  local outlasts = redis.call('PTTL', keys[1]) > request.milliseconds  -- Redis's clock was set back since
+  local held = not holder or holder == request.holder or outlasts
+  if held then redis.call('SET', keys[1], request.holder, 'PX', request.milliseconds) end
+  return {held = held}
+end)
 
 -- Time on Redis's clock.
 function rm.now()
@@ -177,6 +198,15 @@ end
 function rm.remember(key, idempotency, ...)
   redis.call('HSET', key, 'payload', idempotency.payload, ...)
   redis.call('EXPIRE', key, idempotency.ttl)
+end
+
+-- Those of the owner ids that the server proved which an agent still has: it may have left them since.
+function rm.owners_now(agent, proved)
+  local current, found = rm.set(rm.split(redis.call('HGET', agent, 'owners') or '')), {}
+  for _, owner in ipairs(proved) do
+    if current[owner] then found[#found + 1] = owner end
+  end
+  return found
 end
 
 -- Add items to a stored list.

@@ -161,7 +161,7 @@ local function update_problem(names, keys, request, found)
   local mem, granted, agent, data_key = keys[1], keys[11], keys[12], keys[13]
   if not found[1] or rm.has_expired(found[3]) then return {status = 'gone'} end
   local lists = {{}}
-  if not rm.contains(request.owners, found[1]) then
+  if not rm.contains(rm.owners_now(agent, request.owners), found[1]) then
     lists = rm.writing_grants(granted, agent, request.grants, found[4])
     if #lists == 0 then return {status = 'not_owner'} end
   end
@@ -214,22 +214,33 @@ rm.serve('rm1_update', function(request, keys, names)
   return {status = 'updated', rev = request.rev + 1}
 end)
 
+-- The owner ids whose memories a request may delete: those that its agent still has or, without one, deleted ones.
+local function deletable_owners(names, request)
+  if request.agent then return rm.owners_now(names.agent .. request.agent, request.owners) end
+  local found = {}
+  for _, owner in ipairs(request.owners) do
+    if redis.call('SISMEMBER', names.tombstones, owner) == 1 then found[#found + 1] = owner end
+  end
+  return found
+end
+
 -- Whether a memory belongs to one of the owners or, for a purge, was written by the agent since the given time.
-local function may_delete(request, found)
+local function may_delete(request, owners, found)
   if not found[1] then return false end
-  if not request.writer then return rm.contains(request.owners, found[1]) end
+  if not request.writer then return rm.contains(owners, found[1]) end
   return found[5] == request.writer and tonumber(found[6]) >= request.since
 end
 
--- rm1_delete: delete those of the named memories that belong to the caller, or that `writer` wrote; one audit entry.
+-- rm1_delete: delete those of the named memories that belong to `agent`, to a deleted owner, or that `writer` wrote; one
+-- audit entry.
 -- KEYS: audit, counters, chores, events, then a mem and a use key for each id.
 -- Answer: {deleted = [id, ...], long = [id:chunks]}
-rm.serve('rm1_delete', function(request, keys, names)
-  local now, deleted, long = rm.tick(names), {}, {}
+rm.serve('rm1_delete', 'allow-oom', function(request, keys, names)
+  local now, owners, deleted, long = rm.tick(names), deletable_owners(names, request), {}, {}
   for position, id in ipairs(request.ids) do
     local mem, use = keys[3 + position * 2], keys[4 + position * 2]
     local found = redis.call('HMGET', mem, 'owner', 'hash', 'pieces', 'scope', 'writer', 'updated_at')
-    if may_delete(request, found) then
+    if may_delete(request, owners, found) then
       redis.call('DEL', mem, use)
       rm.track_content(names.same_prefix .. found[1] .. ':' .. (found[2] or ''), id)
       deleted[#deleted + 1] = id

@@ -41,7 +41,7 @@ end)
 
 -- rm1_key_drop: delete a version under which nothing is sealed any more.
 -- KEYS: key, audit, counters. Answer: {status = dropped | in_force}
-rm.serve('rm1_key_drop', function(request, keys, names)
+rm.serve('rm1_key_drop', 'allow-oom', function(request, keys, names)
   if redis.call('HGET', keys[1], 'current') == request.version then return {status = 'in_force'} end
   if redis.call('HDEL', keys[1], request.version) == 1 then rm.audit(names, rm.tick(names), request.audit) end
   return {status = 'dropped'}

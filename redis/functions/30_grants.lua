@@ -483,7 +483,7 @@ end
 -- rm1_revoke: end a grant or an offer, and what was passed on under it, at once. Has no effect on an ended one. With
 -- `answers`, only to decline an offer. What was passed on ends first: the answer is `more` until all of it ended.
 -- KEYS: audit, counters. Answer: {status = revoked | more | not_found, grants, touched = [agent, ...]}
-rm.serve('rm1_revoke', function(request, _, names)
+rm.serve('rm1_revoke', 'allow-oom', function(request, _, names)
   local grant = rm.read(names.grant .. request.id, 'state', 'from', 'to', 'from_owner', 'to_owner')
   local op = way_to_end(names, grant, request)
   local is_open = grant.state == 'offered' or grant.state == 'declined'
@@ -501,7 +501,7 @@ end)
 
 -- rm1_expire_grants: remove some of the expired grants and offers, which have no effect any more.
 -- KEYS: grants due. Answer: {ended, more}
-rm.serve('rm1_expire_grants', function(request, _, names)
+rm.serve('rm1_expire_grants', 'allow-oom', function(request, _, names)
   local now, ended = rm.now(), nothing_ended()
   for _, id in ipairs(rm.due(names.grants_due, now, AT_ONCE)) do
     if ended.left <= 0 or not end_grant(names, id, now, 'expired', '', ended) then break end

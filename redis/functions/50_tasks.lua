@@ -227,7 +227,7 @@ end
 
 -- rm1_task_sweep: process what is due, up to BATCH of each kind, and the dependents of ended tasks.
 -- KEYS: leases. Answer: {more}
-rm.serve('rm1_task_sweep', function(request, _, names)
+rm.serve('rm1_task_sweep', 'allow-oom', function(request, _, names)
   local now = rm.now()
   process_due(names, now, rm.BATCH, request.keep)
   local more = rm.settle_dependents(names, now, request.keep)
@@ -321,7 +321,7 @@ end
 
 -- rm1_task_complete: end a task with its result.
 -- KEYS: leases. Answer: {status = completed | unknown | stale, state, more}
-rm.serve('rm1_task_complete', function(request, _, names)
+rm.serve('rm1_task_complete', 'brief', function(request, _, names)
   local id, now, name = request.id, rm.now(), request.agent
   local task = rm.load_task(names, id)
   if is_repeated(task, request) then return {status = 'completed'} end
@@ -346,7 +346,7 @@ end
 
 -- rm1_task_fail: end an attempt. The task is retried after a pause, by another agent if possible.
 -- KEYS: leases. Answer: {status = retrying | reassigned | dead | unknown | stale, state, next_at, more}
-rm.serve('rm1_task_fail', function(request, _, names)
+rm.serve('rm1_task_fail', 'brief', function(request, _, names)
   local id, now = request.id, rm.now()
   local task = rm.load_task(names, id)
   if is_repeated(task, request) then
@@ -375,7 +375,7 @@ end
 
 -- rm1_task_cancel: end an open task for its submitter. The lease holder gets an event, and its token becomes stale.
 -- KEYS: leases. Answer: {status = cancelled | unknown | ended, state, more}
-rm.serve('rm1_task_cancel', function(request, _, names)
+rm.serve('rm1_task_cancel', 'brief', function(request, _, names)
   local id, now = request.id, rm.now()
   local task = rm.load_task(names, id)
   if not may_manage(names, task, request) then return {status = 'unknown'} end

@@ -50,9 +50,10 @@ local function renew(names, tokens, agent, now)
   return renewed, lost
 end
 
--- rm1_agent_heartbeat: record a sign of life and renew the leases of the given tokens.
+-- rm1_agent_heartbeat: record a sign of life and renew the leases of the given tokens. The brief form comes without
+-- audit entry and metrics, so that it adds nothing however often an agent calls it.
 -- KEYS: agent. Answer: {status = alive | unknown, renewed = [{token, until}], lost = [token], most, hands, held}
-rm.serve('rm1_agent_heartbeat', function(request, keys, names)
+rm.serve('rm1_agent_heartbeat', 'brief', function(request, keys, names)
   local name, now = request.agent, rm.now()
   local agent = rm.load_agent(names, name)
   if not agent then return {status = 'unknown'} end
@@ -66,7 +67,7 @@ end)
 
 -- rm1_agent_lost: mark an agent dead whose deadline has passed, and release a slice of its tasks.
 -- KEYS: agent. Answer: {status = dead | alive, taken, more}
-rm.serve('rm1_agent_lost', function(request, keys, names)
+rm.serve('rm1_agent_lost', 'allow-oom', function(request, keys, names)
   local name, now = request.agent, rm.now()
   local deadline = tonumber(redis.call('ZSCORE', names.agents, name) or '0')
   if deadline > 0 and deadline * 1000000 > now then return {status = 'alive', more = false} end
@@ -149,7 +150,7 @@ end
 -- KEYS: agent
 -- Answer: {status = unregistered | more | unknown | unknown_agent | offer_waits | too_many_offers | changed, owners,
 --          grants}
-rm.serve('rm1_agent_unregister', function(request, keys, names)
+rm.serve('rm1_agent_unregister', 'allow-oom', function(request, keys, names)
   local name, now = request.agent, rm.now()
   if not rm.load_agent(names, name) then return {status = 'unknown'} end
   local problem = request.memories == 'transfer' and rm.transfer_problem(names, name, request.target, now)
@@ -174,13 +175,13 @@ rm.serve('rm1_agent_unregister', function(request, keys, names)
 end)
 
 -- rm1_agent_release: release a slice of an agent's tasks. KEYS: agent. Answer: {taken, more}
-rm.serve('rm1_agent_release', function(request, _, names)
+rm.serve('rm1_agent_release', 'allow-oom', function(request, _, names)
   local taken, more = rm.release_tasks(names, request.agent, rm.now(), request)
   return {taken = taken, more = more}
 end)
 
 -- rm1_agent_purged: forget an owner id that has no memories left. KEYS: tombstones, owner. Answer: {status}
-rm.serve('rm1_agent_purged', function(request, keys, names)
+rm.serve('rm1_agent_purged', 'allow-oom', function(request, keys, names)
   redis.call('SREM', keys[1], request.owner)
   redis.call('DEL', keys[2], names.seq .. request.owner)
   return {status = 'ok'}

@@ -16,7 +16,7 @@ from typing import Any
 
 from redis import exceptions as redis_errors
 
-from memory_core.errors import StoreUnavailable, UnsafeStart
+from memory_core.errors import StoreFull, StoreUnavailable, UnsafeStart
 from memory_core.package_data import resource
 from memory_core.records.codec import pack, unpack
 from memory_core.records.keys import Keys
@@ -136,7 +136,13 @@ async def _load(shard: Client) -> bool:
         return False
     if found and found.is_newer:
         raise NewerLibrary(found)
-    await shard.execute_command("FUNCTION", "LOAD", "REPLACE", library_code())
+    try:
+        await shard.execute_command("FUNCTION", "LOAD", "REPLACE", library_code())
+    except redis_errors.OutOfMemoryError as error:
+        raise StoreFull(
+            "the memory of Redis is full, so the Functions of this release cannot be loaded",
+            hint="raise maxmemory by CONFIG SET; the release that loaded them can also delete memories",
+        ) from error
     return True
 
 

@@ -148,7 +148,8 @@ async def _latest(client: Client, keys: Keys) -> float:
 async def _delete(service: MemoryServices, plan: ClearPlan, ids: Sequence[str]) -> int:
     namespace, owners, call = plan.principal.namespace, plan.principal.owners, plan.request.call
     audit = plan.request.caller.audit("clear_memory", ids)
-    return await delete(service, namespace, ids, owners=owners, audit=audit, audited_call=call)
+    agent = plan.principal.agent
+    return await delete(service, namespace, ids, agent=agent, owners=owners, audit=audit, audited_call=call)
 
 
 async def delete(
@@ -158,17 +159,23 @@ async def delete(
     *,
     audit: AuditEntry,
     audited_call: AuditedCall | None = None,
+    agent: str | None = None,
     owners: Sequence[str] = (),
     writer: str | None = None,
     since: float = 0.0,
 ) -> int:
-    """Remove the memories of some owner ids or, to purge, of `writer`. Returns how many were removed."""
+    """Remove memories and return how many.
+
+    Removes those of the `owners` that `agent` still has; without an agent, those of deleted owners, or what `writer`
+    wrote.
+    """
     keys = Keys(namespace)
     names = [key for memory_id in ids for key in (keys.memory(memory_id), keys.use(memory_id))]
     answer = await service.backend.write(
         "rm1_delete",
         [keys.audit, keys.counters, keys.chores, keys.events, *names],
         ids=list(ids),
+        agent=agent,
         owners=list(owners),
         writer=writer,
         since=since,

@@ -70,7 +70,10 @@ def _check_persistence(report: DoctorReport, info: dict[str, Any]) -> None:
 def _check_memory(report: DoctorReport, info: dict[str, Any]) -> None:
     used, most = int(info["used_memory"]), int(info.get("maxmemory", 0))
     seen = f"{used >> 20} MiB used" + (f" of {most >> 20} MiB" if most else ", no limit set")
-    remedy = "raise maxmemory or delete memories; at the limit Redis refuses every write"
+    remedy = (
+        "raise maxmemory by CONFIG SET and in redis.conf, or delete memories with clear_memory; at the limit Redis "
+    )
+    remedy += "refuses what adds to it, and still deletes"
     report.check(not most or used <= _FULL_SHARE * most, "redis.memory", seen, remedy)
 
 
