@@ -21,6 +21,7 @@ PARTS: dict[str, tuple[str, ...]] = {
     "long_content": (),
     "events": (),
     "tasks": (),
+    "functions": (),
     "bulk": (),
     "filtered": (),
     "footprint": (),

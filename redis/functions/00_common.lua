@@ -9,6 +9,9 @@
 
 local EVENTS_MOST = 100000
 local NAMESPACES_CACHED = 1000
+local NAME_SECONDS = 365 * 86400
+-- How many owner ids of a name one call looks at, so that Redis never stalls.
+rm.OWNERS_READ = 1000
 
 local cache, cached = {}, 0
 
@@ -42,9 +45,8 @@ function rm.pack(answer)
   return cmsgpack.pack(answer)
 end
 
--- Register a Function. `body(request, keys, names)` returns the answer as a table, or packed already.
-function rm.serve(name, body)
-  redis.register_function(name, function(keys, args)
+local function register(name, flag, body)
+  redis.register_function{function_name = name, flags = {flag}, callback = function(keys, args)
     local names = rm.names_of(keys[1])
     if keys[1] and is_migrating(keys[1], names) then
       return redis.error_reply('TRYAGAIN the namespace is moving to another node')
@@ -53,8 +55,30 @@ function rm.serve(name, body)
     rm.take_removed()
     local answer = body(cmsgpack.unpack(args[1]), keys, names)
     return type(answer) == 'string' and answer or rm.pack(answer)
-  end)
+  end}
 end
+
+-- Register a Function. `body(request, keys, names)` returns the answer as a table, or packed already.
+-- Above `maxmemory` Redis runs no Function but those with the flag 'allow-oom' before the body, which free memory or end
+-- something and add little. With 'brief' it runs only requests whose texts are short, under the name <name>_brief.
+function rm.serve(name, flag, body)
+  if not body then flag, body = nil, flag end
+  if flag == 'brief' then
+    register(name .. '_brief', 'allow-oom', body)
+    flag = nil
+  end
+  register(name, flag, body)
+end
+
+-- rm1_hold_lease: take or renew a lease that one process at a time holds. Redis refuses a plain SET above `maxmemory`.
+-- KEYS: lease. Answer: {held}
+rm.serve('rm1_hold_lease', 'allow-oom', function(request, keys)
+  local holder = redis.call('GET', keys[1])
+  local outlasts = redis.call('PTTL', keys[1]) > request.milliseconds  -- Redis's clock was set back since
+  local held = not holder or holder == request.holder or outlasts
+  if held then redis.call('SET', keys[1], request.holder, 'PX', request.milliseconds) end
+  return {held = held}
+end)
 
 -- Time on Redis's clock.
 function rm.now()
@@ -149,8 +173,12 @@ function rm.already_audited(entry)
 end
 
 -- Write an event. The sweeper drops old ones, the same number from each agent (events/retention.py). `subject` is the record and `by` the agent that acted. In `about`, `scope` lists the tokens that may
--- read the memory, `to` the addressed agents, and `extra` further fields and values.
+-- read the memory, `to` the addressed agents, and `extra` further fields and values. The token of the memory's id is left
+-- out, since the event has the id.
 function rm.emit(names, kind, op, subject, by, about)
+  if kind == 'memory' and about.scope then
+    about.scope = table.concat(rm.without(rm.split(about.scope), 'i:' .. subject), '\31')
+  end
   redis.call('XADD', names.events, 'MAXLEN', '~', EVENTS_MOST, '*', 'kind', kind, 'op', op, 'id', subject,
     'by', by or '', 'scope', about.scope or '', 'to', about.to or '', unpack(about.extra or {}))
 end
@@ -174,17 +202,70 @@ function rm.remember(key, idempotency, ...)
   redis.call('EXPIRE', key, idempotency.ttl)
 end
 
--- Add an item to a stored list.
-function rm.push(key, field, item)
-  local items = redis.call('HGET', key, field)
-  redis.call('HSET', key, field, items and items .. '\31' .. item or item)
+-- Those of the owner ids that the server proved which an agent still has: it may have left them since.
+function rm.owners_now(agent, proved)
+  local current, found = rm.set(rm.split(redis.call('HGET', agent, 'owners') or '')), {}
+  for _, owner in ipairs(proved) do
+    if current[owner] then found[#found + 1] = owner end
+  end
+  return found
 end
 
--- Add an owner id to an agent. `proof` is its code for this name, which only the server can make; nil without a key.
-function rm.add_owner(names, name, owner, proof)
-  rm.push(names.agent .. name, 'owners', owner)
-  if proof then rm.push(names.agent .. name, 'proofs', owner .. '=' .. proof) end
-  redis.call('HSET', names.owner .. owner, 'agent', name)
+-- Add items to a stored list.
+function rm.push(key, field, items)
+  if #items == 0 then return end
+  local added, known = table.concat(items, '\31'), redis.call('HGET', key, field)
+  redis.call('HSET', key, field, known and known .. '\31' .. added or added)
+end
+
+-- Add the codes of some owner ids to a stored list.
+function rm.push_proofs(key, field, owners, proofs)
+  local items = {}
+  for _, owner in ipairs(owners) do
+    if proofs[owner] then items[#items + 1] = owner .. '=' .. proofs[owner] end
+  end
+  rm.push(key, field, items)
+end
+
+-- Write whose some owner ids are, and with `marks` which file they came with.
+function rm.write_holder(names, owners, name, marks)
+  for _, owner in ipairs(owners) do
+    local key = names.owner .. owner
+    if marks then
+      redis.call('HSET', key, 'agent', name, 'file', marks[owner])
+    else
+      redis.call('HSET', key, 'agent', name)
+    end
+  end
+end
+
+-- When the hash of a name may go, in milliseconds; nil while an agent has the name or left memories that may not expire,
+-- or too many owner ids to look at.
+-- What else it says, since when the name was left, hides older tasks and events from the next agent of the name.
+local function end_of_name(names, found)
+  if found.registered_at or found.owners then return nil end
+  local kept, last = rm.split(found.kept), rm.now() / 1000 + NAME_SECONDS * 1000
+  if #kept > rm.OWNERS_READ then return nil end
+  for _, owner in ipairs(kept) do
+    local ends = redis.call('PEXPIRETIME', names.owner .. owner)
+    if ends == -1 then return nil end
+    last = math.max(last, ends)
+  end
+  return last
+end
+
+-- Set when the hash of a name expires, after a change of its registration or owner ids.
+function rm.keep_name(names, name)
+  local key = names.agent .. name
+  local ends = end_of_name(names, rm.read(key, 'registered_at', 'owners', 'kept'))
+  if ends then redis.call('PEXPIREAT', key, rm.integer(ends)) else redis.call('PERSIST', key) end
+end
+
+-- Add owner ids to an agent. `proofs` are their codes for this name, which only the server can make; nil without a key.
+function rm.add_owners(names, name, owners, proofs, marks)
+  rm.push(names.agent .. name, 'owners', owners)
+  if proofs then rm.push_proofs(names.agent .. name, 'proofs', owners, proofs) end
+  rm.write_holder(names, owners, name, marks)
 end
 
 -- Whether a time is before the present holder of an agent's name: what is older is not that agent's.
@@ -203,7 +284,8 @@ end
 function rm.issue_owner(names, name, owner, proof)
   if proof then redis.call('HSETNX', names.counters, 'signed', proof.signer) end
   redis.call('HSET', names.agent .. name, 'owner', owner)
-  rm.add_owner(names, name, owner, proof and proof.code)
+  rm.add_owners(names, name, {owner}, proof and {[owner] = proof.code})
+  rm.keep_name(names, name)
 end
 
 -- The owner ids that have a proof; nil if one is not `known` to the server, which then proves them again. The server

@@ -96,7 +96,7 @@ end
 
 -- rm1_discard: remove entries of a key that a server could not read. KEYS: the key. Request: entries, why.
 -- Answer: {status}
-rm.serve('rm1_discard', function(request, keys)
+rm.serve('rm1_discard', 'allow-oom', function(request, keys)
   for _, entry in ipairs(request.entries) do rm.discard(keys[1], entry, request.why) end
   return {status = 'ok'}
 end)

@@ -9,7 +9,7 @@ local function from_hex(hex)
   return (string.gsub(hex, '..', function(digits) return string.char(tonumber(digits, 16)) end))
 end
 
--- HMAC-SHA-1 over the signed fields, each after its length. The seal holds the inner and the outer pad.
+-- HMAC-SHA-1 over the signed fields, each after its length, in hex. The seal holds the inner and the outer pad.
 local function mac_of(values, seal)
   local parts = {}
   for position, name in ipairs(SIGNED) do
@@ -29,13 +29,14 @@ function rm.add_mac(names, hash, fields, removed, seal)
   local values = rm.read(hash, unpack(SIGNED))
   for _, name in ipairs(removed) do values[name] = nil end
   for position = 1, #fields, 2 do values[fields[position]] = tostring(fields[position + 1]) end
-  return rm.append(fields, 'mac', mac_of(values, seal), 'mac_key', seal.signer)
+  return rm.append(fields, 'mac', from_hex(mac_of(values, seal)), 'mac_key', seal.signer)
 end
 
--- Whether a record changed since it was read under this seal.
+-- Whether a record changed since it was read under this seal. Earlier versions stored the MAC in hex.
 function rm.is_altered(hash, seal)
   if not seal then return false end
-  return redis.call('HGET', hash, 'mac') ~= mac_of(rm.read(hash, unpack(SIGNED)), seal)
+  local found, mac = redis.call('HGET', hash, 'mac'), mac_of(rm.read(hash, unpack(SIGNED)), seal)
+  return found ~= mac and found ~= from_hex(mac)
 end
 
 -- Whether the namespace signs its records and the request brings no seal.

@@ -9,21 +9,43 @@ rm.serve('rm1_owner', function(request, keys, names)
   return {owner = owner or request.candidate}
 end)
 
--- Record that a memory has the content that a `same` key stands for, until it expires; without `expires_at`, that it no
--- longer has. The key is a sorted set of ids by expiry and expires with the last of them.
+local SAME_BUCKETS, SAME_DIGITS, SAME_READ = 1024, 16, 1000
+
+-- Where a memory with some content is recorded: `same` is `same:<owner>:<content hash>`. A bucket holds many contents
+-- of an owner as `<hash><id>`, by expiry in microseconds, because a key for each content takes three times the memory.
+local function bucket_of(same)
+  local start, hash = string.match(same, '^(.*:)([^:]*)$')
+  local number = (tonumber(string.sub(hash, 1, 3), 16) or 0) % SAME_BUCKETS
+  return start .. string.format('%03x', number), string.sub(hash, 1, SAME_DIGITS)
+end
+
+-- Record that a memory has the content that `same` stands for, until it expires; without `expires_at`, that it no
+-- longer has. The bucket expires with its last memory. Earlier versions kept the ids in the key `same` itself.
 function rm.track_content(same, id, expires_at)
-  if expires_at then redis.call('ZADD', same, expires_at, id) else redis.call('ZREM', same, id) end
-  local last = redis.call('ZRANGE', same, -1, -1, 'WITHSCORES')[2]
+  local bucket, hash = bucket_of(same)
+  redis.call('ZREM', same, id)
+  if expires_at then
+    local expires = expires_at == 'inf' and 'inf' or rm.integer(tonumber(expires_at) * 1000000)
+    redis.call('ZADD', bucket, expires, hash .. id)
+  else
+    redis.call('ZREM', bucket, hash .. id)
+  end
+  local last = redis.call('ZRANGE', bucket, -1, -1, 'WITHSCORES')[2]
   if last == 'inf' then
-    redis.call('PERSIST', same)
+    redis.call('PERSIST', bucket)
   elseif last then
-    redis.call('PEXPIREAT', same, rm.integer(math.ceil(tonumber(last) * 1000)))
+    redis.call('PEXPIREAT', bucket, rm.integer(math.ceil(tonumber(last) / 1000)))
   end
 end
 
 -- A memory with the same content that has not expired.
 local function find_duplicate(same, now)
+  local bucket, hash = bucket_of(same)
+  redis.call('ZREMRANGEBYSCORE', bucket, '-inf', rm.integer(now))
   redis.call('ZREMRANGEBYSCORE', same, '-inf', rm.seconds(now))
+  for _, entry in ipairs(redis.call('ZREVRANGE', bucket, 0, SAME_READ - 1)) do
+    if string.sub(entry, 1, #hash) == hash then return string.sub(entry, #hash + 1) end
+  end
   return redis.call('ZRANGE', same, -1, -1)[1]
 end
 
@@ -37,6 +59,20 @@ function rm.expiry(item, now)
   if item.expires_at then return item.expires_at, tonumber(item.expires_at) * 1000000 end
   if not item.ttl then return 'inf' end
   return rm.seconds(now + item.ttl * 1000000), now + item.ttl * 1000000
+end
+
+-- Raise the last sequence number in an owner's context, for a memory that expires then. The number expires with the
+-- last of the memories, so that a context that is no longer used leaves nothing.
+function rm.raise_number(seq, context, step, expires_at, grace)
+  local ends = redis.call('HPEXPIRETIME', seq, 'FIELDS', 1, context)[1]
+  local number = redis.call('HINCRBY', seq, context, step)
+  if expires_at == 'inf' then
+    redis.call('HPERSIST', seq, 'FIELDS', 1, context)
+  elseif ends ~= -1 then
+    local last = math.max(ends or 0, math.ceil((tonumber(expires_at) + grace) * 1000))
+    redis.call('HPEXPIREAT', seq, rm.integer(last), 'FIELDS', 1, context)
+  end
+  return number
 end
 
 -- Set when Redis removes a memory's keys: a grace period after it expires.
@@ -107,7 +143,8 @@ rm.serve('rm1_store', function(request, keys, names)
   local problem = rm.write_problem(names, mem, data_key, request)
   if problem then return {status = problem} end
 
-  local now, order = rm.tick(names), redis.call('HINCRBY', seq, request.context, 1)
+  local now = rm.tick(names)
+  local order = rm.raise_number(seq, request.context, 1, rm.expiry(request, now), request.grace)
   local duplicate = find_duplicate(same, now)
   local created_at, expires_at = rm.insert_memory(names, mem, same, request, order, 1, request.grace, now)
   rm.audit(names, now, request.audit)
@@ -124,7 +161,7 @@ local function update_problem(names, keys, request, found)
   local mem, granted, agent, data_key = keys[1], keys[11], keys[12], keys[13]
   if not found[1] or rm.has_expired(found[3]) then return {status = 'gone'} end
   local lists = {{}}
-  if not rm.contains(request.owners, found[1]) then
+  if not rm.contains(rm.owners_now(agent, request.owners), found[1]) then
     lists = rm.writing_grants(granted, agent, request.grants, found[4])
     if #lists == 0 then return {status = 'not_owner'} end
   end
@@ -151,12 +188,16 @@ rm.serve('rm1_update', function(request, keys, names)
   rm.count_growth(names, grants, request.growth)
   local now, expires_at = rm.tick(names), found[3]
   local fields = rm.append(request.fields, 'updated_at', rm.seconds(now), 'rev', request.rev + 1)
-  if request.context then rm.append(fields, 'seq', redis.call('HINCRBY', seq, request.context, 1)) end
   if request.relive then
     local expires
     expires_at, expires = rm.expiry(request, now)
     rm.append(fields, 'expires_at', expires_at)
     rm.expire({mem, use}, expires, request.grace)
+  end
+  if request.context then
+    rm.append(fields, 'seq', rm.raise_number(seq, request.context, 1, expires_at, request.grace))
+  elseif request.relive and request.old_context then
+    rm.raise_number(seq, request.old_context, 0, expires_at, request.grace)
   end
   if request.content_changed or request.key then rm.add_vector(names, mem, fields, request.vector) end
   rm.add_mac(names, mem, fields, request.remove, request.seal)
@@ -173,22 +214,33 @@ rm.serve('rm1_update', function(request, keys, names)
   return {status = 'updated', rev = request.rev + 1}
 end)
 
+-- The owner ids whose memories a request may delete: those that its agent still has or, without one, deleted ones.
+local function deletable_owners(names, request)
+  if request.agent then return rm.owners_now(names.agent .. request.agent, request.owners) end
+  local found = {}
+  for _, owner in ipairs(request.owners) do
+    if redis.call('SISMEMBER', names.tombstones, owner) == 1 then found[#found + 1] = owner end
+  end
+  return found
+end
+
 -- Whether a memory belongs to one of the owners or, for a purge, was written by the agent since the given time.
-local function may_delete(request, found)
+local function may_delete(request, owners, found)
   if not found[1] then return false end
-  if not request.writer then return rm.contains(request.owners, found[1]) end
+  if not request.writer then return rm.contains(owners, found[1]) end
   return found[5] == request.writer and tonumber(found[6]) >= request.since
 end
 
--- rm1_delete: delete those of the named memories that belong to the caller, or that `writer` wrote; one audit entry.
+-- rm1_delete: delete those of the named memories that belong to `agent`, to a deleted owner, or that `writer` wrote; one
+-- audit entry.
 -- KEYS: audit, counters, chores, events, then a mem and a use key for each id.
 -- Answer: {deleted = [id, ...], long = [id:chunks]}
-rm.serve('rm1_delete', function(request, keys, names)
-  local now, deleted, long = rm.tick(names), {}, {}
+rm.serve('rm1_delete', 'allow-oom', function(request, keys, names)
+  local now, owners, deleted, long = rm.tick(names), deletable_owners(names, request), {}, {}
   for position, id in ipairs(request.ids) do
     local mem, use = keys[3 + position * 2], keys[4 + position * 2]
     local found = redis.call('HMGET', mem, 'owner', 'hash', 'pieces', 'scope', 'writer', 'updated_at')
-    if may_delete(request, found) then
+    if may_delete(request, owners, found) then
       redis.call('DEL', mem, use)
       rm.track_content(names.same_prefix .. found[1] .. ':' .. (found[2] or ''), id)
       deleted[#deleted + 1] = id

@@ -43,7 +43,7 @@ end)
 -- rm1_settled: remove a slice of chunks that no longer belong to the memory as it was read and, with `done`, the chore.
 -- `hash` and `rev` are absent if the memory was gone.
 -- KEYS: chores, mem, then chunk keys. Answer: {status = settled | stale}
-rm.serve('rm1_settled', function(request, keys)
+rm.serve('rm1_settled', 'allow-oom', function(request, keys)
   local found = redis.call('HMGET', keys[2], 'hash', 'rev')
   if (found[1] or nil) ~= request.hash or (tonumber(found[2] or '') or nil) ~= request.rev then
     return {status = 'stale'}

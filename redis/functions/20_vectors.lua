@@ -129,7 +129,7 @@ rm.serve('rm1_commit', function(request, keys, names)
 end)
 
 -- rm1_bury: move a job that failed too often to the dead jobs. KEYS: jobs, dead jobs. Answer: {status}
-rm.serve('rm1_bury', function(request, keys)
+rm.serve('rm1_bury', 'allow-oom', function(request, keys)
   redis.call('XADD', keys[2], 'MAXLEN', '~', DEAD_JOBS_KEPT, '*', 'id', request.id, 'rev', request.rev,
     'error', request.error)
   redis.call('XACKDEL', keys[1], request.group, 'ACKED', 'IDS', 1, request.entry)

@@ -1,9 +1,18 @@
 -- The data keys of sensitive memories, each wrapped under a master key that Redis never sees. The hash `key:<owner>`
 -- maps versions to wrapped keys; `current` names the current version. During a rotation it holds several versions.
 
+local LOOK = 8
+
 -- Whether something was sealed under another version of the data key than the current one.
 function rm.key_changed(hash, version)
   return version and redis.call('HGET', hash, 'current') ~= version
+end
+
+-- Remove some owner ids whose data key expired with their memories, more than are added.
+local function drop_expired(names)
+  for _, owner in ipairs(redis.call('SRANDMEMBER', names.keyed, LOOK)) do
+    if redis.call('EXISTS', names.data_key .. owner) == 0 then redis.call('SREM', names.keyed, owner) end
+  end
 end
 
 -- rm1_key_issue: give an owner a data key, unless it has one.
@@ -16,6 +25,7 @@ rm.serve('rm1_key_issue', function(request, keys, names)
   if redis.call('HEXISTS', key, 'current') == 1 then return {status = 'kept'} end
   redis.call('HSET', key, request.version, request.wrapped, 'current', request.version)
   redis.call('SADD', keyed, request.owner)
+  drop_expired(names)
   rm.audit(names, rm.tick(names), request.audit)
   return {status = 'issued'}
 end)
@@ -31,7 +41,7 @@ end)
 
 -- rm1_key_drop: delete a version under which nothing is sealed any more.
 -- KEYS: key, audit, counters. Answer: {status = dropped | in_force}
-rm.serve('rm1_key_drop', function(request, keys, names)
+rm.serve('rm1_key_drop', 'allow-oom', function(request, keys, names)
   if redis.call('HGET', keys[1], 'current') == request.version then return {status = 'in_force'} end
   if redis.call('HDEL', keys[1], request.version) == 1 then rm.audit(names, rm.tick(names), request.audit) end
   return {status = 'dropped'}

@@ -48,7 +48,7 @@ local AUDITED = {begun = true, switched = true, dropping = true}
 
 -- rm1_change_model: one step of a change. KEYS: meta, audit, counters.
 -- Answer: {status = begun | busy | same_field | switched | no_index | dropping | early | forgotten | stale}
-rm.serve('rm1_change_model', function(request, _, names)
+rm.serve('rm1_change_model', 'allow-oom', function(request, _, names)
   local found = rm.read(names.meta, 'model', 'field', 'dimension', 'version', 'other_model', 'other_field',
     'other_dimension', 'other_version', 'phase', 'switched_at')
   local now = rm.tick(names)
@@ -58,8 +58,8 @@ rm.serve('rm1_change_model', function(request, _, names)
 end)
 
 -- rm1_mark_vectors: write again of which models chunks have vectors, and remove those of a model no longer used (at
--- most 8, so that Redis never stalls). KEYS: mem or chunk keys. Answer: {status}
-rm.serve('rm1_mark_vectors', function(request, keys, names)
+-- most 4, so that Redis never stalls). KEYS: mem or chunk keys. Answer: {status}
+rm.serve('rm1_mark_vectors', 'allow-oom', function(request, keys, names)
   local models, removed = rm.models(names), request.remove
   for _, model in ipairs(models) do
     if model.field == removed then removed = nil end

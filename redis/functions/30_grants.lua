@@ -1,8 +1,11 @@
 -- Sharing by grants. One write, however many memories a grant covers.
 
 local KEPT_SECONDS = 30 * 86400
--- What one agent holds, and what it holds of one other, which it did not ask for.
-local MOST = {grants = 256, tokens = 4096, offers = 256}
+-- How many grants one call ends or shortens, so that Redis never stalls: each may pass on hundreds of memories.
+local AT_ONCE = 32
+-- What one agent holds, and what it holds of one other, which it did not ask for. `passing` is how many grants pass on
+-- the same memory by its id: an update of it looks at all of them.
+local MOST = {grants = 256, tokens = 4096, offers = 256, passing = 128}
 local OF_PAIR = {grants = 64, tokens = 512, offers = 64}
 
 local function end_time(microseconds)
@@ -50,8 +53,10 @@ local function link_grant(names, id, kind, via)
   end
 end
 
--- Unlink a grant from the memories that one part passed on, except those that the `rest` of the grant passes on.
-local function unlink_memories(names, id, part, rest)
+-- Unlink a grant from the parent of one part, and from the memories that the part passed on, except those that the
+-- `rest` of the grant passes on.
+local function unlink_part(names, id, parent, part, rest)
+  redis.call('SREM', names.children .. parent, id)
   for _, token in ipairs(part.tokens) do
     if string.sub(token, 1, 2) == 'i:' and not passes_on(rest, token) then
       redis.call('SREM', names.reshared .. string.sub(token, 3), id)
@@ -61,38 +66,47 @@ end
 
 local end_grant
 
--- Save an entry that lost a part, or end the grant if nothing is left.
+-- Save an entry that lost a part, or end the grant if nothing is left. Returns false as `end_grant` does.
 local function keep_rest(names, id, name, entry, now, ended)
-  if #entry.own > 0 or next(entry.via) then
-    save_entry(names, name, id, entry)
-    ended.touched[name] = true
-  else
-    end_grant(names, id, now, 'revoked', '', ended)
-  end
+  save_entry(names, name, id, entry)
+  if #entry.own == 0 and not next(entry.via) then return end_grant(names, id, now, 'revoked', '', ended) end
+  ended.touched[name] = true
+  return true
 end
 
--- End what was passed on under a grant.
+local function nothing_ended(most)
+  return {grants = 0, touched = {}, left = most or AT_ONCE}
+end
+
+-- End what was passed on under a grant, as far as `ended` has some `left`. Returns whether that is all.
 local function end_children(names, id, now, ended)
   local children = names.children .. id
-  for _, child in ipairs(redis.call('SMEMBERS', children)) do
+  for _, child in ipairs(redis.call('SPOP', children, math.max(ended.left, 0))) do
+    ended.left = ended.left - 1
     local name = redis.call('HGET', names.grant .. child, 'to')
     local entry = load_entry(names, name, child)
     local part = entry and entry.via[id]
     if part then
       entry.via[id] = nil
-      unlink_memories(names, child, part, entry.via)
-      keep_rest(names, child, name, entry, now, ended)
+      unlink_part(names, child, id, part, entry.via)
     end
+    if entry and not keep_rest(names, child, name, entry, now, ended) then redis.call('SADD', children, child) end
   end
-  redis.call('DEL', children)
+  return redis.call('EXISTS', children) == 0
 end
 
--- End a grant or an offer and all grants under it. `ended` collects how many grants ended, and the agents affected.
+-- End a grant or an offer and, before it, all grants under it. `ended` collects how many grants ended, and the agents
+-- affected. Returns false if grants under it are left: the server then calls again.
 function end_grant(names, id, now, op, by, ended)
   local hash = names.grant .. id
   local grant = rm.read(hash, 'state', 'from', 'to')
-  if grant.state ~= 'active' and grant.state ~= 'offered' then return end
-  if not grant.from or not grant.to then return rm.discard(hash, nil, 'the grant names no agents') end
+  if grant.state ~= 'active' and grant.state ~= 'offered' then return true end
+  if not grant.from or not grant.to then
+    rm.discard(hash, nil, 'the grant names no agents')
+    return true
+  end
+  if grant.state == 'active' and not end_children(names, id, now, ended) then return false end
+  ended.left = ended.left - 1
   redis.call('HSET', hash, 'state', op, 'ended_at', rm.seconds(now), 'ended_by', by)
   redis.call('EXPIRE', hash, KEPT_SECONDS)
   redis.call('SREM', names.granting .. grant.from, id)
@@ -101,17 +115,13 @@ function end_grant(names, id, now, op, by, ended)
     redis.call('HDEL', names.offers .. grant.to, id)
   else
     local entry = load_entry(names, grant.to, id)
-    for _, part in pairs(entry and entry.via or {}) do unlink_memories(names, id, part, {}) end
+    for parent, part in pairs(entry and entry.via or {}) do unlink_part(names, id, parent, part, {}) end
     redis.call('HDEL', names.granted .. grant.to, id)
     ended.touched[grant.to] = true
     ended.grants = ended.grants + 1
   end
   rm.emit_grant(names, op, id, by)
-  if grant.state == 'active' then end_children(names, id, now, ended) end
-end
-
-local function nothing_ended()
-  return {grants = 0, touched = {}}
+  return true
 end
 
 -- End an offer.
@@ -119,20 +129,16 @@ function rm.end_offer(names, id, op, by)
   end_grant(names, id, rm.now(), op, by, nothing_ended())
 end
 
--- End all grants and offers by and to an agent. Returns how many grants ended.
+-- End grants and offers by and to an agent, some at a time. Returns how many grants ended, and whether that is all.
 function rm.end_all_grants(names, name)
-  local now, ended = rm.now(), nothing_ended()
-  for _, key in ipairs({names.granted, names.offers}) do
-    for _, id in ipairs(redis.call('HKEYS', key .. name)) do
-      rm.attempt(key .. name, id, end_grant, names, id, now, 'revoked', name, ended)
-      redis.call('HDEL', key .. name, id)
-    end
+  local now, ended, granting = rm.now(), nothing_ended(), names.granting .. name
+  local held = rm.append(redis.call('HKEYS', names.granted .. name), unpack(redis.call('HKEYS', names.offers .. name)))
+  for _, id in ipairs(rm.append(held, unpack(redis.call('SRANDMEMBER', granting, AT_ONCE)))) do
+    if ended.left <= 0 or not end_grant(names, id, now, 'revoked', name, ended) then break end
+    redis.call('SREM', granting, id)
+    for _, key in ipairs({names.granted, names.offers}) do redis.call('HDEL', key .. name, id) end
   end
-  for _, id in ipairs(redis.call('SMEMBERS', names.granting .. name)) do
-    rm.attempt(names.granting .. name, id, end_grant, names, id, now, 'revoked', name, ended)
-    redis.call('SREM', names.granting .. name, id)
-  end
-  return ended.grants
+  return ended.grants, redis.call('EXISTS', names.granted .. name, names.offers .. name, granting) == 0
 end
 
 -- End the grants, or parts of them, that pass on a memory which their parents no longer cover by its new scope.
@@ -146,7 +152,10 @@ function rm.narrow_grants(names, memory, scope)
       local above = load_entry(names, grant.from, parent)
       if not (above and rm.intersects(above.own, carried)) then
         part.tokens = rm.without(part.tokens, token)
-        if #part.tokens == 0 then entry.via[parent] = nil end
+        if #part.tokens == 0 then
+          unlink_part(names, id, parent, part, entry.via)
+          entry.via[parent] = nil
+        end
       end
     end
     if entry and not passes_on(entry.via, token) then redis.call('SREM', links, id) end
@@ -170,20 +179,25 @@ local function pass_on(via, parent, entry, token)
   table.insert(via[parent].tokens, token)
 end
 
+-- Pass on a memory under the grants that cover it. Returns whether any does.
+local function pass_on_memory(via, parents, carried, id)
+  local covering = {}
+  for _, token in ipairs(carried) do
+    for parent, entry in pairs(parents.by_token[token] or {}) do covering[parent] = entry end
+  end
+  for parent, entry in pairs(covering) do pass_on(via, parent, entry, 'i:' .. id) end
+  return next(covering) ~= nil
+end
+
 -- Tokens for memories by id. Each memory must be the grantor's own, or covered by a grant that it may pass on.
 local function share_ids(names, owners, parents, ids)
   local own, via = {}, {}
   for _, id in ipairs(ids) do
     local found = redis.call('HMGET', names.memory .. id, 'owner', 'scope', 'expires_at')
     if not found[1] or rm.has_expired(found[3]) then return nil, id end
-    local carried, covered = rm.set(rm.split(found[2])), rm.contains(owners, found[1])
+    local covered = rm.contains(owners, found[1])
     if covered then own[#own + 1] = 'i:' .. id end
-    for parent, entry in pairs(covered and {} or parents) do
-      if rm.intersects(entry.own, carried) then
-        covered = true
-        pass_on(via, parent, entry, 'i:' .. id)
-      end
-    end
+    covered = covered or pass_on_memory(via, parents, rm.split(found[2]), id)
     if not covered then return nil, id end
   end
   return own, via
@@ -191,14 +205,13 @@ end
 
 -- Tokens for all memories with some labels: the grantor's own, and those of others that it may pass on.
 local function share_labels(kind, owners, parents, values)
-  local own, via, wanted = {}, {}, rm.set(values)
+  local own, via = {}, {}
   for _, owner in ipairs(owners) do
     for _, value in ipairs(values) do own[#own + 1] = kind .. ':' .. owner .. ':' .. value end
   end
-  for parent, entry in pairs(parents) do
-    for _, token in ipairs(entry.own) do
-      local of, value = string.match(token, '^(%a):[^:]+:(.+)$')
-      if of == kind and wanted[value] then pass_on(via, parent, entry, token) end
+  for value in pairs(rm.set(values)) do
+    for _, given in ipairs(parents.by_label[kind .. ':' .. value] or {}) do
+      pass_on(via, given.parent, given.entry, given.token)
     end
   end
   return own, via
@@ -299,26 +312,41 @@ local function date_entry(entry, earlier, now)
 end
 
 -- End what a share replaces: other grants of the same selector between the same agents, as imports can leave them, and
--- what was passed on under a grant that no longer lets its holder write.
+-- what was passed on under a grant that no longer lets its holder write. Returns whether that is all.
 function rm.end_replaced(names, granted, id, request, earlier, now, ended)
   for other, entry in pairs(granted) do
     if other ~= id and entry.by == request.from and entry.selector == request.selector then
-      end_grant(names, other, now, 'revoked', request.from, ended)
+      if ended.left <= 0 or not end_grant(names, other, now, 'revoked', request.from, ended) then return false end
     end
   end
-  if earlier and earlier.permission == 'write' and request.permission ~= 'write' then
-    end_children(names, id, now, ended)
-  end
+  local is_less = earlier and earlier.permission == 'write' and request.permission ~= 'write'
+  return not is_less or end_children(names, id, now, ended)
 end
 
--- A grant may be renewed for a shorter time; what is passed on under it then ends earlier too.
-local function shorten_children(names, parent, ends)
-  for _, child in ipairs(redis.call('SMEMBERS', names.children .. parent)) do
+-- A grant may be renewed for a shorter time; what is passed on under it then ends earlier too. Shortens some from a
+-- cursor on, and returns the next cursor: '0' after the last.
+local function shorten_children(names, parent, ends, cursor)
+  local found = redis.call('SSCAN', names.children .. parent, cursor, 'COUNT', AT_ONCE)
+  for _, child in ipairs(found[2]) do
     local name = redis.call('HGET', names.grant .. child, 'to')
     local entry = load_entry(names, name, child)
     if entry and entry.via[parent] and entry.via[parent].ends > ends then
       entry.via[parent].ends = ends
       save_entry(names, name, child, entry)
+    end
+  end
+  return found[1]
+end
+
+-- The limit of grants that pass on the same memory by its id, if a grant would exceed it.
+function rm.passing_problem(names, id, via)
+  for _, part in pairs(via) do
+    for _, token in ipairs(part.tokens) do
+      local links = names.reshared .. string.sub(token, 3)
+      if string.sub(token, 1, 2) == 'i:' and redis.call('SCARD', links) >= MOST.passing
+        and redis.call('SISMEMBER', links, id) == 0 then
+        return 'passed_on_too_often'
+      end
     end
   end
 end
@@ -339,18 +367,23 @@ local function plan_offer(request, held, offers, from_owner, to_owner, now, ends
   return is_same and id or request.offer, entry, nil, not is_same and id or nil
 end
 
--- The grants under which an agent may pass on memories of others.
-local function parents_among(held)
-  local parents = {}
-  for id, entry in pairs(held) do
-    if entry.permission == 'write' and #entry.own > 0 then parents[id] = entry end
+-- The grants under which an agent may pass on memories of others, by the tokens and by the labels that they give.
+function rm.parents_among(held)
+  local by_token, by_label = {}, {}
+  for parent, entry in pairs(held) do
+    for _, token in ipairs(entry.permission == 'write' and entry.own or {}) do
+      by_token[token] = by_token[token] or {}
+      by_token[token][parent] = entry
+      local of, value = string.match(token, '^([cty]):[^:]+:(.+)$')
+      local label = of and of .. ':' .. value
+      if label then by_label[label] = rm.append(by_label[label] or {}, {parent = parent, entry = entry, token = token}) end
+    end
   end
-  return parents
+  return {by_token = by_token, by_label = by_label}
 end
 
 -- Tokens for what a share selects: own ones, and those to pass on. If it selects an unknown id, nil and the id.
-function rm.select_tokens(names, request, owners, held)
-  local parents = parents_among(held)
+function rm.select_tokens(names, request, owners, parents)
   if request.kind == 'i' then return share_ids(names, owners, parents, request.values) end
   return share_labels(request.kind, owners, parents, request.values)
 end
@@ -369,10 +402,12 @@ end
 -- rm1_share: let an agent read what a selector covers, now and later. Sharing the same again replaces the permission,
 -- the end and the note of the grant. With `answers`, only to accept the offer of that id.
 -- The server signs beforehand what the grant may give, and the offer; if they are others by now, the answer is
--- `changed`, with the ids that they then have.
+-- `changed`, with the ids that they then have. If it ends more grants than one call may, the answer is `more`: call
+-- again. If it shortens more, the answer has the `cursor` for rm1_shorten_passed_on.
 -- KEYS: audit, counters, agent (grantor), agent (grantee)
--- Answer: {status = shared | changed | unknown_agent | no_offer | not_found | too_many_grants | too_many_tokens |
---          too_many_offers | too_many_of_pair, id, ends, offer, accepted, missing,
+-- Answer: {status = shared | more | changed | unknown_agent | no_offer | not_found | too_many_grants |
+--          too_many_tokens | too_many_offers | too_many_of_pair | passed_on_too_often, id, ends, offer, accepted,
+--          missing, cursor,
 --          touched = [agent, ...] who lost what was passed on to them}
 rm.serve('rm1_share', function(request, keys, names)
   local now, from, to = rm.now(), request.from, request.to
@@ -385,14 +420,14 @@ rm.serve('rm1_share', function(request, keys, names)
   local ends = request.seconds and now + request.seconds * 1000000 or math.huge
   if request.answers then ends = end_of_answer(request, answered, held) end
   if not ends then return {status = 'no_offer'} end
-  local own, via = rm.select_tokens(names, request, owners, held)
+  local own, via = rm.select_tokens(names, request, owners, rm.parents_among(held))
   if not own then return {status = 'not_found', missing = via} end
   local granted, over = rm.load_entries(names.granted .. to, to_owner, now)
   local known, earlier = find_entry(granted, from, request.selector)
   local id = known or request.id
   local entry = {owner = to_owner, by = from, by_owner = owner, permission = request.permission,
     selector = request.selector, ends = ends, own = own, via = via}
-  local problem = rm.limit_problem(granted, id, entry)
+  local problem = rm.limit_problem(granted, id, entry) or rm.passing_problem(names, id, via)
   if problem then return {status = problem} end
   local proofs = request.proofs or {}
   if not rm.is_proven(entry, id, request.proof) or (new_owner and rm.is_outdated(names, from, proofs[1]))
@@ -404,21 +439,23 @@ rm.serve('rm1_share', function(request, keys, names)
   local offer, offered, full, replaced = plan_offer(request, held, offers, owner, to_owner, now, ends)
   if full then return {status = full} end
   if offer and request.proof and offer ~= request.offer then return {status = 'changed', id = id, offer = offer} end
+  local ended, touched = nothing_ended(), {}
+  local is_ended = rm.end_replaced(names, granted, id, request, earlier, now, ended)
+  for name in pairs(ended.touched) do touched[#touched + 1] = name end
+  if not is_ended then return {status = 'more', touched = touched} end
 
   now = rm.tick(names)
   if new_owner then rm.issue_owner(names, from, owner, proofs[1]) end
   if new_to_owner then rm.issue_owner(names, to, to_owner, proofs[2]) end
+  local expired = nothing_ended(AT_ONCE / 4)
   for _, past in ipairs(rm.append(over, unpack(stale))) do
-    end_grant(names, past, now, 'expired', '', nothing_ended())
+    if expired.left > 0 then end_grant(names, past, now, 'expired', '', expired) end
   end
   if replaced then end_grant(names, replaced, now, 'revoked', from, nothing_ended()) end
   date_entry(entry, earlier or {own = {}, via = {}}, now)
-  for _, part in pairs(earlier and earlier.via or {}) do unlink_memories(names, id, part, {}) end
+  for parent, part in pairs(earlier and earlier.via or {}) do unlink_part(names, id, parent, part, {}) end
   rm.write_grant(names, id, request, entry, now)
-  if known then shorten_children(names, id, ends) end
-  local ended, touched = nothing_ended(), {}
-  rm.end_replaced(names, granted, id, request, earlier, now, ended)
-  for name in pairs(ended.touched) do touched[#touched + 1] = name end
+  local cursor = known and shorten_children(names, id, ends, '0') or '0'
   rm.audit(names, now, request.audit, {id, to})
   rm.emit_grant(names, 'granted', id, from)
   local accepted = find_entry(answered, to, request.selector)
@@ -428,7 +465,14 @@ rm.serve('rm1_share', function(request, keys, names)
     redis.call('SADD', names.granting .. from, offer)
   end
   return {status = 'shared', id = id, ends = end_time(ends), offer = offer, accepted = accepted,
-    touched = touched}
+    touched = touched, cursor = cursor}
+end)
+
+-- rm1_shorten_passed_on: let more of what is passed on under a grant end no later than the grant.
+-- KEYS: counters. Request: id, cursor. Answer: {cursor}, '0' after the last
+rm.serve('rm1_shorten_passed_on', function(request, _, names)
+  local entry = load_entry(names, redis.call('HGET', names.grant .. request.id, 'to'), request.id)
+  return {cursor = entry and shorten_children(names, request.id, entry.ends, request.cursor) or '0'}
 end)
 
 -- How an agent may end a grant or an offer: the receiver declines it, the grantor or an admin revokes it.
@@ -440,34 +484,37 @@ local function way_to_end(names, grant, request)
 end
 
 -- rm1_revoke: end a grant or an offer, and what was passed on under it, at once. Has no effect on an ended one. With
--- `answers`, only to decline an offer.
--- KEYS: audit, counters. Answer: {status = revoked | not_found, grants, touched = [agent, ...]}
-rm.serve('rm1_revoke', function(request, _, names)
+-- `answers`, only to decline an offer. What was passed on ends first: the answer is `more` until all of it ended.
+-- KEYS: audit, counters. Answer: {status = revoked | more | not_found, grants, touched = [agent, ...]}
+rm.serve('rm1_revoke', 'allow-oom', function(request, _, names)
   local grant = rm.read(names.grant .. request.id, 'state', 'from', 'to', 'from_owner', 'to_owner')
   local op = way_to_end(names, grant, request)
   local is_open = grant.state == 'offered' or grant.state == 'declined'
   if not op or (request.answers and not (op == 'declined' and is_open)) then return {status = 'not_found'} end
   local ended, touched = nothing_ended(), {grant.state ~= 'offered' and grant.to or nil}
+  local is_ended = true
   if grant.state == 'active' or grant.state == 'offered' then
     local now = rm.tick(names)
-    end_grant(names, request.id, now, op, request.who, ended)
-    rm.audit(names, now, request.audit, {request.id, grant.to})
+    is_ended = end_grant(names, request.id, now, op, request.who, ended)
+    if is_ended then rm.audit(names, now, request.audit, {request.id, grant.to}) end
   end
   for name in pairs(ended.touched) do touched[#touched + 1] = name end
-  return {status = 'revoked', grants = ended.grants, touched = touched}
+  return {status = is_ended and 'revoked' or 'more', grants = ended.grants, touched = touched}
 end)
 
 -- rm1_expire_grants: remove some of the expired grants and offers, which have no effect any more.
--- KEYS: grants due. Answer: {ended}
-rm.serve('rm1_expire_grants', function(request, _, names)
+-- KEYS: grants due. Answer: {ended, more}
+rm.serve('rm1_expire_grants', 'allow-oom', function(request, _, names)
   local now, ended = rm.now(), nothing_ended()
-  for _, id in ipairs(rm.due(names.grants_due, now, request.most)) do
+  for _, id in ipairs(rm.due(names.grants_due, now, AT_ONCE)) do
     if redis.call('EXISTS', names.grant .. id) == 0 then
       rm.discard(names.grants_due, id, 'it has no record')
     else
-      rm.attempt(names.grants_due, id, end_grant, names, id, now, 'expired', '', ended)
+      if ended.left <= 0 then break end
+      local ok = rm.attempt(names.grants_due, id, end_grant, names, id, now, 'expired', '', ended)
+      if ok == false then break end
       redis.call('ZREM', names.grants_due, id)
     end
   end
-  return {ended = ended.grants}
+  return {ended = ended.grants, more = redis.call('ZCOUNT', names.grants_due, '-inf', rm.seconds(now)) > 0}
 end)

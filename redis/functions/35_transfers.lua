@@ -10,13 +10,19 @@ local function save_list(key, field, items)
   redis.call('HSET', key, field, table.concat(items, '\31'))
 end
 
-local function save_kept(names, name, owners)
-  local key, left, proofs = names.agent .. name, rm.set(owners), {}
+-- Save the owner ids that a name keeps, except those that expired with their memories.
+local function save_kept(names, name, kept)
+  local key, owners, proofs = names.agent .. name, {}, {}
+  for _, owner in ipairs(kept) do
+    if #kept > rm.OWNERS_READ or redis.call('EXISTS', names.owner .. owner) == 1 then owners[#owners + 1] = owner end
+  end
+  local left = rm.set(owners)
   for _, proof in ipairs(rm.split(redis.call('HGET', key, 'kept_proofs'))) do
     if left[string.match(proof, '^[^=]*')] then proofs[#proofs + 1] = proof end
   end
   save_list(key, 'kept', owners)
   save_list(key, 'kept_proofs', proofs)
+  rm.keep_name(names, name)
 end
 
 local function load_kept(names, name)
@@ -24,11 +30,9 @@ local function load_kept(names, name)
 end
 
 -- Keep owner ids that an agent left. `proofs` are their codes as kept ones; nil without a key.
-function rm.keep_owners(names, name, owners, proofs)
-  for _, owner in ipairs(owners) do
-    redis.call('HSET', names.owner .. owner, 'agent', name)
-    if proofs then rm.push(names.agent .. name, 'kept_proofs', owner .. '=' .. proofs[owner]) end
-  end
+function rm.keep_owners(names, name, owners, proofs, marks)
+  rm.write_holder(names, owners, name, marks)
+  if proofs then rm.push_proofs(names.agent .. name, 'kept_proofs', owners, proofs) end
   save_kept(names, name, rm.append(load_kept(names, name), unpack(owners)))
 end
 
@@ -102,9 +106,11 @@ rm.serve('rm1_accept_transfer', function(request, _, names)
   local owners, rest = divide_kept(names, offer.by, offer.own, request.proofs)
   if #owners == 0 then return {status = 'not_found'} end
   save_kept(names, offer.by, rest)
+  rm.add_owners(names, name, owners, request.proofs)
   for _, owner in ipairs(owners) do
-    rm.add_owner(names, name, owner, request.proofs and request.proofs[owner])
+    for _, key in ipairs({names.owner, names.data_key}) do redis.call('PERSIST', key .. owner) end
   end
+  rm.keep_name(names, name)
   rm.end_offer(names, request.id, 'accepted', name)
   rm.audit(names, rm.tick(names), request.audit)
   return {status = 'accepted'}

@@ -165,6 +165,11 @@ local function next_turn(names, rank, submitter)
   return turn
 end
 
+-- Forget the turns of a submitter, of all priorities.
+function rm.forget_turns(names, submitter)
+  for rank = 0, 3 do redis.call('HDEL', names.turns, rank .. ':' .. submitter) end
+end
+
 -- Record that a task had its turn, where new submitters of its priority start.
 function rm.advance_turn(names, task)
   local turn = tonumber(task.score) % BAND
@@ -212,9 +217,15 @@ function rm.assign(names, id, task, name)
   redis.call('HSET', names.task .. id, 'assigned', name, 'entry', task.entry)
 end
 
+-- Remove an entry from an agent's inbox. An empty stream would stay forever.
+local function drop_entry(names, name, entry)
+  redis.call('XDEL', names.inbox .. name, entry)
+  if redis.call('XLEN', names.inbox .. name) == 0 then redis.call('DEL', names.inbox .. name) end
+end
+
 local function unassign(names, id, task)
   if not task.assigned then return end
-  redis.call('XDEL', names.inbox .. task.assigned, task.entry)
+  drop_entry(names, task.assigned, task.entry)
   redis.call('SREM', names.held .. task.assigned, id)
   redis.call('ZREM', task.state == 'leased' and names.leases or names.unclaimed, id)
   redis.call('HDEL', names.task .. id, 'assigned', 'entry', 'lease_until')
@@ -261,11 +272,17 @@ function rm.count_open(names, task, change)
   redis.call('HINCRBY', names.counters, 'open_tasks', change)
   change_count(names.counters, 'open_tasks:' .. task.submitter, change)
   change_count(names.kinds_of .. task.submitter, task.kind, change)
+  if change > 0 then redis.call('PERSIST', names.submitted .. task.submitter) end
 end
 
--- Count what an agent did with a task, for its type. After many types no further ones are counted: all are read whenever
--- a task is routed.
+function rm.is_registered(names, name)
+  return redis.call('HEXISTS', names.agent .. name, 'registered_at') == 1
+end
+
+-- Count what a registered agent did with a task, for its type. After many types no further ones are counted: all are
+-- read whenever a task is routed.
 function rm.count_performance(names, name, type, counts)
+  if not rm.is_registered(names, name) then return end
   local key = names.performance .. name
   for count, change in pairs(counts) do
     local field = count .. ':' .. type
@@ -275,15 +292,31 @@ function rm.count_performance(names, name, type, counts)
   end
 end
 
+-- Forget the turns of a submitter without open tasks, and its list of tasks with the last of them.
+local function rest_submitter(names, submitter, keep)
+  if redis.call('HEXISTS', names.counters, 'open_tasks:' .. submitter) == 1 then return end
+  redis.call('EXPIRE', names.submitted .. submitter, keep)
+  rm.forget_turns(names, submitter)
+end
+
+-- Remove a task that ends from those that its blockers unblock.
+local function unlink_blockers(names, id)
+  for _, blocker in ipairs(redis.call('SMEMBERS', names.blockers .. id)) do
+    redis.call('SREM', names.dependents .. blocker, id)
+  end
+end
+
 -- End a task. Only its record and history stay, for `keep` seconds.
 function rm.end_task(names, id, task, state, now, keep, fields)
   unassign(names, id, task)
   if not task.assigned then unqueue_task(names, id, task.kind) end
   if task.state == 'retrying' then redis.call('ZREM', names.delayed, id) end
   redis.call('ZREM', names.deadlines, id)
+  unlink_blockers(names, id)
   redis.call('DEL', names.task_vector .. id, names.blockers .. id)
   redis.call('HSET', names.task .. id, 'state', state, 'finished_at', rm.seconds(now), unpack(fields))
   rm.count_open(names, task, -1)
+  rest_submitter(names, task.submitter, keep)
   redis.call('HINCRBY', names.counters, 'tasks_' .. state, 1)
   for _, key in ipairs({names.task, names.history}) do redis.call('EXPIRE', key .. id, keep) end
   if redis.call('EXISTS', names.dependents .. id) == 1 then redis.call('SADD', names.unsettled, id) end
@@ -300,7 +333,7 @@ function rm.remove_damaged(names, key, entry, id, task, why)
   if task.assigned then
     redis.call('SREM', names.held .. task.assigned, id)
     if string.match(task.entry or '', '^%d+%-%d+$') then
-      redis.call('XDEL', names.inbox .. task.assigned, task.entry)
+      drop_entry(names, task.assigned, task.entry)
     end
   end
   redis.call('DEL', names.task_vector .. id, names.blockers .. id)
@@ -426,7 +459,7 @@ function rm.release_tasks(names, name, now, request)
   local entries = redis.call('XRANGE', names.inbox .. name, '-', '+', 'COUNT', rm.BATCH)
   for _, entry in ipairs(entries) do
     rm.attempt(names.inbox .. name, entry[1], release_task, names, entry[2][2], name, now, request)
-    redis.call('XDEL', names.inbox .. name, entry[1])
+    drop_entry(names, name, entry[1])
   end
   return #entries, redis.call('XLEN', names.inbox .. name) > 0
 end

@@ -2,7 +2,7 @@
 
 -- rm1_drop_events: drop some events by their stream ids, and write in their place which agents may miss them.
 -- KEYS: events. Answer: {dropped}
-rm.serve('rm1_drop_events', function(request, keys, names)
+rm.serve('rm1_drop_events', 'allow-oom', function(request, keys, names)
   for _, lost in ipairs(request.lost) do
     rm.emit(names, 'lost', 'dropped', lost.id, '', {scope = lost.scope, to = lost.to})
   end

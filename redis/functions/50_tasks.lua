@@ -227,7 +227,7 @@ end
 
 -- rm1_task_sweep: process what is due, up to BATCH of each kind, and the dependents of ended tasks.
 -- KEYS: leases. Answer: {more}
-rm.serve('rm1_task_sweep', function(request, _, names)
+rm.serve('rm1_task_sweep', 'allow-oom', function(request, _, names)
   local now = rm.team_now(names)
   process_due(names, now, rm.BATCH, request.keep)
   local more = rm.settle_dependents(names, now, request.keep)
@@ -289,16 +289,19 @@ rm.serve('rm1_task_claim', function(request, _, names)
   return claimed
 end)
 
+-- Whether a token holds the lease of a task for an agent now.
+function rm.holds_lease(task, agent, token, now)
+  return task.lease_token == token and task.state == 'leased' and task.assigned == agent
+    and tonumber(task.lease_until) * 1000000 > now
+end
+
 -- Why a token does not hold the lease now: `unknown` for an agent that never held the task; nil if it holds it. What was
 -- leased last before the agent took over its name was leased to another.
 function rm.lease_problem(names, task, request, now)
   if not task.state then return 'unknown' end
   if not rm.contains(rm.split(task.holders), request.agent) then return 'unknown' end
   if rm.is_before_holder(names, request.agent, task.leased_at) then return 'unknown' end
-  if task.lease_token ~= request.token or task.state ~= 'leased' or task.assigned ~= request.agent then
-    return 'stale'
-  end
-  if tonumber(task.lease_until) * 1000000 <= now then return 'stale' end
+  if not rm.holds_lease(task, request.agent, request.token, now) then return 'stale' end
 end
 
 -- Whether a call was made before under its id. It then gets the same answer.
@@ -318,7 +321,7 @@ end
 local function add_performance(names, name, id, task, duration_ms)
   local field = task.kind == task.open_kind and redis.call('HGET', names.meta, 'field')
   local vector = field and redis.call('HGET', names.task_vector .. id, field)
-  if vector then
+  if vector and rm.is_registered(names, name) then
     redis.call('LPUSH', names.did .. name, field .. '\0' .. vector)
     redis.call('LTRIM', names.did .. name, 0, VECTORS_KEPT - 1)
   end
@@ -327,7 +330,7 @@ end
 
 -- rm1_task_complete: end a task with its result.
 -- KEYS: leases. Answer: {status = completed | unknown | stale, state, more}
-rm.serve('rm1_task_complete', function(request, _, names)
+rm.serve('rm1_task_complete', 'brief', function(request, _, names)
   local id, now, name = request.id, rm.team_now(names), request.agent
   local task = rm.load_task(names, id)
   if is_repeated(task, request) then return {status = 'completed', more = rm.has_unsettled(names)} end
@@ -352,7 +355,7 @@ end
 
 -- rm1_task_fail: end an attempt. The task is retried after a pause, by another agent if possible.
 -- KEYS: leases. Answer: {status = retrying | reassigned | dead | unknown | stale, state, next_at, more}
-rm.serve('rm1_task_fail', function(request, _, names)
+rm.serve('rm1_task_fail', 'brief', function(request, _, names)
   local id, now = request.id, rm.team_now(names)
   local task = rm.load_task(names, id)
   if is_repeated(task, request) then
@@ -381,7 +384,7 @@ end
 
 -- rm1_task_cancel: end an open task for its submitter. The lease holder gets an event, and its token becomes stale.
 -- KEYS: leases. Answer: {status = cancelled | unknown | ended, state, more}
-rm.serve('rm1_task_cancel', function(request, _, names)
+rm.serve('rm1_task_cancel', 'brief', function(request, _, names)
   local id, now = request.id, rm.now()
   local task = rm.load_task(names, id)
   if not may_manage(names, task, request) then return {status = 'unknown'} end

@@ -1,7 +1,10 @@
 -- The registry of agents. KEYS[1] is the agent's hash.
 
+local CONTEXTS_READ = 1000
+local UNUSED_SECONDS = 86400
 local PROFILE = {'registered_at', 'type', 'capabilities', 'context_window', 'max_tasks', 'heartbeat_seconds',
   'description', 'profile', 'status', 'load', 'metrics', 'last_seen', 'last_claim', 'last_answer'}
+local LEASE = {'state', 'assigned', 'lease_token', 'lease_until', 'lease_seconds', 'leased_at'}
 
 -- rm1_agent_register: register a name, or change its registration. A name without owner id gets the candidate, so the
 -- new holder of a name owns nothing that an earlier one left.
@@ -19,30 +22,44 @@ rm.serve('rm1_agent_register', function(request, keys, names)
   return {status = 'registered', again = known.registered_at ~= nil, owner = known.owner or request.candidate}
 end)
 
--- Renew the lease that a token holds.
-local function renew(names, token, agent, now)
+-- When the lease that a token holds ends if it is renewed now, and its task; nil if the token does not hold it. Reads
+-- little, because an agent may hold a thousand leases.
+local function renewed_lease(names, token, agent, since, now)
   local id = string.match(token, '^([^.]*)')
-  local task = rm.load_task(names, id)
-  if rm.lease_problem(names, task, {agent = agent, token = token}, now) then return nil end
-  local ends = rm.seconds(now + tonumber(task.lease_seconds) * 1000000)
-  redis.call('HSET', names.task .. id, 'lease_until', ends)
-  redis.call('ZADD', names.leases, ends, id)
-  return ends
+  local task = rm.read(names.task .. id, unpack(LEASE))
+  if not rm.holds_lease(task, agent, token, now) then return nil end
+  if since and tonumber(task.leased_at) < tonumber(since) then return nil end
+  return rm.seconds(now + tonumber(task.lease_seconds) * 1000000), id
 end
 
--- rm1_agent_heartbeat: record a sign of life and renew the leases of the given tokens.
+-- Renew the leases that an agent holds. Returns those, and the tokens of the others.
+local function renew(names, tokens, agent, now)
+  local renewed, lost, ends_of = {}, {}, {}
+  local since = redis.call('HGET', names.agent .. agent, 'since')
+  for _, token in ipairs(tokens) do
+    local ends, id = renewed_lease(names, token, agent, since, now)
+    if ends then
+      redis.call('HSET', names.task .. id, 'lease_until', ends)
+      rm.append(ends_of, ends, id)
+      renewed[#renewed + 1] = {token, ends}
+    else
+      lost[#lost + 1] = token
+    end
+  end
+  if #ends_of > 0 then redis.call('ZADD', names.leases, unpack(ends_of)) end
+  return renewed, lost
+end
+
+-- rm1_agent_heartbeat: record a sign of life and renew the leases of the given tokens. The brief form comes without
+-- audit entry and metrics, so that it adds nothing however often an agent calls it.
 -- KEYS: agent. Answer: {status = alive | unknown, renewed = [{token, until}], lost = [token], most, hands, held}
-rm.serve('rm1_agent_heartbeat', function(request, keys, names)
+rm.serve('rm1_agent_heartbeat', 'brief', function(request, keys, names)
   local name, now = request.agent, rm.team_now(names)
   local agent = rm.load_agent(names, name)
   if not agent then return {status = 'unknown'} end
   rm.touch_agent(names, agent, now)
   if #request.fields > 0 then redis.call('HSET', keys[1], unpack(request.fields)) end
-  local renewed, lost = {}, {}
-  for _, token in ipairs(request.tokens) do
-    local ends = renew(names, token, name, now)
-    if ends then renewed[#renewed + 1] = {token, ends} else lost[#lost + 1] = token end
-  end
+  local renewed, lost = renew(names, request.tokens, name, now)
   if request.audit then rm.audit(names, now, request.audit) end
   return {status = 'alive', renewed = renewed, lost = lost, most = agent.most,
     hands = redis.call('XLEN', names.inbox .. name), held = redis.call('SCARD', names.held .. name)}
@@ -50,7 +67,7 @@ end)
 
 -- rm1_agent_lost: mark an agent dead whose deadline has passed, and release a slice of its tasks.
 -- KEYS: agent. Answer: {status = dead | alive, taken, more}
-rm.serve('rm1_agent_lost', function(request, keys, names)
+rm.serve('rm1_agent_lost', 'allow-oom', function(request, keys, names)
   local name, now = request.agent, rm.team_now(names)
   if not rm.load_agent(names, name) then rm.discard(names.agents, name, 'its record is missing or damaged') end
   local deadline = tonumber(redis.call('ZSCORE', names.agents, name) or '0')
@@ -67,14 +84,51 @@ rm.serve('rm1_agent_lost', function(request, keys, names)
   return {status = 'dead', taken = taken, more = more}
 end)
 
+local function drop_key(names, owner)
+  redis.call('DEL', names.data_key .. owner)
+  redis.call('SREM', names.keyed, owner)
+end
+
 -- Delete an agent's owner ids, and the data keys with them: sensitive memories cannot be read any more.
 local function delete_owners(names, owners, proofs)
   for _, owner in ipairs(owners) do
-    redis.call('DEL', names.data_key .. owner)
-    redis.call('SREM', names.keyed, owner)
+    drop_key(names, owner)
     redis.call('SADD', names.tombstones, owner)
     if proofs then redis.call('HSET', names.owner .. owner, 'deleted', proofs[owner]) end
   end
+end
+
+-- When the last memory of an owner id expires, in milliseconds: as the numbers in its contexts, which nothing raises any
+-- more. 0 if there are none; nil if one never expires, or there are too many to look at.
+local function end_of_memories(names, owner)
+  local contexts, last = redis.call('HKEYS', names.seq .. owner), 0
+  if #contexts == 0 then return 0 end
+  if #contexts > CONTEXTS_READ then return nil end
+  for _, ends in ipairs(redis.call('HPEXPIRETIME', names.seq .. owner, 'FIELDS', #contexts, unpack(contexts))) do
+    if ends == -1 then return nil end
+    last = math.max(last, ends)
+  end
+  return last
+end
+
+-- Let the owner ids that an agent leaves expire with their memories. Forgets those without any, unless they are `offered`
+-- to another agent. Returns the others.
+local function expire_owners(names, owners, offered)
+  local used, soonest = {}, rm.now() / 1000 + UNUSED_SECONDS * 1000
+  for _, owner in ipairs(owners) do
+    local ends = end_of_memories(names, owner)
+    if ends == 0 and not offered then
+      drop_key(names, owner)
+      redis.call('DEL', names.owner .. owner)
+    else
+      used[#used + 1] = owner
+      ends = ends and math.max(ends, offered and soonest or 0)
+      for _, key in ipairs(ends and {names.owner, names.data_key} or {}) do
+        redis.call('PEXPIREAT', key .. owner, rm.integer(ends))
+      end
+    end
+  end
+  return used
 end
 
 -- Take the owner ids from an agent that leaves. Its memories are deleted, or kept without a reader; the next holder of
@@ -82,16 +136,22 @@ end
 -- or of its tombstone.
 local function leave_memories(names, name, owners, mode, now, proofs)
   local key = names.agent .. name
-  if mode == 'delete' then delete_owners(names, owners, proofs) else rm.keep_owners(names, name, owners, proofs) end
+  if mode == 'delete' then
+    delete_owners(names, owners, proofs)
+  else
+    rm.keep_owners(names, name, expire_owners(names, owners, mode == 'transfer'), proofs)
+  end
   redis.call('HDEL', key, 'owner', 'owners', 'proofs')
   redis.call('HSET', key, 'since', rm.seconds(now))
 end
 
 -- rm1_agent_unregister: remove a name from the registry, and with a target offer its memories to that agent.
 -- rm1_agent_release then releases its tasks. The server signed each of the `known` owner ids beforehand, and the offer.
+-- The grants end first: the answer is `more` until few are left.
 -- KEYS: agent
--- Answer: {status = unregistered | unknown | unknown_agent | offer_waits | too_many_offers | changed, owners, grants}
-rm.serve('rm1_agent_unregister', function(request, keys, names)
+-- Answer: {status = unregistered | more | unknown | unknown_agent | offer_waits | too_many_offers | changed, owners,
+--          grants}
+rm.serve('rm1_agent_unregister', 'allow-oom', function(request, keys, names)
   local name, now = request.agent, rm.now()
   if not rm.load_agent(names, name) then return {status = 'unknown'} end
   local problem = request.memories == 'transfer' and rm.transfer_problem(names, name, request.target, now)
@@ -100,14 +160,16 @@ rm.serve('rm1_agent_unregister', function(request, keys, names)
   if not owners or (request.memories == 'transfer' and rm.is_other_offer(names, request, owners)) then
     return {status = 'changed'}
   end
-  local grants = rm.end_all_grants(names, name)
+  local grants, is_all = rm.end_all_grants(names, name)
+  if not is_all then return {status = 'more', grants = grants} end
   leave_memories(names, name, owners, request.memories, now, request.proofs)
   if request.memories == 'transfer' then rm.offer_transfer(names, request, owners) end
   redis.call('HDEL', keys[1], unpack(PROFILE))
+  rm.keep_name(names, name)
   redis.call('ZREM', names.agents, name)
   redis.call('DEL', names.performance .. name, names.did .. name, names.seen .. name)
   redis.call('UNLINK', names.submitted .. name)
-  for rank = 0, 3 do redis.call('HDEL', names.turns, rank .. ':' .. name) end
+  rm.forget_turns(names, name)
   rm.audit(names, now, request.audit)
   rm.emit(names, 'agent', 'unregistered', name, name, {})
   return {status = 'unregistered', owners = owners, grants = grants}
@@ -115,15 +177,15 @@ end)
 
 -- rm1_agent_release: release a slice of an agent's tasks, then a slice of the dependents of those that ended.
 -- KEYS: agent. Answer: {taken, more}
-rm.serve('rm1_agent_release', function(request, _, names)
+rm.serve('rm1_agent_release', 'allow-oom', function(request, _, names)
   local now = rm.now()
   local taken, more = rm.release_tasks(names, request.agent, now, request)
   return {taken = taken, more = more or rm.settle_dependents(names, now, request.keep)}
 end)
 
 -- rm1_agent_purged: forget an owner id that has no memories left. KEYS: tombstones, owner. Answer: {status}
-rm.serve('rm1_agent_purged', function(request, keys)
+rm.serve('rm1_agent_purged', 'allow-oom', function(request, keys, names)
   redis.call('SREM', keys[1], request.owner)
-  redis.call('DEL', keys[2])
+  redis.call('DEL', keys[2], names.seq .. request.owner)
   return {status = 'ok'}
 end)

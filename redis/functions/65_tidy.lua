@@ -58,7 +58,7 @@ end
 
 -- rm1_tidy: remove keys of another type, and what is damaged of some agents, other ones each time.
 -- KEYS: leases. Answer: {status}
-rm.serve('rm1_tidy', function(_, _, names)
+rm.serve('rm1_tidy', 'allow-oom', function(_, _, names)
   read_fixed_keys(names)
   local left = MOST
   local start = math.random(0, math.max(redis.call('ZCARD', names.agents) - SAMPLE, 0))

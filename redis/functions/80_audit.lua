@@ -14,7 +14,7 @@ end)
 
 -- rm1_seal: continue the chain of seals, unless another process continued it. A seal has the id of the last entry that
 -- it covers. KEYS: seals, counters. Answer: {status = sealed | behind}
-rm.serve('rm1_seal', function(request, keys, names)
+rm.serve('rm1_seal', 'allow-oom', function(request, keys, names)
   local last = redis.call('XREVRANGE', keys[1], '+', '-', 'COUNT', 1)[1]
   if (last and last[1] or '') ~= request.previous then return {status = 'behind'} end
   redis.call('XADD', keys[1], request.id, unpack(request.fields))
@@ -25,7 +25,7 @@ end)
 -- rm1_audit_trim: delete the entries before `keep_from`, and the seals before `base`. `base` covers the last deleted
 -- entry; the chain then starts from it. An audit entry records the trim.
 -- KEYS: audit, counters, seals. Answer: {status = trimmed | gone}
-rm.serve('rm1_audit_trim', function(request, keys, names)
+rm.serve('rm1_audit_trim', 'allow-oom', function(request, keys, names)
   if request.base and #redis.call('XRANGE', keys[3], request.base, request.base) == 0 then
     return {status = 'gone'}
   end

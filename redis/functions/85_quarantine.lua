@@ -2,7 +2,7 @@
 
 -- rm1_quarantine: quarantine an agent, change since when, or release it (no `mark`). The server signs the mark.
 -- KEYS: audit, counters, quarantined. Answer: {status = quarantined | lifted | not_quarantined | too_many}
-rm.serve('rm1_quarantine', function(request, keys, names)
+rm.serve('rm1_quarantine', 'allow-oom', function(request, keys, names)
   local quarantined = keys[3]
   local known = redis.call('HEXISTS', quarantined, request.agent) == 1
   if not request.mark and not known then return {status = 'not_quarantined'} end

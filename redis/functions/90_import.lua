@@ -27,17 +27,21 @@ local function keys_of(keys, position)
 end
 
 -- The sequence number in the owner's context: the imported one, with later ones continuing above it, or the next.
-local function sequence_number(own, item)
-  if not item.seq then return redis.call('HINCRBY', own.seq, item.context, 1) end
-  if item.seq > rm.number(own.seq, item.context) then
-    redis.call('HSET', own.seq, item.context, rm.integer(item.seq))
-  end
-  return rm.integer(item.seq)
+local function sequence_number(own, item, expires_at, grace)
+  local last = rm.number(own.seq, item.context)
+  local step = item.seq and rm.integer(math.max(item.seq - last, 0)) or 1
+  local number = rm.raise_number(own.seq, item.context, step, expires_at, grace)
+  return rm.integer(item.seq or number)
 end
 
 local function write_memory(names, own, item, grace)
-  local order, rev = sequence_number(own, item), rm.integer(item.rev)
-  rm.insert_memory(names, own.mem, own.same, item, order, rev, grace, rm.tick(names))
+  local now, rev = rm.tick(names), rm.integer(item.rev)
+  if redis.call('PERSIST', own.owner) == 1 then  -- of a name that its agent left
+    redis.call('PERSIST', own.key)
+    redis.call('PERSIST', names.agent .. item.agent)
+  end
+  local order = sequence_number(own, item, rm.expiry(item, now), grace)
+  rm.insert_memory(names, own.mem, own.same, item, order, rev, grace, now)
   rm.emit_written(names, 'stored', item.id, item.writer, own.mem)
 end
 
@@ -76,11 +80,11 @@ end
 
 -- Those of the owner ids that are not here yet.
 local function missing_owners(names, name, owners, present)
-  local missing = {}
+  local missing, known = {}, rm.set(present)
   for _, owner in ipairs(owners) do
     local holder = redis.call('HGET', names.owner .. owner, 'agent')
     local deleted = redis.call('SISMEMBER', names.tombstones, owner) == 1
-    if (not holder or holder == name) and not deleted and not rm.contains(present, owner) then
+    if (not holder or holder == name) and not deleted and not known[owner] then
       missing[#missing + 1] = owner
     end
   end
@@ -101,12 +105,10 @@ rm.serve('rm1_import_agent', function(request, keys, names)
   if #added + #kept == 0 then return {status = 'kept'} end
   if rm.is_outdated(names, name, request.proofs) then return {status = 'changed'} end
   local first = not found[1] and #owners == 0 and rm.contains(added, request.owner or '')
-  for _, owner in ipairs(added) do rm.add_owner(names, name, owner, request.proofs and request.proofs.codes[owner]) end
-  if #kept > 0 then rm.keep_owners(names, name, kept, request.proofs and request.proofs.kept) end
-  for _, owner in ipairs(request.marks and rm.append({unpack(added)}, unpack(kept)) or {}) do
-    redis.call('HSET', names.owner .. owner, 'file', request.marks[owner])
-  end
+  rm.add_owners(names, name, added, request.proofs and request.proofs.codes, request.marks)
+  if #kept > 0 then rm.keep_owners(names, name, kept, request.proofs and request.proofs.kept, request.marks) end
   if first then redis.call('HSET', keys[1], 'owner', request.owner) end
+  rm.keep_name(names, request.agent)
   rm.audit(names, rm.tick(names), request.audit, rm.append(added, unpack(kept)))
   return {status = 'imported'}
 end)
@@ -128,6 +130,7 @@ local function import_problem(names, request, entry, now)
   if lacks_parent(names, request, now) then return 'no_parent' end
   if #entry.own == 0 and not next(entry.via) then return 'no_memories' end
   return rm.limit_problem(rm.load_entries(names.granted .. request.to, to_owner, now), request.id, entry)
+    or rm.passing_problem(names, request.id, entry.via)
 end
 
 local function microseconds(seconds)
@@ -137,9 +140,10 @@ end
 -- Those of the tokens of a file that the grantor could give here and now: `own`, and `via` by parent.
 local function derive_tokens(names, request, now)
   local owner, owners = unpack(redis.call('HMGET', names.agent .. request.from, 'owner', 'owners'))
-  local held, own, via = rm.load_entries(names.granted .. request.from, owner, now), {}, {}
+  local parents = rm.parents_among(rm.load_entries(names.granted .. request.from, owner, now))
+  local own, via, mine = {}, {}, rm.split(owners)
   for _, value in ipairs(request.values) do
-    local found, passed = rm.select_tokens(names, {kind = request.kind, values = {value}}, rm.split(owners), held)
+    local found, passed = rm.select_tokens(names, {kind = request.kind, values = {value}}, mine, parents)
     for _, token in ipairs(found or {}) do
       if rm.contains(request.own, token) then own[#own + 1] = token end
     end
@@ -160,7 +164,7 @@ end
 -- rm1_import_grant: a grant between agents that have the same owner ids here as elsewhere. Its tokens are derived again.
 -- KEYS: audit, counters
 -- Answer: {status = imported | kept | other_agents | expired | no_parent | no_memories | too_many_grants |
---          too_many_tokens | too_many_of_pair | changed}
+--          too_many_tokens | too_many_of_pair | passed_on_too_often | changed}
 rm.serve('rm1_import_grant', function(request, _, names)
   local now, id = rm.now(), request.id
   if redis.call('EXISTS', names.grant .. id) == 1 then return {status = 'kept'} end

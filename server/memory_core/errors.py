@@ -160,7 +160,7 @@ class StoreRefused(StoreUnavailable):
 
 
 class StoreFull(StoreRefused, code="store_full"):
-    """The disk of Redis is full: reads work, writes do not."""
+    """The disk or the memory of Redis is full. Reads work; with a full memory, so does what frees some."""
 
 
 class OutcomeUnknown(MemoryServiceError, code="outcome_unknown"):

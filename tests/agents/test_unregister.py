@@ -14,6 +14,8 @@ from support.team_helpers import claim, claim_when_there, register, submit, swee
 
 from memory_core.records.keys import Keys
 from memory_core.redis_client import Client
+from memory_server.engine.request_context import Caller, RequestContext
+from memory_server.operations.kept_memories import offer_kept
 
 
 @pytest_asyncio.fixture(autouse=True, loop_scope="session")
@@ -89,6 +91,52 @@ async def test_deleting_on_the_second_leave_spares_what_the_first_kept(
     owner = await owner_of(stack.client, namespace, old)
     assert not await stack.client.sismember(Keys(namespace).tombstones, owner)
     assert await stack.client.hget(Keys(namespace).agent("alice"), "kept") == owner.encode()
+
+
+async def test_kept_owner_id_expires_with_the_last_memory(alice: Agent, stack: Stack, namespace: str) -> None:
+    keys, grace, days = Keys(namespace), 3600, 86_400
+    memory = await alice.store(SECRET, sensitive=True, ttl_seconds=800 * days)
+    owner = await owner_of(stack.client, namespace, memory)
+    await leave(alice)
+    for key in (keys.owner(owner), keys.data_key(owner), keys.agent("alice")):
+        assert 0 <= 800 * days + grace - await stack.client.ttl(key) < 60, key
+    await register(alice)
+    assert await stack.client.ttl(keys.agent("alice")) == -1
+    second = await owner_of(stack.client, namespace, await alice.store("Back again.", ttl_seconds=60))
+    await stack.client.delete(keys.owner(owner))  # as if it had expired
+    await leave(alice)
+    assert await stack.client.hget(keys.agent("alice"), "kept") == second.encode()
+    assert 364 * days < await stack.client.ttl(keys.agent("alice")) <= 365 * days
+
+
+async def test_kept_owner_id_lasts_with_a_memory_that_never_expires(alice: Agent, stack: Stack, namespace: str) -> None:
+    keys, memory = Keys(namespace), await alice.store(SECRET, ttl_seconds=60)
+    owner = await owner_of(stack.client, namespace, memory)
+    await alice.call("update_memory", memory_id=memory, priority="critical")
+    await leave(alice)
+    for key in (keys.owner(owner), keys.agent("alice")):
+        assert await stack.client.ttl(key) == -1
+
+
+async def test_accepted_owner_id_no_longer_expires(alice: Agent, bob: Agent, stack: Stack, namespace: str) -> None:
+    keys, memory = Keys(namespace), await alice.store(SECRET, sensitive=True, ttl_seconds=60)
+    owner = await owner_of(stack.client, namespace, memory)
+    await leave(alice)
+    admin = RequestContext(Caller(namespace, "operator", admin=True))
+    offer = await offer_kept(stack.server.service, admin, "alice", "bob")
+    await bob.call("answer_offer", offer_id=offer.offer_id)
+    for key in (keys.owner(owner), keys.data_key(owner)):
+        assert await stack.client.ttl(key) == -1
+    assert await stack.client.ttl(keys.agent("alice")) > 0
+    assert await readable(bob, [memory]) == [memory]
+
+
+async def test_owner_id_without_memories_is_not_kept(alice: Agent, stack: Stack, namespace: str) -> None:
+    keys = Keys(namespace)
+    owner = (await stack.client.hget(keys.agent("alice"), "owner")).decode()
+    await leave(alice)
+    assert not await stack.client.exists(keys.owner(owner))
+    assert set(await stack.client.hkeys(keys.agent("alice"))) == {b"since"}
 
 
 async def test_storing_after_leaving_gives_a_new_owner_id(alice: Agent, stack: Stack, namespace: str) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx2
+import numpy as np
 import pytest
 import pytest_asyncio
 from mcp import Client as McpClient
@@ -38,6 +39,7 @@ from memory_server.engine.sidecars.vector_cache import VectorCache
 
 TEAM = Caller("team", "alice")
 MODEL = Model("model", 16)
+A_VECTOR = np.eye(1, MODEL.dimension, dtype=np.float32).tobytes()
 CUDA = "CUDAExecutionProvider"
 guarded, client = settings_fixtures.guarded, settings_fixtures.client
 
@@ -171,11 +173,11 @@ async def test_cache_policy_ttl_expires_vectors() -> None:
 async def test_redis_cache_ttl_is_applied_and_0_disables_it(guarded: Guarded, client: Client) -> None:
     async with Backend(Settings.load(redis_url=guarded.url)).running() as backend:
         await VectorCache(backend, CacheSettings(redis_ttl_seconds=0)).put(
-            Caller("cached", "alice"), {"a": b"a"}, MODEL
+            Caller("cached", "alice"), {"a": A_VECTOR}, MODEL
         )
         assert await client.keys("rm:{cached}:emb:*") == []
         await VectorCache(backend, CacheSettings(redis_ttl_seconds=77)).put(
-            Caller("cached", "alice"), {"a": b"a"}, MODEL
+            Caller("cached", "alice"), {"a": A_VECTOR}, MODEL
         )
         (key,) = await client.keys("rm:{cached}:emb:*")
         assert 70 < await client.ttl(key) <= 77
@@ -266,7 +268,7 @@ async def test_request_beyond_the_body_limit_is_refused(small: Server) -> None:
 
 
 async def test_clear_stops_at_its_limit(small: Server, robot: Agent, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("memory_server.memories.clear._SLICE", 2)
+    monkeypatch.setattr("memory_server.memories.clear.DELETED_AT_ONCE", 2)
     for number in range(5):
         await robot.store(f"Clear me {number}.", context="doomed")
     answer = await robot.call("clear_memory", context="doomed", confirm=True)

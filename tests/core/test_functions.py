@@ -10,6 +10,19 @@ from memory_core.package_data import resource
 from memory_core.records.keys import Keys
 from memory_core.store.functions import library_code
 
+FREEING = """
+agent_lost agent_purged agent_release agent_unregister audit_trim bury change_model delete discard drop_events drop_jobs
+expire_grants hold_lease key_drop mark_vectors quarantine revoke seal settled task_sweep tidy token_revoke
+""".split()
+"""Functions that free memory or end something. Redis also runs them while it is above `maxmemory`."""
+FREEING_IF_BRIEF = "agent_heartbeat task_cancel task_complete task_fail token_note".split()
+"""Functions that end something with texts of the caller: then Redis runs only the form for short ones."""
+ADDING = """
+accept_transfer adopt adopt_authority agent_register agent_vector audit commit import import_agent import_grant
+key_issue key_rewrap key_turn offer_kept owner pieces requeue reseal share store task_assign task_claim task_requeue
+task_submit task_vectors token_issue touch update
+""".split()
+"""Functions that add to Redis, which then refuses them."""
 MOST_LOCALS = 30
 """Most locals in one file; Lua allows 200."""
 
@@ -37,6 +50,20 @@ def test_each_function_is_registered_once_and_documented() -> None:
     assert "rm1_store" in served
     assert _repeated(served) == []
     assert [name for name in served if not any(f"-- {name}" in source for source in SOURCES.values())] == []
+
+
+def test_every_function_says_whether_it_runs_on_a_full_redis() -> None:
+    flags = dict(_flags())
+    assert sorted(name for name, flag in flags.items() if flag == "allow-oom") == FREEING
+    assert sorted(name for name, flag in flags.items() if flag == "brief") == FREEING_IF_BRIEF
+    assert sorted(name for name, flag in flags.items() if not flag) == ADDING
+
+
+def _flags() -> list[tuple[str, str]]:
+    pattern = r"^rm\.serve\('rm1_(\w+)', (?:'([\w-]+)', )?function\("
+    found = [match for code in CODE.values() for match in re.findall(pattern, code, re.MULTILINE)]
+    assert len(found) == len(_found(r"^rm\.serve\((.)"))
+    return found
 
 
 def test_only_the_shared_table_is_visible_in_all_files() -> None:

@@ -352,3 +352,17 @@ async def test_private_memories_of_others_do_not_count_as_unread(
         return (await stack.client.get(Keys(namespace).seen("bob"))) == cursor.encode()
 
     await wait_until(is_remembered)
+
+
+async def test_event_of_a_memory_shared_by_id_does_not_repeat_the_id(
+    alice: Agent, bob: Agent, stack: Stack, namespace: str
+) -> None:
+    await bob.call("register_agent")
+    memory_id = await alice.store("The kettle is in the shed.")
+    await alice.call("share_context_with_agent", target_agent="bob", memory_ids=[memory_id])
+    since = (await now(bob))["cursor"]
+    await alice.call("update_memory", memory_id=memory_id, content="The kettle is in the attic.")
+    assert ("memory", "updated", memory_id) in named(await now(bob, cursor=since))
+    events = [fields for _, fields in await stack.client.xrange(Keys(namespace).events) if fields[b"kind"] == b"memory"]
+    assert events
+    assert not [fields for fields in events if memory_id.encode() in fields[b"scope"]]

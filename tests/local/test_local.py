@@ -53,6 +53,20 @@ async def test_first_attach_starts_a_durable_redis_with_the_query_engine(tmp_pat
         assert "2" in str(await redis.execute_command("FT.CONFIG", "GET", "DEFAULT_DIALECT"))
 
 
+async def test_restart_stores_records_of_an_older_setup_as_one_block(tmp_path: Path) -> None:
+    data_dir = tmp_path / "data"
+    record: list[str | bytes] = ["content", "a" * 2000, "vec", bytes(4 * 1024)]
+    async with attached(data_dir) as local, Redis.from_url(local.url) as redis:
+        await redis.config_set("hash-max-listpack-value", "64")
+        await redis.hset("old", items=record)
+        assert await redis.object("encoding", "old") == b"hashtable"
+    stop(data_dir)
+    async with attached(data_dir) as local, Redis.from_url(local.url) as redis:
+        await redis.hset("new", items=record)
+        assert [await redis.object("encoding", name) for name in ("old", "new")] == [b"listpack", b"listpack"]
+        assert (await redis.config_get("stream-node-max-bytes"))["stream-node-max-bytes"] == "16384"
+
+
 async def test_loopback_port_requires_the_password(tmp_path: Path) -> None:
     async with attached(tmp_path / "data") as local:
         async with Redis.from_url(local.tcp_url) as redis:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from support.stack import Agent, Refused, Server, Stack, text_of
 
-from memory_core.records.keys import Keys
+from memory_core.records.keys import Keys, digest
 
 
 async def test_stored_memory_is_returned_complete(alice: Agent) -> None:
@@ -377,6 +377,30 @@ async def test_memory_moved_to_another_context_is_ordered_there(alice: Agent) ->
     await alice.store("third there", context="there", wait=False)
     listed = (await alice.call("get_agent_memories", context="there"))["memories"]
     assert [memory["seq"] for memory in listed] == [3, 1, 2]
+
+
+async def test_numbers_in_a_context_expire_with_its_last_memory(alice: Agent, stack: Stack, namespace: str) -> None:
+    first = await alice.store("first", context="here", ttl_seconds=1000, wait=False)
+    owner = (await stack.client.hget(Keys(namespace).memory(first), "owner")).decode()
+
+    async def seconds_left() -> int:
+        command = ("HTTL", Keys(namespace).seq(owner), "FIELDS", 1, digest("here"))
+        return (await stack.client.execute_command(*command))[0]
+
+    grace = 3600
+    assert grace + 990 < await seconds_left() <= grace + 1000
+    await alice.store("second", context="here", ttl_seconds=10, wait=False)
+    assert grace + 990 < await seconds_left() <= grace + 1000
+    await alice.store("third", context="here", ttl_seconds=5000, wait=False)
+    assert grace + 4990 < await seconds_left() <= grace + 5000
+    await alice.call("update_memory", memory_id=first, priority="high")
+    assert await seconds_left() > 80 * 86_400
+    moved = await alice.store("fourth", context="there", priority="critical", wait=False)
+    await alice.call("update_memory", memory_id=moved, context="here")
+    assert await seconds_left() == -1
+    last = await alice.store("sixth", context="here", ttl_seconds=10, wait=False)
+    assert await seconds_left() == -1
+    assert (await alice.call("retrieve_memory", memory_id=last))["memory"]["seq"] == 5
 
 
 async def test_agent_id_and_agent_ids_together_are_refused(alice: Agent) -> None:

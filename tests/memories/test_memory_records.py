@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -70,31 +72,80 @@ async def test_idempotency_record_expires(team: Team) -> None:
     assert 0 < await team.client.ttl(team.names.idempotency("x", "y")) <= 60
 
 
+async def duplicate_index(team: Team) -> list[str]:
+    """The keys that record which memories have the same content."""
+    return sorted([key.decode() async for key in team.client.scan_iter(match=f"{team.names.same_prefix}*")])
+
+
+def texts_of_one_bucket(number: int) -> list[str]:
+    """Different texts whose content hashes share a bucket of the duplicate index."""
+    texts = (f"text {count}" for count in itertools.count())
+    return list(itertools.islice((text for text in texts if int(content_hash(text)[:3], 16) % 1024 == 7), number))
+
+
 async def test_duplicate_index_lives_as_long_as_its_longest_memory(team: Team) -> None:
-    same = team.names.same(team.owner, content_hash("a text"))
     short, lasting = new_id(), new_id()
     assert "duplicate_of" not in await team.call_store(short, "a text", ttl=100)
-    assert await team.client.ttl(same) == pytest.approx(100, abs=2)
+    (bucket,) = await duplicate_index(team)
+    assert await team.client.ttl(bucket) == pytest.approx(100, abs=2)
     assert (await team.call_store(lasting, "a text", ttl=5000))["duplicate_of"] == short
-    assert await team.client.ttl(same) == pytest.approx(5000, abs=2)
+    assert await team.client.ttl(bucket) == pytest.approx(5000, abs=2)
     endless = new_id()
     assert (await team.call_store(endless, "a text", ttl=None))["duplicate_of"] == lasting
-    assert await team.client.ttl(same) == -1
+    assert await team.client.ttl(bucket) == -1
     await team.delete(endless)
-    assert await team.client.ttl(same) == pytest.approx(5000, abs=2)
+    assert await team.client.ttl(bucket) == pytest.approx(5000, abs=2)
     await team.delete(lasting)
     await team.delete(short)
-    assert not await team.client.exists(same)
+    assert not await team.client.exists(bucket)
 
 
 async def test_expired_memory_leaves_the_duplicate_index(team: Team) -> None:
-    same = team.names.same(team.owner, content_hash("a text"))
     lasting = new_id()
     await team.call_store(lasting, "a text", ttl=5000)
     await team.call_store(new_id(), "a text", ttl=0.001)
     await asyncio.sleep(0.01)
     assert (await team.call_store(new_id(), "a text", ttl=10))["duplicate_of"] == lasting
-    assert await team.client.zcard(same) == 2
+    (bucket,) = await duplicate_index(team)
+    assert await team.client.zcard(bucket) == 2
+
+
+async def test_memory_in_its_last_second_is_a_duplicate(team: Team) -> None:
+    first, (_, microseconds) = new_id(), await team.client.time()
+    if microseconds > 500_000:
+        await asyncio.sleep(1 - microseconds / 1e6)
+    await team.call_store(first, "a text", ttl=0.4)
+    assert (await team.call_store(new_id(), "a text", ttl=0.001))["duplicate_of"] == first
+
+
+async def test_contents_share_buckets_of_the_duplicate_index(team: Team) -> None:
+    first, second, third = texts_of_one_bucket(3)
+    ids = [new_id() for _ in range(3)]
+    await team.call_store(ids[0], first, ttl=100)
+    assert "duplicate_of" not in await team.call_store(ids[1], second, ttl=None)
+    assert "duplicate_of" not in await team.call_store(ids[2], third, ttl=5000)
+    (bucket,) = await duplicate_index(team)
+    assert await team.client.object("encoding", bucket) == b"listpack"
+    assert (await team.call_store(new_id(), first, ttl=10))["duplicate_of"] == ids[0]
+    await team.delete(ids[1])
+    assert "duplicate_of" not in await team.call_store(new_id(), second, ttl=10)
+    assert (await team.call_store(new_id(), third, ttl=10))["duplicate_of"] == ids[2]
+    assert await team.client.ttl(bucket) == pytest.approx(5000, abs=2)
+
+
+async def test_duplicate_index_of_an_earlier_version_is_used(team: Team) -> None:
+    same = team.names.same(team.owner, content_hash("a text"))
+    old = await team.store("a text")
+    (bucket,) = await duplicate_index(team)
+    await team.client.delete(bucket)
+    await team.client.zadd(same, {old: math.inf})
+    assert (await team.call_store(new_id(), "a text", ttl=10))["duplicate_of"] == old
+    await team.call_update(old, "a text", "another", rev=1)
+    assert not await team.client.exists(same)
+    assert (await team.call_store(new_id(), "another", ttl=10))["duplicate_of"] == old
+    await team.client.zadd(team.names.same(team.owner, content_hash("another")), {old: math.inf})
+    await team.delete(old)
+    assert not await team.client.exists(team.names.same(team.owner, content_hash("another")))
 
 
 async def test_store_under_a_replaced_key_is_refused(team: Team) -> None:

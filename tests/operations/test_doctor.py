@@ -96,6 +96,20 @@ async def test_redis_fault_is_reported_with_a_remedy(team: Deployment, fault: st
     assert (await team.examine()).healthy
 
 
+async def test_doctor_says_what_compact_hashes_would_save(team: Deployment) -> None:
+    async def seen() -> str:
+        report = await team.examine()
+        assert report.healthy
+        return next(finding.seen for finding in report.findings if finding.id == "redis.encoding")
+
+    assert "hash-max-listpack-value 4096 in redis.conf" in await seen()
+    await command(team, "CONFIG", "SET", "hash-max-listpack-value", "4096")
+    try:
+        assert await seen() == "hashes are stored compactly"
+    finally:
+        await command(team, "CONFIG", "SET", "hash-max-listpack-value", "64")
+
+
 async def test_acl_denial_is_reported(team: Deployment) -> None:
     async with connect(team.redis.url_of(SIDECAR)) as sidecar:
         with pytest.raises(NoPermissionError):

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import pytest_asyncio
+from redis.commands.search.index_definition import IndexDefinition
 from support.embedder_fixtures import running, wait_until
 from support.redis_users import SERVER, SIDECAR
 from support.reindex_helpers import (
@@ -204,6 +205,27 @@ async def test_changed_index_is_rebuilt_from_the_same_vectors(
     with pytest.raises(Exception, match=r"(?i)no such index|unknown index"):
         await stack.client.execute_command("FT.INFO", keys.index(1))
     assert await alice.search(note_text(3), mode="vector", limit=1) == [note_text(3)]
+
+
+async def test_index_that_keeps_word_positions_is_rebuilt_without_them(
+    stack: Stack, server: Server, alice: Agent, namespace: str
+) -> None:
+    service, keys = server.service, Keys(namespace)
+    await fill(alice, range(20))
+    words = note_text(3)
+    found = await alice.search(words, mode="keyword", limit=3)
+    await index.drop_index(stack.client, keys.index(1))
+    definition = IndexDefinition(prefix=[keys.memory_prefix, keys.chunk_prefix])
+    fields = index.memory_fields(service.settings.vector_store)
+    await stack.client.ft(keys.index(1)).create_index(fields, definition=definition, stopwords=[])
+    await stack.client.ft(keys.index(1)).aliasadd(keys.index_alias)
+    assert (await reindex.look(service, namespace)).drift == ["it keeps the positions of words, which no search uses"]
+
+    await change(service, namespace)
+    assert (await reindex.look(service, namespace)).drift == []
+    info = await stack.client.execute_command("FT.INFO", keys.index_alias)
+    assert float(info[b"offset_vectors_sz_mb"]) == 0
+    assert await alice.search(words, mode="keyword", limit=3) == found
 
 
 class Killed(BaseException):

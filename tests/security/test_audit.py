@@ -262,7 +262,7 @@ async def test_racing_sealers_never_fork_the_chain(
 async def test_another_sealer_takes_over_an_expired_lease(
     server: Server, alice: Agent, stack: Stack, namespace: str
 ) -> None:
-    await stack.client.set(Keys(namespace).sealer, "a dead process", px=chain.LEASE_MS)
+    await stack.client.set(Keys(namespace).sealer, "a dead process", ex=chain.LEASE_SECONDS)
     await alice.store("Sealed none the less.", wait=False)
     await wait_until(lambda: is_sealed(stack.client, namespace))
     assert (await verify_audit(server, stack.client, namespace)).ok

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
@@ -34,6 +35,34 @@ def test_empty_trail_is_intact_unless_numbers_were_issued() -> None:
         "tail cut",
         "seal removed",
     }
+
+
+def in_hex(entry: SignedEntry) -> SignedEntry:
+    """The entry as an earlier version would have signed it."""
+    at = entry.parts.index(b"mac") + 1
+    code = base64.urlsafe_b64decode(entry.parts[at] + b"=").hex().encode()
+    return replace(entry, parts=(*entry.parts[:at], code, *entry.parts[at + 1 :]))
+
+
+def test_trail_that_an_earlier_version_began_is_intact() -> None:
+    entries = [in_hex(entry) if entry.number <= 9 else entry for entry in GOOD.entries]
+    first = seal_over(entries[:14], None)
+    seals = (first, seal_over(entries[14:], first))
+    assert Trail(tuple(entries), seals, AuditCounts(24, 24)).check().ok
+    forged = entries[3].parts[entries[3].parts.index(b"mac") + 1]
+    entries[3] = replace(entries[3], parts=tuple(b"0" * 64 if part == forged else part for part in entries[3].parts))
+    assert {problem.kind for problem in Trail(tuple(entries), (), AuditCounts(24, 0)).check().problems} == {"forged"}
+
+
+def test_copy_with_the_signature_in_the_form_of_an_earlier_version_is_detected() -> None:
+    copy = replace(in_hex(GOOD.entries[2]), id=b"1800000000000-0")
+    assert "repeated" in {problem.kind for problem in GOOD.but([*GOOD.entries, copy]).check().problems}
+
+
+def test_stored_signature_is_short_text() -> None:
+    parts = GOOD.entries[0].parts
+    code = parts[parts.index(b"mac") + 1]
+    assert (len(code), code.isascii()) == (43, True)
 
 
 def test_ten_thousand_single_changes_are_all_detected() -> None:

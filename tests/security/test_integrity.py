@@ -232,6 +232,23 @@ async def test_copied_or_unsigned_record_is_refused(ann: Agent, stack: Stack, na
     assert (await ann.call("clear_memory", memory_ids=[elsewhere]))["deleted"] == 1
 
 
+async def test_code_in_hex_of_an_earlier_version_stays_valid(
+    ann: Agent, server: Server, stack: Stack, namespace: str
+) -> None:
+    keys, memory_id = Keys(namespace), await ann.store(LONG, wait=False)
+    hashes = {keys.memory(memory_id): 20, keys.chunk(memory_id, 1): 32}
+    for key, length in hashes.items():
+        code = await stack.client.hget(key, "mac") or b""
+        assert len(code) == length
+        await stack.client.hset(key, "mac", code.hex())
+    assert (await ann.call("retrieve_memory", memory_id=memory_id))["memory"]["content"] == LONG
+    assert (await verify(server.service.backend, namespace)).bad == []
+    signer = server.service.backend.integrity.signer or ""
+    adopt_again = verify_integrity._adopt(server.service, namespace, {memory_id: signer})  # pyright: ignore[reportPrivateUsage]
+    assert await adopt_again == 1
+    assert len(await stack.client.hget(keys.memory(memory_id), "mac") or b"") == 20
+
+
 async def test_every_tool_change_is_signed_again(ann: Agent, server: Server, namespace: str) -> None:
     memory_id = await ann.store(CONTENT, **ALL)
     for change in (

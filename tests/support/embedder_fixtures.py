@@ -220,7 +220,8 @@ class Team:
             "rm1_update",
             [
                 *(names.memory(memory_id), names.job_streams, names.audit, names.counters, names.use(memory_id)),
-                *(*same, names.chores, names.seq(self.owner), names.events),
+                *(*same, names.chores, names.seq(self.owner), names.events, names.granted("alice")),
+                *(names.agent("alice"), names.data_key(self.owner)),
             ],
             **arguments | other,
         )
@@ -234,6 +235,7 @@ class Team:
         names = self.names
         arguments = {
             "ids": ids,
+            "agent": "alice",
             "owners": [self.owner],
             "same_prefix": names.same("", "")[:-1],
             "audit": {"who": "alice", "op": "clear_memory"},

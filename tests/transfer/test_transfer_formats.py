@@ -22,6 +22,7 @@ from memory_core.redis_client import Client
 from memory_core.store.connection import connect
 from memory_embedder.engines.weights import DEFAULT_MODEL
 from memory_server.transfer import files
+from memory_server.transfer.writer import MAX_MEMORIES
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="session")
@@ -88,7 +89,7 @@ async def test_foreign_format_is_detected_and_imported_once(
         assert await found(bob, "mark17") == []
     audited = await here.service.backend.read(lambda client: client.xrange(Keys(namespace).audit))
     entry = next(entry for _, entry in audited if entry[b"op"] == b"import")
-    assert (entry[b"who"], entry[b"as"], len(entry[b"ids"].split())) == (b"console", b"ann", 50)
+    assert (entry[b"who"], entry[b"as"], len(entry[b"ids"].split())) == (b"console", b"ann", MAX_MEMORIES)
 
 
 async def test_options_apply_to_every_imported_memory(

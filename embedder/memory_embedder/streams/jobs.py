@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
+from redis import exceptions as redis_errors
 
 from memory_core.crypto.sealed_memory import seal_vector
 from memory_core.crypto.sealing import Lock, Transports
@@ -224,15 +225,19 @@ class JobConsumer:
 
     async def _commit(self, names: Keys, pairs: list[tuple[TokenisedJob, Matrix]]) -> None:
         pieces = [names.hash_of_chunk(done.job.memory_id, done.job.chunk) for done, _ in pairs]
-        since = tracing.now()
-        answer = await functions.call(
-            self._client,
-            "rm1_commit",
-            [self._stream(names), names.events, *pieces],
-            group=keys.GROUP,
-            model=self._encoder.name,
-            items=[self._item(done, vector) for done, vector in pairs],
-        )
+        since, items = tracing.now(), [self._item(done, vector) for done, vector in pairs]
+        try:
+            answer = await functions.call(
+                self._client,
+                "rm1_commit",
+                [self._stream(names), names.events, *pieces],
+                group=keys.GROUP,
+                model=self._encoder.name,
+                items=items,
+            )
+        except redis_errors.OutOfMemoryError:
+            await self._drop_pointless(names, pieces, items)
+            raise
         for (done, _), verdict in zip(pairs, answer["verdicts"], strict=True):
             self.verdicts[verdict] += 1
             above = tracing.record_span(
@@ -243,6 +248,13 @@ class JobConsumer:
                 await self._bury(done, "the vector was refused")
             else:
                 self._drop(done)
+
+    async def _drop_pointless(self, names: Keys, pieces: list[str], items: list[dict[str, object]]) -> None:
+        """Acknowledge the jobs of memories that are gone or have changed, which a full Redis allows."""
+        jobs = [{name: item[name] for name in ("entry", "rev", "hash")} for item in items]
+        await functions.call(
+            self._client, "rm1_drop_jobs", [self._stream(names), *pieces], group=keys.GROUP, items=jobs
+        )
 
     def _item(self, done: TokenisedJob, vector: Matrix) -> dict[str, object]:
         job, data = done.job, to_bytes(vector)

@@ -56,7 +56,9 @@ class Integrity:
         key = self._record_key(self._key(signer), namespace, memory_id, str(rev).encode()).ljust(_BLOCK, b"\0")
         return {"signer": signer, "inner": key.translate(_INNER), "outer": key.translate(_OUTER)}
 
-    def sign_chunk(self, namespace: str, memory_id: str, number: int, content_hash: str, text: bytes) -> dict[str, str]:
+    def sign_chunk(
+        self, namespace: str, memory_id: str, number: int, content_hash: str, text: bytes
+    ) -> dict[str, str | bytes]:
         """Return the code fields of a further chunk; none without a key."""
         if self.signer is None:
             return {}
@@ -66,9 +68,9 @@ class Integrity:
     def check_head(self, namespace: str, memory_id: str, row: Row) -> IntegrityFailure | None:
         """Check a memory's own hash; `row` has SIGNED_FIELDS and the code. None if it is intact."""
 
-        def expected(key: bytes) -> str:
+        def expected(key: bytes) -> bytes:
             own = self._record_key(key, namespace, memory_id, row["rev"] or b"")
-            return hmac.digest(own, _message(row), "sha1").hex()
+            return hmac.digest(own, _message(row), "sha1")
 
         return self._compare(row, expected)
 
@@ -136,7 +138,7 @@ class Integrity:
         log.warning("%s of %s fails its integrity check: %s", what, namespace, failure)
         return True
 
-    def _compare(self, row: Row, expected: Callable[[bytes], str]) -> IntegrityFailure | None:
+    def _compare(self, row: Row, expected: Callable[[bytes], bytes]) -> IntegrityFailure | None:
         code, key_id = row["mac"], row["mac_key"]
         if not self.signs:
             return None
@@ -146,7 +148,9 @@ class Integrity:
             key = self._key((key_id or b"").decode("ascii", "replace"))
         except KeyMissing:
             return IntegrityFailure.UNKNOWN_KEY
-        return None if hmac.compare_digest(code or b"", expected(key).encode()) else IntegrityFailure.ALTERED
+        code, mac = code or b"", expected(key)
+        form = mac.hex().encode() if len(code) == 2 * len(mac) else mac  # earlier versions stored hex
+        return None if hmac.compare_digest(code, form) else IntegrityFailure.ALTERED
 
     def _key(self, secret_id: str, purpose: str = _PURPOSE) -> bytes:
         if (secret_id, purpose) not in self._keys:
@@ -160,9 +164,9 @@ class Integrity:
     def _record_key(self, key: bytes, namespace: str, memory_id: str, rev: bytes) -> bytes:
         return hmac.digest(key, framed([b"head", namespace.encode(), memory_id.encode(), rev]), "sha256")
 
-    def _chunk_code(self, key: bytes, namespace: str, memory_id: str, number: int, version: str, text: bytes) -> str:
+    def _chunk_code(self, key: bytes, namespace: str, memory_id: str, number: int, version: str, text: bytes) -> bytes:
         where = [b"piece", namespace.encode(), memory_id.encode(), str(number).encode(), version.encode()]
-        return hmac.digest(key, framed([*where, text]), "sha256").hex()
+        return hmac.digest(key, framed([*where, text]), "sha256")
 
 
 def _message(row: Row) -> bytes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import hmac
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from memory_core.records.audit_entry import AuditEntry
 TRIM = "trim_audit"  # operation of the entry that records a deletion of older ones
 _SIGNED = ("who", "as", "op", "asked", "outcome", "from", "shown", "count", "times", "nonce")
 _FORM = b"1"
+_HEX = 64  # length of a signature of an earlier version
 
 
 @lru_cache(maxsize=256)
@@ -36,12 +38,17 @@ def sign(keyring: Keyring, namespace: str, entry: AuditEntry) -> AuditEntry:
     who, by = entry["who"], entry.get("by")
     signed = {"outcome": "ok"} | {name: str(entry[name]) for name in _SIGNED if name in entry}
     signed |= {"who": by or who, "as": who if by else "", "asked": " ".join(entry["ids"])}
-    return {**entry, "key": id_of(secret), "mac": _mac(secret, namespace, signed)}
+    return {**entry, "key": id_of(secret), "mac": _short(_mac(secret, namespace, signed))}
 
 
-def _mac(secret: Secret, namespace: str, signed: Mapping[str, str]) -> str:
+def _mac(secret: Secret, namespace: str, signed: Mapping[str, str]) -> bytes:
     parts = [_FORM, namespace.encode(), *(signed.get(name, "").encode() for name in _SIGNED)]
-    return hmac.digest(key_of(secret, "audit"), framed(parts), "sha256").hex()
+    return hmac.digest(key_of(secret, "audit"), framed(parts), "sha256")
+
+
+def _short(mac: bytes) -> str:
+    """Return the stored form: base64url, a third shorter than hex and as readable in redis-cli."""
+    return base64.urlsafe_b64encode(mac).rstrip(b"=").decode()
 
 
 @dataclass(frozen=True)
@@ -83,8 +90,15 @@ class SignedEntry:
         except KeyMissing:
             return "unknown key"
         signed = {**fields, "asked": fields.get("asked", fields.get("ids", ""))}
-        mac = fields["mac"].encode("ascii", "replace").decode()
-        return "ok" if hmac.compare_digest(_mac(secret, namespace, signed), mac) else "forged"
+        expected, mac = _mac(secret, namespace, signed), fields["mac"].encode("ascii", "replace")
+        form = expected.hex() if len(mac) == _HEX else _short(expected)
+        return "ok" if hmac.compare_digest(form.encode(), mac) else "forged"
+
+    @property
+    def fingerprint(self) -> bytes:
+        """The beginning of a genuine signature, which a copy of the entry has too, also in the other form."""
+        mac = self.fields["mac"]
+        return bytes.fromhex(mac[:16]) if len(mac) == _HEX else base64.urlsafe_b64decode(mac[:12])[:8]
 
 
 def position_of(stream_id: bytes) -> tuple[int, int]:

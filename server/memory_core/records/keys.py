@@ -108,12 +108,14 @@ class Keys:
     chunk_prefix = _Key("chunk:")
     use = _KeyOf("use:")  # hash: access count and last access of a memory, outside the indexed hash
     same_prefix = _Key("same:")
-    seq = _KeyOf("seq:")  # hash: context digest → last sequence number of an owner in it
+    seq = _KeyOf("seq:")  # hash: context digest → last sequence number of an owner in it; expires with the memories
     chores = _Key("chores")  # sorted set: long memories with chunks still to update, `<id>:<chunks>` → since when
     mark = _Key("mark")  # string: written after the writes to sync (engine/durability.py); expires soon
     index_alias = _Key("idx:memory")  # index for queries without vectors; others use the index of their model
     meta = _Key("meta")  # hash: the current model, and the other one during a change of model (records/model.py)
     counters = _Key("counters")  # hash: the strictly rising clock, last audit numbers, whether records are signed
+
+    caches = _Key("caches")  # sorted set: the keys of cached vectors by their last change; expires with them
 
     # Embed jobs.
     job_streams = _Key("jobs:")  # prefix of `jobs`; the Functions append the vector field of a model
@@ -179,12 +181,13 @@ class Keys:
         return self.chunk(memory_id, number) if number else self.memory(memory_id)
 
     def same(self, owner: str, content_hash: str) -> str:
-        """Sorted set: an owner's memories with this content, by expiry."""
+        """Stand for an owner's memories with this content. The Functions keep many contents in a sorted set by expiry,
+        `same:<owner>:<bucket>`."""
         return f"{self.same_prefix}{owner}:{content_hash}"
 
-    def cached_vector(self, model: str, agent: str, text_digest: str) -> str:
-        """String: the cached vector of a text that an agent used."""
-        return f"{self.prefix}emb:{vector_field(model)}:{agent}:{text_digest}"
+    def cached_vectors(self, model: str, agent: str) -> str:
+        """Hash: digests of texts that an agent used → their vectors, each with its own expiry."""
+        return f"{self.prefix}emb:{vector_field(model)}:{agent}"
 
     def idempotency(self, owner: str, key: str) -> str:
         """Hash: the result of a store with an owner's idempotency key."""

@@ -33,3 +33,15 @@ def to_bytes(vector: Matrix) -> bytes:
 def from_bytes(data: bytes, dimension: int) -> Matrix:
     """Decode stored vectors to shape (n, dimension)."""
     return np.frombuffer(data, dtype="<f4").reshape(-1, dimension)
+
+
+def to_half(vector: bytes) -> bytes:
+    """Shorten float32 bytes to float16, for caches."""
+    return np.frombuffer(vector, dtype="<f4").astype("<f2").tobytes()
+
+
+def from_half(data: bytes, dimension: int) -> bytes:
+    """Lengthen float16 bytes to those of a unit vector in float32. Raises InvalidArgument for another length."""
+    if len(data) != 2 * dimension:
+        raise InvalidArgument(f"{len(data)} bytes are no float16 vector of {dimension} dimensions")
+    return to_bytes(normalise(np.frombuffer(data, dtype="<f2").astype(np.float32).reshape(1, dimension), dimension))

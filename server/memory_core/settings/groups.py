@@ -111,7 +111,10 @@ class CacheSettings(SettingsGroup):
         default="lru", description="which entry is evicted: least recently used, least often used, or oldest"
     )
     ttl_seconds: float = Field(default=3600, gt=0, le=CENTURY, description="lifetime in the process with policy ttl")
-    redis_ttl_seconds: int = Field(default=7 * DAY, ge=0, le=CENTURY, description="lifetime in Redis; 0 turns it off")
+    redis_ttl_seconds: int = Field(default=DAY, ge=0, le=CENTURY, description="lifetime in Redis; 0 turns it off")
+    redis_entries: int = Field(
+        default=200, ge=0, le=1000, description="vectors of one agent kept in Redis, 0.9 kB each; 0 turns it off"
+    )
     sealed_bytes: int = Field(default=64 << 20, ge=0, le=1 << 40, description="bytes of decrypted sensitive vectors")
 
 

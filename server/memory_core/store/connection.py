@@ -44,6 +44,8 @@ MEMORY = "memory"  # durability level of a Redis without an append-only file
 _RETRY_AFTER = 1.0
 _REFUSALS = ("MISCONF", "NOREPLICAS", "CLUSTERDOWN", "MASTERDOWN", "OOM", "NOPERM", "BUSY ")
 _NO_SPACE = os.strerror(errno.ENOSPC)
+_FULL = "the memory of Redis is full: reads, deletions and ends work, what adds to it does not"
+_MAKE_ROOM = "delete memories with clear_memory, or have an operator raise maxmemory"
 _URLS = (
     "redis://[user:password@]host:port/0, rediss://…, unix://…, redis+cluster://host:port,… "
     "or redis+sentinel://host:port,…/service"
@@ -131,8 +133,10 @@ async def store_errors(*, writing: bool = False, deadline: float = COMMAND_SECON
         raise StoreUnavailable("Redis is loading its data", hint="try again", retry_after=_RETRY_AFTER) from error
     except (redis_errors.TimeoutError, redis_errors.ConnectionError, OSError) as error:
         raise _broken(error, writing) from error
-    except (redis_errors.OutOfMemoryError, redis_errors.ReadOnlyError) as error:
-        raise StoreRefused(f"Redis refuses writes: {error}", hint="free memory or disk, then retry") from error
+    except redis_errors.OutOfMemoryError as error:
+        raise StoreFull(_FULL, hint=_MAKE_ROOM) from error
+    except redis_errors.ReadOnlyError as error:
+        raise StoreRefused(f"Redis refuses writes: {error}", hint="connect to its master, then retry") from error
     except (redis_errors.AskError, redis_errors.TryAgainError) as error:
         raise StoreUnavailable(
             "this namespace is moving to another node of the cluster", hint="try again", retry_after=_RETRY_AFTER

@@ -16,7 +16,7 @@ from typing import Any
 
 from redis import exceptions as redis_errors
 
-from memory_core.errors import StoreUnavailable, UnsafeStart
+from memory_core.errors import StoreFull, StoreUnavailable, UnsafeStart
 from memory_core.package_data import resource
 from memory_core.records.codec import pack, unpack
 from memory_core.records.keys import Keys
@@ -37,11 +37,11 @@ _REDIS = """local redis = {
 """What the Functions use of Redis's own table, which has no `pcall` until they run. redis/functions/02_damage.lua adds
 `call`."""
 _KEYS = (
-    "agent agents audit backlog blockers children chores counters damaged data_key "
+    "agent agents audit backlog blockers caches children chores counters damaged data_key "
     "dead_tasks deadlines delayed dependents did events grant granted granting "
     "grants_due held history inbox job_streams keyed kinds kinds_of leases memory "
-    "meta offers owner performance reshared same_prefix seen submitted task "
-    "task_vector tokens tombstones turns unclaimed unsettled "
+    "meta offers owner performance reshared same_prefix seen seq submitted task task_vector tokens "
+    "tombstones turns unclaimed unsettled "
 ).split()
 """The keys that the Functions name themselves, by their names in keys.py."""
 
@@ -146,7 +146,13 @@ async def _load(shard: Client) -> bool:
         return False
     if found and found.is_newer:
         raise NewerLibrary(found)
-    await shard.execute_command("FUNCTION", "LOAD", "REPLACE", library_code())
+    try:
+        await shard.execute_command("FUNCTION", "LOAD", "REPLACE", library_code())
+    except redis_errors.OutOfMemoryError as error:
+        raise StoreFull(
+            "the memory of Redis is full, so the Functions of this release cannot be loaded",
+            hint="raise maxmemory by CONFIG SET; the release that loaded them can also delete memories",
+        ) from error
     return True
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -33,7 +33,8 @@ async def ensure_namespace(client: Client, namespace: str, settings: VectorStore
     """
     names = keys.Keys(namespace)
     models, is_new = await _claim(client, names, settings)
-    await client.sadd(keys.NAMESPACES, namespace)
+    if not await client.sismember(keys.NAMESPACES, namespace):
+        await client.sadd(keys.NAMESPACES, namespace)
     await ensure_index(client, names, models.current, settings, scan=not is_new, behind_alias=True)
     return models
 
@@ -47,14 +48,16 @@ async def ensure_index(
     scan: bool = True,
     behind_alias: bool = False,
 ) -> None:
-    """Make the missing indexes and job group of a model."""
+    """Make the missing indexes and job group of a model. Writes nothing if all are there: a full Redis refuses it."""
     index = names.index(model.version)
-    with _ignoring("busygroup"):
+    # A full Redis refuses this even if the group is there. If it is not, a sidecar makes it.
+    with suppress(redis_errors.OutOfMemoryError), _ignoring("busygroup"):
         await client.xgroup_create(names.jobs(model.name), keys.GROUP, id="0", mkstream=True)
     known = await _known_fields(client, index)
     prefixes, alias = [names.memory_prefix, names.chunk_prefix], names.index_alias if behind_alias else None
     fields = memory_fields(settings.with_model(model))
-    await create_index(client, index, prefixes, fields, scan=scan, alias=alias)
+    if known is None or (alias and await _known_fields(client, alias) is None):
+        await create_index(client, index, prefixes, fields, scan=scan, alias=alias)
     if known is not None:
         await _add_fields(client, index, [field for field in fields if (field.as_name or field.name) not in known])
     if await _known_fields(client, names.task_index(model.name)) is None:
@@ -110,6 +113,8 @@ def is_missing_index(error: redis_errors.ResponseError) -> bool:
 
 async def _claim(client: Client, names: keys.Keys, settings: VectorStoreSettings) -> tuple[Models, bool]:
     """Set the model of a new namespace. Return the models, and whether the namespace is new and so has no memories."""
+    if all(await client.hmget(names.meta, ["model", "dimension", "field"])):
+        return await read_models(client, names) or Models(settings.model), False
     is_new = await client.hsetnx(names.meta, "model", settings.embedding_model)
     model = (await client.hget(names.meta, "model") or b"").decode()
     await client.hsetnx(names.meta, "dimension", str(settings.vector_dimension))
@@ -142,7 +147,9 @@ async def create_index(
     search = client.ft(index)
     for _ in range(_ATTEMPTS):
         with _ignoring("already exists"):
-            await search.create_index(fields, definition=definition, stopwords=[], skip_initial_scan=not scan)
+            await search.create_index(
+                fields, definition=definition, stopwords=[], no_term_offsets=True, skip_initial_scan=not scan
+            )  # no query has phrases
         if not alias:
             return
         with _ignoring(*_MISSING):

@@ -57,14 +57,14 @@ async def revoke_token(backend: Backend, token_id: str) -> Token:
         raise NotFound(f"no token {echo(token_id)}", hint="`redis-memory agents tokens` lists them")
     token, _ = found
     await backend.write("rm1_token_revoke", [token_key(token.id)], repeatable=True, namespace=token.namespace)
-    await _note(backend, token, "token_revoke")
+    await _note(backend, token, "token_revoke", "rm1_token_note_brief")
     return token
 
 
-async def _note(backend: Backend, token: Token, op: str, **request: Any) -> None:
+async def _note(backend: Backend, token: Token, op: str, function: str = "rm1_token_note", **request: Any) -> None:
     keys = Keys(token.namespace)
     await backend.write(
-        "rm1_token_note",
+        function,
         [keys.audit, keys.counters, keys.tokens],
         id=token.id,
         audit=system_entry("console", op, [token.id, token.agent]),

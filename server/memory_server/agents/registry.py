@@ -7,7 +7,16 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 
-from memory_core.errors import Conflict, Forbidden, InvalidArgument, MemoryServiceError, NotFound, after_write, echo
+from memory_core.errors import (
+    Conflict,
+    Forbidden,
+    InvalidArgument,
+    MemoryServiceError,
+    NotFound,
+    StoreFull,
+    after_write,
+    echo,
+)
 from memory_core.records import offer_proof, owners, redis_time
 from memory_core.records.agent import Agent, AgentStatus, load_agent, load_agents, profile_vector
 from memory_core.records.authority import Effect
@@ -20,6 +29,7 @@ from memory_core.records.vectors import to_bytes
 from memory_core.redis_client import Client
 from memory_core.settings.groups import DAY
 from memory_core.settings.settings import Settings
+from memory_core.slices import slices
 from memory_server.contract import validation
 from memory_server.contract.agents import (
     AgentAnswer,
@@ -50,6 +60,8 @@ from memory_server.tasks.services import TaskServices
 _EMBED_SECONDS = 2.0
 _METRICS_BYTES = 16_384
 _MAX_LEASE_TOKENS = 1000
+RENEWED_AT_ONCE = 250
+"""Leases that one Function call renews, so that Redis never stalls."""
 
 
 async def register_agent(service: TaskServices, request: RequestContext, args: RegisterArguments) -> RegisterAnswer:
@@ -127,19 +139,22 @@ async def unregister_agent(
     target = check_name(args.transfer_to, "transfer_to") if args.transfer_to else ""
     keys = (await service.namespaces.get(caller.namespace)).keys
     count = await _count_memories(service, request)
-    offer = offer_of(service.settings, count)
+    offer, revoked = offer_of(service.settings, count), 0
     for _ in range(SIGNING_ATTEMPTS):
         proofs = await _prove_leaving(service.backend, caller, args.memories, target, offer)
-        answer = await _write(
-            service,
-            request,
-            "rm1_agent_unregister",
-            "unregister_agent",
-            memories=args.memories,
-            target=target,
-            **offer,
-            **proofs,
-        )
+        answer = {"status": "more"}
+        while answer["status"] == "more":
+            answer = await _write(
+                service,
+                request,
+                "rm1_agent_unregister",
+                "unregister_agent",
+                memories=args.memories,
+                target=target,
+                **offer,
+                **proofs,
+            )
+            revoked += answer.get("grants", 0)
         if answer["status"] != "changed":
             break
     else:
@@ -157,7 +172,7 @@ async def unregister_agent(
     return UnregisterAnswer(
         tasks_reassigned=moved,
         memories_affected=count,
-        grants_revoked=answer["grants"],
+        grants_revoked=revoked,
         offer_id=offer["id"] if args.memories == "transfer" else None,
     )
 
@@ -224,8 +239,9 @@ async def prove_transfer(
 
 
 async def _write(
-    service: TaskServices, request: RequestContext, function: str, op: str, *, target: str = "", **fields: Any
+    service: TaskServices, request: RequestContext, function: str, op: str | None, *, target: str = "", **fields: Any
 ) -> dict[str, Any]:
+    """Call a Function on the caller's record, with an audit entry of `op`; without, the gate records the call."""
     caller, keys = request.caller, Keys(request.caller.namespace)
     await request.check_stale_credential()
     answer = await service.backend.write(
@@ -235,7 +251,7 @@ async def _write(
         agent=caller.agent,
         target=target,
         audited_call=request.call,
-        audit=caller.audit(op, [target] if target else []),
+        **({"audit": caller.audit(op, [target] if target else [])} if op else {}),
         **fields,
     )
     if answer.get("status") == "unknown":
@@ -255,16 +271,8 @@ async def heartbeat(service: TaskServices, request: RequestContext, args: Heartb
     if len(lease_tokens) > _MAX_LEASE_TOKENS:
         raise InvalidArgument(f"{len(lease_tokens)} lease_tokens; at most {_MAX_LEASE_TOKENS} are allowed")
     metrics = validation.check_json(args.metrics, "metrics", _METRICS_BYTES)
-    fields = {"status": args.status, "load": args.load, "metrics": metrics}
-    answer = await _write(
-        service,
-        request,
-        "rm1_agent_heartbeat",
-        "update_agent_heartbeat",
-        repeatable=True,
-        fields=[part for name, value in fields.items() if value is not None for part in (name, value)],
-        tokens=list(dict.fromkeys(lease_tokens)),
-    )
+    fields, tokens = {"status": args.status, "load": args.load}, list(dict.fromkeys(lease_tokens))
+    renewed, lost, reason = await _beat_in_slices(service, request, fields, metrics, tokens)
     if args.status:
         service.rosters.pop(caller.namespace, None)
     dispatch_soon(service, caller.namespace)
@@ -276,13 +284,48 @@ async def heartbeat(service: TaskServices, request: RequestContext, args: Heartb
         missing = request.missing("unread events are", Effect.SEE_OWN) if is_own else None
         events = await unread(service, request) if is_own and not missing else None
     return HeartbeatAnswer(
-        leases_renewed={_task_of(token): to_iso(float(until)) or "" for token, until in answer["renewed"]},
-        leases_lost=[_task_of(token) for token in answer["lost"]],
+        leases_renewed={_task_of(token): to_iso(float(until)) or "" for token, until in renewed},
+        leases_lost=[_task_of(token) for token in lost],
         pending_tasks=pending,
         unread_events=events,
-        partial=bool(missing),
-        reason=missing,
+        partial=bool(missing or reason),
+        reason="; ".join(filter(None, [missing, reason])) or None,
     )
+
+
+async def _beat_in_slices(
+    service: TaskServices, request: RequestContext, fields: dict[str, Any], metrics: str | None, tokens: Sequence[str]
+) -> tuple[list[tuple[str, str]], list[str], str | None]:
+    """Record a heartbeat. Returns the renewed tokens with their ends, the lost ones, and what was not kept."""
+    renewed, lost, reason = list[tuple[str, str]](), list[str](), None
+    for part in list(slices(tokens, RENEWED_AT_ONCE)) or [[]]:
+        answer, unkept = await _beat(service, request, fields, metrics, part)
+        renewed += answer["renewed"]
+        lost += answer["lost"]
+        reason = reason or unkept
+    return renewed, lost, reason
+
+
+async def _beat(
+    service: TaskServices,
+    request: RequestContext,
+    fields: dict[str, Any],
+    metrics: str | None,
+    tokens: Sequence[str],
+) -> tuple[dict[str, Any], str | None]:
+    """Write a heartbeat; on a full Redis without its metrics. Returns the answer, and what was not kept."""
+    function, op = "rm1_agent_heartbeat", "update_agent_heartbeat"
+    try:
+        kept = _pairs({**fields, "metrics": metrics})
+        return await _write(service, request, function, op, repeatable=True, fields=kept, tokens=tokens), None
+    except StoreFull as error:
+        brief: dict[str, Any] = {"repeatable": True, "fields": _pairs(fields), "tokens": tokens}
+        answer = await _write(service, request, f"{function}_brief", None, **brief)
+        return answer, f"the metrics were not kept: {error.message}" if metrics else None
+
+
+def _pairs(fields: dict[str, Any]) -> list[Any]:
+    return [part for name, value in fields.items() if value is not None for part in (name, value)]
 
 
 async def get_agent(backend: Backend, caller: Caller, name: str) -> AgentAnswer:

@@ -70,6 +70,8 @@ def drift(info: dict[bytes, Any], keys: Keys, settings: VectorStoreSettings) -> 
     prefixes = {text_of(prefix) for prefix in info[b"index_definition"][b"prefixes"]}
     if prefixes != {keys.memory_prefix, keys.chunk_prefix}:
         differences.append(f"it covers the prefixes {', '.join(sorted(prefixes))}")
+    if b"NOOFFSETS" not in info[b"index_options"]:
+        differences.append("it keeps the positions of words, which no search uses")
     return differences
 
 

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any, TypeVar
 
 from redis.exceptions import ResponseError
@@ -28,6 +28,7 @@ from memory_core.errors import (
     MemoryServiceError,
     OutcomeUnknown,
     SignedElsewhere,
+    StoreFull,
     StoreRefused,
     StoreUnavailable,
     UnsafeStart,
@@ -151,9 +152,7 @@ class Backend:
 
         Raises StoreUnavailable (nothing was changed) or OutcomeUnknown (sent, but not answered).
         """
-        client = await self.client()
-        if self.library_problem is not None:
-            raise StoreRefused(self.library_problem.message, hint=self.library_problem.hint)
+        client = await self._writer()
         with tracing.span(function):
             if "audit" not in request:
                 return await self._write(client, function, keys, repeatable, request)
@@ -168,18 +167,37 @@ class Backend:
             return answer
 
     async def remember_audited(self, namespace: str) -> None:
-        """Register a namespace's audit for the sweeper, even if nothing is stored there. Raises StoreUnavailable."""
-        if namespace not in self._audited:
-            client = await self.client()
+        """Register a namespace's audit for the sweeper, even if nothing is stored there. Raises StoreUnavailable.
+
+        A full Redis refuses that; the next write tries again.
+        """
+        if namespace in self._audited:
+            return
+        client = await self.client()
+        with suppress(StoreFull):
             async with store_errors():
-                await client.sadd(AUDITED, namespace)
+                if not await client.sismember(AUDITED, namespace):
+                    await client.sadd(AUDITED, namespace)
             self._audited.add(namespace)
+
+    async def hold_lease(self, key: str, holder: str, seconds: float) -> bool:
+        """Take or renew a lease; return False if another process holds it. Raises StoreUnavailable."""
+        request = {"holder": holder, "milliseconds": round(seconds * 1000)}
+        answer = await self._write(await self._writer(), "rm1_hold_lease", [key], True, request)
+        return answer["held"]
 
     async def check_signer(self, namespace: str) -> None:
         """Check once in a while that this process has the key of a namespace. Raises SignedElsewhere."""
         if namespace not in self._may_sign:
             await self.read(lambda client: check_signer(client, self.keyring, namespace))
             self._may_sign.add(namespace)
+
+    async def _writer(self) -> Client:
+        """Wait for a Redis whose Functions may be called. Raises as `client`, and StoreRefused if they may not."""
+        client = await self.client()
+        if self.library_problem is not None:
+            raise StoreRefused(self.library_problem.message, hint=self.library_problem.hint)
+        return client
 
     async def _write(
         self, client: Client, function: str, keys: list[str], repeatable: bool, request: dict[str, Any]
@@ -242,6 +260,9 @@ class Backend:
                 restored = await self._load_library(client)
             except NewerLibrary as error:
                 self.library_problem = None if await self._is_signed(client, error.library) else error
+                return
+            except StoreFull as error:
+                self.library_problem = error
                 return
             except ResponseError as error:  # another library has Functions of the same names
                 hint = "look at FUNCTION LIST, delete what is not of this product, and change the passwords of Redis"

@@ -11,6 +11,7 @@ from typing import NamedTuple
 from memory_core.errors import InvalidArgument, echo
 from memory_core.records import redis_time
 from memory_core.records.names import SEPARATOR
+from memory_core.records.scope import id_token
 from memory_core.store.streams import BadMessage, Fields
 
 MEMORY, TASK, GRANT, AGENT = "memory", "task", "grant", "agent"
@@ -78,13 +79,14 @@ class EventEntry:
             BadMessage: a field is missing or malformed.
         """
         try:
+            kind, subject, scope = fields[b"kind"].decode(), fields[b"id"].decode(), _parts(fields[b"scope"])
             return cls(
                 position=Position.of(entry),
-                kind=fields[b"kind"].decode(),
+                kind=kind,
                 op=fields[b"op"].decode(),
-                subject=fields[b"id"].decode(),
+                subject=subject,
                 by=fields[b"by"].decode(),
-                scope=_parts(fields[b"scope"]),
+                scope=scope | {id_token(subject)} if kind == MEMORY and scope else scope,
                 to=_parts(fields[b"to"]),
                 piece=int(fields.get(b"piece", 0)),
                 has_vector=fields.get(b"vector") == b"1",

@@ -166,7 +166,7 @@ async def _write(service: MemoryServices, keys: Keys, record: Record, content: C
 def _item(
     integrity: Integrity, keys: Keys, encoder: RecordEncoder, record: Record, number: int, content: ChunkedContent
 ) -> dict[str, Any]:
-    text, code = content.chunks[number], dict[str, str]()
+    text, code = content.chunks[number], dict[str, str | bytes]()
     if not record.is_sensitive:  # a sealed chunk proves itself
         where = (keys.namespace, record.id, number, record.content_hash)
         code = integrity.sign_chunk(*where, text.encode())

@@ -27,7 +27,8 @@ from memory_server.index.query_builder import Query
 from memory_server.memories.chunks import settle_or_tell
 from memory_server.memories.services import MemoryServices
 
-_SLICE = 200  # memories removed per Function call, so that Redis never stalls
+DELETED_AT_ONCE = 24
+"""Memories that one Function call removes from the graph, so that Redis never stalls."""
 _MOST_LISTED = 10_000
 """The most memories that a person is asked about; more need `confirm`."""
 _CONFIRM = "call again with confirm: true, or dry_run: true to look first"
@@ -104,9 +105,11 @@ async def clear_memory(service: MemoryServices, plan: ClearPlan, *, confirmed: b
 
 async def _parts(service: MemoryServices, plan: ClearPlan) -> AsyncGenerator[Sequence[str]]:
     """Give the ids of a plan in slices. A query is asked again each time, because the slice before is gone."""
-    for part in slices(plan.ids, _SLICE):
+    for part in slices(plan.ids, DELETED_AT_ONCE):
         yield part
-    while plan.query is not None and (ids := await _page(service, plan.principal.namespace, plan.query, _SLICE)):
+    while plan.query is not None and (
+        ids := await _page(service, plan.principal.namespace, plan.query, DELETED_AT_ONCE)
+    ):
         yield ids
 
 
@@ -145,7 +148,8 @@ async def _latest(client: Client, keys: Keys) -> float:
 async def _delete(service: MemoryServices, plan: ClearPlan, ids: Sequence[str]) -> int:
     namespace, owners, call = plan.principal.namespace, plan.principal.owners, plan.request.call
     audit = plan.request.caller.audit("clear_memory", ids)
-    return await delete(service, namespace, ids, owners=owners, audit=audit, audited_call=call)
+    agent = plan.principal.agent
+    return await delete(service, namespace, ids, agent=agent, owners=owners, audit=audit, audited_call=call)
 
 
 async def delete(
@@ -155,17 +159,23 @@ async def delete(
     *,
     audit: AuditEntry,
     audited_call: AuditedCall | None = None,
+    agent: str | None = None,
     owners: Sequence[str] = (),
     writer: str | None = None,
     since: float = 0.0,
 ) -> int:
-    """Remove the memories of some owner ids or, to purge, of `writer`. Returns how many were removed."""
+    """Remove memories and return how many.
+
+    Removes those of the `owners` that `agent` still has; without an agent, those of deleted owners, or what `writer`
+    wrote.
+    """
     keys = Keys(namespace)
     names = [key for memory_id in ids for key in (keys.memory(memory_id), keys.use(memory_id))]
     answer = await service.backend.write(
         "rm1_delete",
         [keys.audit, keys.counters, keys.chores, keys.events, *names],
         ids=list(ids),
+        agent=agent,
         owners=list(owners),
         writer=writer,
         since=since,

@@ -178,6 +178,7 @@ async def _write(
         grace=service.settings.lifetimes.grace,
         content_changed=new.content_hash != old.content_hash,
         context=digest(new.context or "") if new.context != old.context else None,
+        old_context=digest(old.context or ""),
         pieces=most,
         vector=encoder.vector(new, 0, vector),
         job=encoder.job(new, 0, chunks[0]),

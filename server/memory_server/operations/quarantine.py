@@ -12,13 +12,12 @@ from memory_core.records.names import check_name
 from memory_server.engine.redis_backend import Backend
 from memory_server.index import queries
 from memory_server.index import query_builder as build
-from memory_server.memories.clear import delete
+from memory_server.memories.clear import DELETED_AT_ONCE, delete
 from memory_server.service import Service
 
 CONSOLE = "console"
 _MOST = 256
 """Agents under quarantine in one namespace. Each adds a clause to every query."""
-_SLICE = 200
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +58,7 @@ async def purge(service: Service, namespace: str, agent: str, since: float) -> i
     """Delete permanently what an agent wrote since a time; return how many memories. If interrupted, call again."""
     await service.namespaces.get(namespace)
     written, total = build.written_by(check_name(agent, "agent"), since), 0
-    while ids := await memory_ids(service, namespace, written, _SLICE):
+    while ids := await memory_ids(service, namespace, written, DELETED_AT_ONCE):
         audit = system_entry(CONSOLE, "purge", ids)
         removed = await delete(service, namespace, ids, audit=audit, writer=agent, since=since)
         total += removed

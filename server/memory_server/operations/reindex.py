@@ -37,7 +37,7 @@ from memory_server.service import Service
 log = logging.getLogger(__name__)
 KEEP_SECONDS = 10.0
 """How long the previous index is kept at least. Servers may use it for MODELS_SECONDS after the switch."""
-_SLICE = 8
+_SLICE = 4  # hashes that one Function call inserts into the graph twice, so that Redis never stalls
 """Records changed by one Function call: each change inserts vectors again."""
 _POLL_SECONDS = 0.1
 _NEXT = {

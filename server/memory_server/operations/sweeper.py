@@ -13,7 +13,7 @@ from itertools import count
 from typing import Any
 
 from memory_core.cancellation import cancel
-from memory_core.errors import KeyMissing, MemoryServiceError, Tampered
+from memory_core.errors import KeyMissing, MemoryServiceError, StoreFull, Tampered
 from memory_core.records import redis_time
 from memory_core.records.ids import new_id
 from memory_core.records.keys import AUDITED, SWEEPER, Keys
@@ -21,9 +21,7 @@ from memory_core.records.memory import Record
 from memory_core.records.model import Model
 from memory_core.records.names import only_names
 from memory_core.redis_client import Client
-from memory_core.store.connection import store_errors
 from memory_server.engine.damage import readable
-from memory_server.engine.redis_backend import Backend
 from memory_server.events.retention import trim_events
 from memory_server.index import loader, queries
 from memory_server.index import query_builder as build
@@ -62,7 +60,7 @@ async def _sweep_forever(service: Service) -> None:
     for number in count():
         await asyncio.sleep(ROUND_SECONDS)
         try:
-            held = await _hold_lease(service.backend, name)
+            held = await service.backend.hold_lease(SWEEPER, name, LEASE_SECONDS)
             if held:
                 if number % ROUNDS_A_SWEEP:
                     await sweep_due_teams(service)
@@ -78,29 +76,20 @@ async def _sweep_forever(service: Service) -> None:
             log.exception("a sweep failed; the next starts in %s s", ROUND_SECONDS)
 
 
-async def _hold_lease(backend: Backend, name: str) -> bool:
-    client = await backend.client()
-    async with store_errors():
-        if await client.set(SWEEPER, name, nx=True, ex=LEASE_SECONDS):
-            return True
-        if await client.get(SWEEPER) == name.encode():
-            return bool(await client.expire(SWEEPER, LEASE_SECONDS))
-        if await client.pttl(SWEEPER) > LEASE_SECONDS * 1000:  # set before Redis's clock was set back
-            await client.delete(SWEEPER)
-        return False
-
-
 async def sweep(service: Service, *, patience: float = PATIENCE_SECONDS) -> None:
-    """Sweep all namespaces: missing indexes, unwritten chunks, memories without a vector, expired grants, teams."""
+    """Sweep all namespaces: missing indexes, expired grants, teams, unwritten chunks, memories without a vector.
+
+    What adds to Redis comes last: a full one refuses it.
+    """
     for namespace in await service.namespaces.names():
         with keeps_on(service, f"sweep of {namespace}"):
             await tidy(service, namespace)
             await service.namespaces.get(namespace)
-            await _settle_chores(service, namespace, patience)
-            await _requeue(service, namespace, patience)
             await remove_expired(service.backend, namespace, _AT_ONCE)
             await trim_events(service.backend, namespace)
             await sweep_team(service, namespace)
+            await _settle_chores(service, namespace, patience)
+            await _requeue(service, namespace, patience)
 
 
 async def sweep_audits(service: Service) -> None:
@@ -129,7 +118,7 @@ async def _settle_chores(service: Service, namespace: str, patience: float) -> N
     ):
         try:
             await settle(service, namespace, chore)
-        except (Tampered, KeyMissing) as error:
+        except (Tampered, KeyMissing, StoreFull) as error:
             log.warning("the chunks of %s in %s are left unchanged: %s", memory_id, namespace, error.message)
 
 

@@ -18,13 +18,12 @@ from memory_core.redis_client import Client
 from memory_core.slices import slices
 from memory_server.engine.damage import readable
 from memory_server.index import query_builder as build
-from memory_server.memories.clear import delete
+from memory_server.memories.clear import DELETED_AT_ONCE, delete
 from memory_server.operations.quarantine import memory_ids
 from memory_server.service import Service
 from memory_server.tasks.routing import sweep_tasks, write_in_slices
 
 log = logging.getLogger(__name__)
-_AT_ONCE = 100
 _CLOCKS = 6
 
 
@@ -101,7 +100,7 @@ async def _purge(service: Service, namespace: str) -> None:
         code = await service.backend.read(lambda client, owner=owner: client.hget(keys.owner(owner), "deleted"))
         if owners.check_tombstone(service.backend.integrity, namespace, owner, code):
             continue  # hides its memories, but must not destroy them
-        while ids := await memory_ids(service, namespace, build.memories(build.of_owner(owner)), _AT_ONCE):
+        while ids := await memory_ids(service, namespace, build.memories(build.of_owner(owner)), DELETED_AT_ONCE):
             if not await delete(service, namespace, ids, owners=[owner], audit=system_entry("server", "purge", ids)):
                 break
         else:

@@ -5,8 +5,9 @@ The Functions in redis/functions/30_grants.lua enforce all rules on who may shar
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from memory_core.errors import Conflict, InvalidArgument, NotFound, echo
@@ -93,7 +94,7 @@ async def _share(
             offer_seconds=days * DAY,
             answers=answers is not None,
         )
-        answer = await _write_share(service, request, args, selector, op, answers, signed)
+        answer = await _in_slices(partial(_write_share, service, request, args, selector, op, answers, signed))
         if answer["status"] != "changed":
             break
         grant_id, offer_id = answer["id"], answer.get("offer") or offer_id
@@ -102,6 +103,7 @@ async def _share(
     if answer["status"] == "no_offer":
         raise no_offer(answers or "")
     _raise_for(answer, args)
+    await _shorten_passed_on(service.backend, request.caller.namespace, answer["id"], answer["cursor"])
     await service.inflight_reads.finished(request.caller.namespace, answer["touched"], _PATIENCE_SECONDS)
     return ShareAnswer(
         grant_id=answer["id"],
@@ -111,6 +113,26 @@ async def _share(
         offer_id=answer.get("offer"),
         accepted_offer=answer.get("accepted"),
     )
+
+
+async def _in_slices(write: Callable[[], Awaitable[dict[str, Any]]]) -> dict[str, Any]:
+    """Call a Function that ends grants until none is left to end. The answer names all that it touched."""
+    touched, ended = set[str](), 0
+    while True:
+        answer = await write()
+        touched, ended = touched | set(answer.get("touched", ())), ended + answer.get("grants", 0)
+        if answer["status"] != "more":
+            return answer | {"touched": sorted(touched), "grants": ended}
+
+
+async def _shorten_passed_on(backend: Backend, namespace: str, grant_id: str, cursor: str) -> None:
+    """Let what is passed on under a grant end no later than the grant."""
+    keys = Keys(namespace)
+    while cursor != "0":
+        answer = await backend.write(
+            "rm1_shorten_passed_on", [keys.counters], repeatable=True, prefix=keys.prefix, id=grant_id, cursor=cursor
+        )
+        cursor = answer["cursor"]
 
 
 async def _write_share(
@@ -176,17 +198,20 @@ async def _end(
     service: SearchServices, request: RequestContext, grant_id: str, op: str, *, answers: bool = False
 ) -> dict[str, Any]:
     keys = Keys(request.caller.namespace)
-    return await service.backend.write(
-        "rm1_revoke",
-        [keys.audit, keys.counters],
-        repeatable=True,
-        prefix=keys.prefix,
-        id=grant_id,
-        who=request.caller.agent,
-        admin=request.caller.admin,
-        answers=answers,
-        audited_call=request.call,
-        audit=request.caller.audit(op, [grant_id]),
+    return await _in_slices(
+        partial(
+            service.backend.write,
+            "rm1_revoke",
+            [keys.audit, keys.counters],
+            repeatable=True,
+            prefix=keys.prefix,
+            id=grant_id,
+            who=request.caller.agent,
+            admin=request.caller.admin,
+            answers=answers,
+            audited_call=request.call,
+            audit=request.caller.audit(op, [grant_id]),
+        )
     )
 
 
@@ -196,9 +221,12 @@ def no_offer(offer_id: str) -> NotFound:
 
 
 async def remove_expired(backend: Backend, namespace: str, most: int) -> None:
-    """Remove expired grants and offers, which have no effect any more."""
+    """Remove expired grants and offers, which have no effect any more; `most` limits the calls of the Function."""
     keys = Keys(namespace)
-    await backend.write("rm1_expire_grants", [keys.grants_due], repeatable=True, prefix=keys.prefix, most=most)
+    for _ in range(most):
+        answer = await backend.write("rm1_expire_grants", [keys.grants_due], repeatable=True, prefix=keys.prefix)
+        if not answer["more"]:
+            return
 
 
 def _check(settings: Settings, caller: Caller, args: ShareArguments) -> Selector:
@@ -247,6 +275,9 @@ def _raise_for(answer: dict[str, Any], args: ShareArguments) -> None:
         case "too_many_of_pair":
             message = f"{target} holds 64 grants, 512 memories, contexts, tags and types, or 64 offers of yours"
             raise Conflict(f"{message}: the limit between two agents", hint=fewer)
+        case "passed_on_too_often":
+            message = "128 grants pass on one of these memories by its id, the limit"
+            raise Conflict(message, hint="share a context or a tag, or ask its owner to share it")
         case "too_many_offers":
             raise Conflict(f"256 offers wait for {target}, the limit for one agent", hint="share without bidirectional")
         case _:

@@ -32,7 +32,7 @@ from memory_server.events.waiting import last_position
 from memory_server.memories.secrets_policy import has_credential
 from memory_server.memories.store import store_memory
 from memory_server.search.search import semantic_search
-from memory_server.tasks.lifecycle import DESCRIPTION_BYTES, act_on_task, load_history, newest_texts
+from memory_server.tasks.lifecycle import DESCRIPTION_BYTES, end_task, load_history, newest_texts
 from memory_server.tasks.routing import settle_soon, sweep_tasks
 from memory_server.tasks.services import TaskServices
 
@@ -72,17 +72,18 @@ async def complete_task(service: TaskServices, request: RequestContext, args: Co
         InvalidArgument: the result is too large or not JSON.
     """
     limit, call = service.settings.tasks.payload_bytes, new_id()
-    fields = {
-        "last_call": call,
+    texts = {
         "result": validation.check_json(args.result, "result", limit),
         "metrics": validation.check_json(args.metrics, "metrics", limit),
     }
-    answer = await act_on_task(
+    fields = {"last_call": call, **texts}
+    answer = await end_task(
         service,
         request,
         "rm1_task_complete",
         args.task_id,
         "complete_task",
+        texts,
         repeatable=True,
         token=args.lease_token,
         call=call,
@@ -106,17 +107,21 @@ async def fail_task(service: TaskServices, request: RequestContext, args: FailAr
         NotFound: the caller never had a task with that id. LeaseLost: the token is not in force.
     """
     settings = service.settings.tasks
-    answer = await act_on_task(
+    texts = {
+        "error": validation.check_text(args.error, "error", DESCRIPTION_BYTES),
+        "handoff": validation.check_text(args.handoff, "handoff", DESCRIPTION_BYTES) if args.handoff else None,
+    }
+    answer = await end_task(
         service,
         request,
         "rm1_task_fail",
         args.task_id,
         "fail_task",
+        texts,
+        **texts,
         repeatable=True,
         token=args.lease_token,
         call=new_id(),
-        error=validation.check_text(args.error, "error", DESCRIPTION_BYTES),
-        handoff=validation.check_text(args.handoff, "handoff", DESCRIPTION_BYTES) if args.handoff else None,
         retry=args.retry,
         backoff=settings.backoff_seconds,
         backoff_most=settings.backoff_most_seconds,

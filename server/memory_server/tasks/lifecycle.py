@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from memory_core.errors import Conflict, InvalidArgument, LeaseLost, NotFound, echo
+from memory_core.errors import Conflict, InvalidArgument, LeaseLost, NotFound, StoreFull, echo
 from memory_core.records.agent import held_since, load_agent
 from memory_core.records.codec import unpack
 from memory_core.records.keys import Keys
@@ -22,6 +22,8 @@ from memory_server.tasks.routing import dispatch_soon, settle_soon
 from memory_server.tasks.services import TaskServices
 
 DESCRIPTION_BYTES = 16_384
+BRIEF_BYTES = 2048
+"""The most that the texts of a call that ends a task may add to a full Redis."""
 _MAX_CAPABILITIES = 64
 _MAX_LISTED = 1000
 _HISTORY_CHARS = _LISTED_CHARS = 100_000
@@ -54,7 +56,8 @@ async def cancel_task(service: TaskServices, request: RequestContext, task_id: s
         NotFound: the caller submitted no task with that id. Conflict: the task has ended.
     """
     reason = validation.check_text(reason, "reason", DESCRIPTION_BYTES)
-    answer = await act_on_task(service, request, "rm1_task_cancel", task_id, "cancel_task", reason=reason)
+    texts = {"reason": reason}
+    answer = await end_task(service, request, "rm1_task_cancel", task_id, "cancel_task", texts, **texts)
     if answer["status"] == "ended":
         raise Conflict(f"the task is {answer['state']} already", hint="submit a new one")
     return TaskStateAnswer(task_id=task_id, state=answer["state"])
@@ -161,6 +164,29 @@ def check_capabilities(labels: Sequence[str]) -> tuple[str, ...]:
     if len(labels) > _MAX_CAPABILITIES:
         raise InvalidArgument(f"{len(labels)} capabilities; at most {_MAX_CAPABILITIES} are allowed")
     return tuple(sorted({check_label(label, "capability").casefold() for label in labels}))
+
+
+async def end_task(
+    service: TaskServices,
+    request: RequestContext,
+    function: str,
+    task_id: str,
+    op: str,
+    texts: Mapping[str, str | None],
+    **fields: Any,
+) -> dict[str, Any]:
+    """Call a Function that ends an attempt or a task. `texts` are those among its fields that the caller wrote.
+
+    Raises as `act_on_task`, and StoreFull: a full Redis takes only short texts.
+    """
+    if sum(len(text.encode()) for text in texts.values() if text) <= BRIEF_BYTES:
+        return await act_on_task(service, request, f"{function}_brief", task_id, op, **fields)
+    try:
+        return await act_on_task(service, request, function, task_id, op, **fields)
+    except StoreFull as error:
+        named = " and ".join(name for name, text in texts.items() if text)
+        hint = f"shorten {named} to {BRIEF_BYTES} bytes in all, or {error.hint}"
+        raise StoreFull(error.message, hint=hint) from error
 
 
 async def act_on_task(

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
+from memory_core.errors import StoreFull
 from memory_core.records import redis_time
 from memory_core.records.agent import Agent, AgentStatus, TrackRecord, load_agents
 from memory_core.records.damage import execute, or_none
@@ -160,9 +162,10 @@ def settle_soon(service: TaskServices, namespace: str, answer: dict[str, Any]) -
 
 
 async def sweep_tasks(service: TaskServices, namespace: str) -> None:
-    """End tasks and leases whose time is up, update dependent tasks, and dispatch."""
+    """End tasks and leases whose time is up, update dependent tasks, and dispatch unless Redis is full."""
     await write_in_slices(service, namespace, "rm1_task_sweep", Keys(namespace).leases)
-    await dispatch(service, namespace)
+    with suppress(StoreFull):
+        await dispatch(service, namespace)
 
 
 async def write_in_slices(service: TaskServices, namespace: str, function: str, key: str, **fields: Any) -> int:

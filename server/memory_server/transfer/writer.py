@@ -20,10 +20,12 @@ from memory_server.memories.record_encoder import encoder_of, flat, signed_elsew
 from memory_server.service import Service
 from memory_server.transfer.incoming_memory import Arrival
 
-MAX_MEMORIES = 50
+MAX_MEMORIES = 20
 """Memories in one Function call."""
 MAX_VECTORS = 8
 """Vectors in one Function call: each is inserted into the graph, and Redis must not stall."""
+MAX_CHARACTERS = 2 << 20
+"""Characters of content after which a call is full: Redis copies and hashes them."""
 _LOOKUP_SIZE = 500
 _ATTEMPTS = 5
 FAILURES = ("taken", "unknown_owner")
@@ -34,6 +36,13 @@ FAILURES = ("taken", "unknown_owner")
 class _Split:
     arrival: Arrival
     content: ChunkedContent
+
+
+def _is_full(batch: Sequence[_Split]) -> bool:
+    """Whether one Function call may write no more memories than these."""
+    vectors = sum(one.content.vectors is not None for one in batch)
+    size = sum(len(one.arrival.record.content) for one in batch)
+    return len(batch) >= MAX_MEMORIES or vectors >= MAX_VECTORS or size >= MAX_CHARACTERS
 
 
 class ImportWriter:
@@ -88,7 +97,7 @@ class ImportWriter:
         batch: list[_Split] = []
         for one in ready:
             batch.append(one)
-            if len(batch) >= MAX_MEMORIES or sum(some.content.vectors is not None for some in batch) >= MAX_VECTORS:
+            if _is_full(batch):
                 await self._write(batch)
                 batch = []
         if batch:

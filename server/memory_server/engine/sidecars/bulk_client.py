@@ -7,7 +7,7 @@ from typing import TypeVar
 import numpy as np
 from cachetools import TTLCache
 
-from memory_core.errors import BulkUnavailable
+from memory_core.errors import BulkUnavailable, StoreFull
 from memory_core.records import keys, redis_time
 from memory_core.records.ids import new_id
 from memory_core.records.model import Model
@@ -114,6 +114,8 @@ class BulkClient:
             reply = await until_a_key_fits(send)
         except TimeoutError:
             raise BulkUnavailable(f"the bulk engine did not answer within {wait:g} s", retry_after=5.0) from None
+        except StoreFull as error:
+            raise BulkUnavailable(f"no sidecar can be asked: {error.message}", hint=error.hint) from error
         if reply.error:
             raise BulkUnavailable(f"the bulk engine refused: {reply.error}", hint="see gpu_status", retry_after=5.0)
         try:

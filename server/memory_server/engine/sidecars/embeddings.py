@@ -11,7 +11,7 @@ from contextlib import asynccontextmanager
 from cachetools import TTLCache
 
 from memory_core.cancellation import cancel
-from memory_core.errors import EmbeddingUnavailable, MemoryServiceError
+from memory_core.errors import EmbeddingUnavailable, MemoryServiceError, StoreFull
 from memory_core.observe import tracing
 from memory_core.records import keys, redis_time
 from memory_core.records.ids import new_id
@@ -154,6 +154,8 @@ class Embeddings:
                 return await self.replies.exchange(keys.asks(lane, model.name), ask, wait)
             except TimeoutError:
                 raise EmbeddingUnavailable(f"no sidecar answered within {wait:g} s", retry_after=2.0) from None
+            except StoreFull as error:
+                raise EmbeddingUnavailable(f"no sidecar can be asked: {error.message}", hint=error.hint) from error
 
         reply = await until_a_key_fits(send)
         if reply.error:

@@ -11,14 +11,18 @@ from typing import Protocol
 from cachetools import LFUCache, LRUCache, TTLCache
 
 from memory_core.crypto.sealing import Key, Lock
-from memory_core.errors import Tampered
+from memory_core.errors import InvalidArgument, Tampered
 from memory_core.records.keys import Keys, digest
 from memory_core.records.model import Model
+from memory_core.records.vectors import from_half, to_half
 from memory_core.settings.settings import CacheSettings
+from memory_core.slices import slices
 from memory_server.engine.redis_backend import Backend
 
 Vectors = dict[str, bytes]
 _REMEMBERED_AGENTS = 10_000
+_AT_ONCE = 100
+"""Vectors that one write sends."""
 _Near = tuple[str, str, str, str]
 
 
@@ -70,35 +74,38 @@ class VectorCache:
     async def put(self, asker: Asker, vectors: Vectors, model: Model) -> None:
         for text, vector in vectors.items():
             self._near[_near(asker, text, model)] = vector
-        lifetime = self.settings.redis_ttl_seconds
-        if not lifetime:
+        most, lifetime = self.settings.redis_entries, self.settings.redis_ttl_seconds
+        if not lifetime or not most:
             return
-        pipe = (await self._backend.client()).pipeline(transaction=False)
-        for text, vector in vectors.items():
-            name, lock = self._far(asker, text, model)
-            pipe.set(name, lock.seal(vector) if lock else vector, ex=lifetime)
-        await self._backend.read(lambda _: pipe.execute())
+        key, fields = Keys(asker.namespace).cached_vectors(model.name, asker.agent), list[bytes]()
+        for text, vector in list(vectors.items())[-most:]:
+            name, lock = self._far(key, text)
+            half = to_half(vector)
+            fields += [name, lock.seal(half) if lock else half]
+        for part in slices(fields, 2 * _AT_ONCE):
+            await self._backend.write("rm1_cache_vectors", [key], vectors=part, seconds=lifetime, most=most)
 
     async def _from_redis(self, asker: Asker, texts: Sequence[str], model: Model) -> Vectors:
-        places = [self._far(asker, text, model) for text in texts]
-        found = await self._backend.read(lambda client: client.mget([name for name, _ in places]))
+        key = Keys(asker.namespace).cached_vectors(model.name, asker.agent)
+        places = [self._far(key, text) for text in texts]
+        found = await self._backend.read(lambda client: client.hmget(key, [name for name, _ in places]))
         known: Vectors = {}
         for text, value, (_, lock) in zip(texts, found, places, strict=True):
-            with suppress(Tampered):
-                if vector := lock.open(value) if value and lock else value:
+            with suppress(Tampered, InvalidArgument):
+                if value:
+                    vector = from_half(lock.open(value) if lock else value, model.dimension)
                     known[text] = self._near[_near(asker, text, model)] = vector
         return known
 
-    def _far(self, asker: Asker, text: str, model: Model) -> tuple[str, Lock | None]:
-        """Return a text's key in Redis. With a master key, the name is a keyed hash and the value sealed."""
-        keys, masters = Keys(asker.namespace), self._backend.keyring.masters
+    def _far(self, key: str, text: str) -> tuple[bytes, Lock | None]:
+        """Return a text's field in Redis. With a master key, the field is a keyed hash and the value sealed."""
+        masters = self._backend.keyring.masters
         if not masters:
-            return keys.cached_vector(model.name, asker.agent, digest(text)), None
+            return bytes.fromhex(digest(text)), None
         if self._key is None:
             self._key = Key.of(masters[0], "cache")
-        name = hmac.digest(self._key.value, text.encode(), "sha256").hex()[:32]
-        place = keys.cached_vector(model.name, asker.agent, name)
-        return place, Lock.at(self._key, "cached vector", place)
+        name = hmac.digest(self._key.value, text.encode(), "sha256")[:16]
+        return name, Lock.at(self._key, "cached vector", key, name.hex())
 
 
 def _near(asker: Asker, text: str, model: Model) -> _Near:

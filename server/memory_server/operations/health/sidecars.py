@@ -18,7 +18,10 @@ async def check_sidecars(inspection: Inspection) -> list[SidecarStatus]:
     fitting = [one for one in living if (one.model, one.dimension) == (model, dimension)]
     ready = [one for one in fitting if one.state == "ready"]
     if not living:
-        report.error("sidecars.alive", "none is alive: search uses keywords only", "start redis-memory-embedder")
+        remedy = "start redis-memory-embedder"
+        if any(finding.id == "redis.memory" for finding in report.faults):
+            remedy = "make room as redis.memory says: a full Redis refuses the heartbeats of sidecars; then " + remedy
+        report.error("sidecars.alive", "none is alive: search uses keywords only", remedy)
     elif not fitting:
         others = ", ".join(sorted({f"{one.model} ({one.dimension})" for one in living}))
         remedy = f"start redis-memory-embedder --model {model}, or set vector_store.embedding_model"

@@ -22,6 +22,8 @@ _FULL_SHARE = 0.9
 _OPTIONAL_COMMANDS = frozenset({"config|get", "acl|log"})
 """Commands that the product tries and works without; see docs/decisions/0011."""
 _MOST_SHOWN = 3
+_LISTPACK, _COMPACT_BYTES = "hash-max-listpack-value", 4096
+"""Redis stores a hash whose fields are all this short as one block. As redis/redis.conf."""
 
 
 async def check_redis(client: Client, report: DoctorReport, clock: Callable[[], float] = time.time) -> bool:
@@ -36,6 +38,7 @@ async def check_redis(client: Client, report: DoctorReport, clock: Callable[[], 
     await _check_clock(client, report, clock)
     await _check_denials(client, report, info)
     if usable:
+        await _check_encoding(client, report)
         await _check_timeouts(client, report)
         await _check_functions(client, report)
     return usable
@@ -67,7 +70,10 @@ def _check_persistence(report: DoctorReport, info: dict[str, Any]) -> None:
 def _check_memory(report: DoctorReport, info: dict[str, Any]) -> None:
     used, most = int(info["used_memory"]), int(info.get("maxmemory", 0))
     seen = f"{used >> 20} MiB used" + (f" of {most >> 20} MiB" if most else ", no limit set")
-    remedy = "raise maxmemory or delete memories; at the limit Redis refuses every write"
+    remedy = (
+        "raise maxmemory by CONFIG SET and in redis.conf, or delete memories with clear_memory; at the limit Redis "
+    )
+    remedy += "refuses what adds to it, and still deletes"
     report.check(not most or used <= _FULL_SHARE * most, "redis.memory", seen, remedy)
 
 
@@ -117,6 +123,20 @@ async def _logged_denials(client: Client) -> list[str] | None:
     found = [{text_of(name): text_of(value) for name, value in entry.items()} for entry in entries]
     denied = (one for one in found if one["object"] not in _OPTIONAL_COMMANDS)
     return list(dict.fromkeys(f"{one['username']} the {one['reason']} {one['object']}" for one in denied))
+
+
+async def _check_encoding(client: Client, report: DoctorReport) -> None:
+    """Tell what the compact form of hashes would save on a Redis without the settings of redis/redis.conf."""
+    try:
+        async with store_errors():
+            longest = int((await client.config_get(_LISTPACK))[_LISTPACK])
+    except (ResponseError, StoreRefused, KeyError):
+        return
+    if longest >= _COMPACT_BYTES:
+        report.ok("redis.encoding", "hashes are stored compactly")
+    else:
+        seen = f"{_LISTPACK} {_COMPACT_BYTES} in redis.conf, and a restart of Redis, would save over 1 kB a memory"
+        report.ok("redis.encoding", seen)
 
 
 async def _check_timeouts(client: Client, report: DoctorReport) -> None:

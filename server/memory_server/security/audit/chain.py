@@ -18,7 +18,7 @@ from memory_server.security.audit import reader
 from memory_server.security.audit.seals import Seal, make_seal, next_number, unsigned_to
 
 log = logging.getLogger(__name__)
-LEASE_MS = 1000
+LEASE_SECONDS = 1
 AT_ONCE = 500
 UNKNOWN_KEY_SECONDS = 600.0
 """How long an entry under an unknown key waits for a server that knows the key, as during a key rotation."""
@@ -29,19 +29,17 @@ async def seal(backend: Backend, namespace: str) -> bool:
     if backend.keyring.signer is None:
         return True
     keys, name = Keys(namespace), new_id()
-    client = await backend.client()
-    async with store_errors():
-        if not await client.set(keys.sealer, name, nx=True, px=LEASE_MS):
-            return False
+    if not await backend.hold_lease(keys.sealer, name, LEASE_SECONDS):
+        return False
     try:
         while await _seal_some(backend, keys):
-            async with store_errors():
-                await client.set(keys.sealer, name, px=LEASE_MS)
+            await backend.hold_lease(keys.sealer, name, LEASE_SECONDS)
         return True
     except KeyMissing as error:
         log.warning("another server must seal the audit of %s: %s", namespace, error.message)
         return True
     finally:
+        client = await backend.client()
         async with store_errors():
             if await client.get(keys.sealer) == name.encode():
                 await client.delete(keys.sealer)

@@ -17,7 +17,7 @@ from memory_core.records.ids import new_id
 from memory_core.slices import slices
 from memory_server.engine.rate_limits import Rates
 
-BATCH = 256
+BATCH = 128
 MOST_HELD = 20_000
 """Entries held while Redis is unavailable. More are dropped; an entry records how many."""
 LOST = "audit_lost"

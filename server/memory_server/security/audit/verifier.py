@@ -87,7 +87,7 @@ class Check:
         self._chain: hmac.HMAC | None = None
         self._expected = 1
         self._last = (-1, -1)
-        self._seen: set[int] = set()
+        self._seen: set[bytes] = set()
         self._signed = False
         self._trimmed = 0
         self._problems_before = 0
@@ -186,10 +186,9 @@ class Check:
         found = entry.check(self._keyring, self._namespace) if self.report.keyed else None
         if found == "ok":
             self._signed = True
-            code = int(entry.fields["mac"][:15], 16)
-            if code in self._seen:  # a copied entry keeps its valid signature
+            if entry.fingerprint in self._seen:  # a copied entry keeps its valid signature
                 self.report.add(entry.number, "repeated", "a copy of an earlier entry")
-            self._seen.add(code)
+            self._seen.add(entry.fingerprint)
         elif found == "unsigned" and not self._signed and (self._seal is None or entry.number <= self._seal.unsigned):
             self.report.unsigned = max(entry.number, 0)
         elif found is not None:

@@ -1,0 +1,257 @@
+"""Worst cases of tasks and agents."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from benchmarks.worst_cases.busy_namespace import (
+    AGENTS,
+    ATTEMPTS,
+    GRANTS,
+    HOUR,
+    KEEP,
+    KINDS,
+    PAYLOAD_BYTES,
+    TEXT_BYTES,
+    BusyNamespace,
+    Call,
+    Request,
+    agent,
+    worst,
+)
+from memory_core.records.ids import new_id
+from memory_core.records.names import SEPARATOR
+from memory_core.records.task_kind import TaskKind
+from memory_core.records.times import to_redis
+from memory_server.agents.registry import RENEWED_AT_ONCE as TOKENS
+from memory_server.tasks.routing import _BATCH as ASSIGNED
+from memory_server.tasks.submit import _MAX_CANDIDATES as CANDIDATES
+from memory_server.tasks.submit import _MAX_DEPENDENCIES as DEPENDENCIES
+
+DEPENDENTS, SLICE = 200, 32
+CLAIMED = 50
+_SUBMITTER = agent(1)
+
+
+def _call(team: BusyNamespace, name: str, answer: Request, **request: Any) -> Call:
+    common = {"agent": name, "keep": KEEP, "call": new_id(), "admin": False, "audit": team.audit(name, "task")}
+    return Call([team.keys.leases], common | request, answer)
+
+
+async def _full_inbox(team: BusyNamespace, name: str, number: int) -> list[str]:
+    """Assign tasks to an agent until its inbox has so many."""
+    has = await team.client.xlen(team.keys.inbox(name))
+    return await team.submitted(max(number - has, 0), _SUBMITTER, to=[name])
+
+
+@worst("rm1_task_submit", f"{DEPENDENCIES} dependencies, 64 KiB payload", "tasks/submit.py, _MAX_DEPENDENCIES")
+async def _submit(team: BusyNamespace) -> Call:
+    if await team.client.zcard(team.keys.submitted(_SUBMITTER)) < 10_000:
+        await team.client.zadd(team.keys.submitted(_SUBMITTER), {new_id(): number for number in range(10_100)})
+    after = await team.submitted(DEPENDENCIES, _SUBMITTER)
+    kind = TaskKind(tuple(f"skill-{number}" for number in range(64)), 1)
+    return team.submission(_SUBMITTER, kind, after=after, payload=PAYLOAD_BYTES, text=TEXT_BYTES)
+
+
+@worst("rm1_task_submit", f"{CANDIDATES} candidates, all without room", "tasks/submit.py, _MAX_CANDIDATES")
+async def _submit_routed(team: BusyNamespace) -> Call:
+    names = [agent(number) for number in range(20, 20 + CANDIDATES)]
+    for name in names:
+        await team.client.hset(team.keys.agent(name), "max_tasks", 0)
+    return team.submission(_SUBMITTER, payload=PAYLOAD_BYTES, text=TEXT_BYTES, to=names)
+
+
+@worst("rm1_task_assign", f"{ASSIGNED} tasks, each with {AGENTS} candidates without room", "tasks/routing.py, _BATCH")
+async def _assign(team: BusyNamespace) -> Call:
+    ids = await team.submitted(ASSIGNED, _SUBMITTER)
+    names = [agent(number) for number in range(20, 20 + CANDIDATES)]
+    for name in names:
+        await team.client.hset(team.keys.agent(name), "max_tasks", 0)
+    candidates = (names * AGENTS)[: AGENTS - 1]
+    return _call(team, "", {}, items=[{"id": one, "candidates": candidates} for one in ids])
+
+
+@worst("rm1_task_claim", f"{CLAIMED} tasks of {KINDS} kinds that the agent can do", "limit, at most 100")
+async def _claim(team: BusyNamespace) -> Call:
+    name = agent(5)
+    await team.client.hset(
+        team.keys.agent(name),
+        mapping={"capabilities": SEPARATOR.join(skill for kind in team.kinds for skill in kind.capabilities)},
+    )
+    calls = [team.submission(agent(30 + number // 30), kind) for number, kind in enumerate(team.kinds)]
+    await team.all("rm1_task_submit", calls)
+    return await _claiming(team, name)
+
+
+async def _claiming(team: BusyNamespace, name: str, number: int = CLAIMED) -> Call:
+    held = await team.client.scard(team.keys.held(name))
+    return _call(team, name, {"status": "claimed", "held": held + number}, secrets=["s" * 16] * CLAIMED)
+
+
+@worst("rm1_task_claim", f"{CLAIMED} of 950 tasks in the agent's inbox", "max_tasks, at most 1000")
+async def _claim_inbox(team: BusyNamespace) -> Call:
+    name = agent(6)
+    await team.register(name)
+    await _full_inbox(team, name, 950)
+    await team.client.hset(team.keys.agent(name), "capabilities", "none")
+    return await _claiming(team, name)
+
+
+@worst("rm1_task_claim", "none of 150 queued tasks that the agent failed; another can do them", "tasks/50, LOOK_FAR")
+async def _claim_avoided(team: BusyNamespace) -> Call:
+    name, kind = agent(7), TaskKind(("only-two",))
+    await team.client.hset(team.keys.agent(name), "capabilities", SEPARATOR.join(kind.capabilities))
+    last = agent(AGENTS - 1)
+    await team.client.hset(team.keys.agent(last), "capabilities", SEPARATOR.join(kind.capabilities))
+    if await team.client.zcard(team.keys.backlog(kind.id)) < 150:
+        for one in await team.submitted(150, agent(29), kind):
+            await team.client.hset(team.keys.task(one), "avoid", name)
+    return await _claiming(team, name, 0)
+
+
+async def _dependents(team: BusyNamespace, task_id: str, number: int = DEPENDENTS) -> None:
+    await team.submitted(number, _SUBMITTER, after=[task_id])
+
+
+@worst("rm1_task_complete", f"64 KiB result, {DEPENDENTS} dependents, full history", "BATCH of 40_queues.lua")
+async def _complete(team: BusyNamespace) -> Call:
+    name = agent(8)
+    ((task_id, token),) = (await team.leased(1, name)).items()
+    await _dependents(team, task_id)
+    fields = ["last_call", "c", "result", "r" * PAYLOAD_BYTES, "metrics", "m" * PAYLOAD_BYTES]
+    request = {"id": task_id, "token": token, "duration_ms": None, "fields": fields}
+    return _call(team, name, {"status": "completed"}, **request)
+
+
+@worst("rm1_task_fail", f"the last attempt, {DEPENDENTS} dependents, full history", "BATCH of 40_queues.lua")
+async def _fail_dead(team: BusyNamespace) -> Call:
+    name = agent(8)
+    ((task_id, token),) = (await team.leased(1, name)).items()
+    await _dependents(team, task_id)
+    return _failing(team, name, task_id, token, {"status": "dead"}, retry=False)
+
+
+@worst("rm1_task_fail", f"a retry of a task that none of {AGENTS} other agents can do", "none: all agents are read")
+async def _fail_retry(team: BusyNamespace) -> Call:
+    name = agent(8)
+    ((task_id, token),) = (await team.leased(1, name)).items()
+    spec = TaskKind((f"only-{new_id()}",)).spec
+    await team.client.hset(team.keys.task(task_id), "kind_spec", spec)
+    return _failing(team, name, task_id, token, {"status": "retrying"}, retry=True)
+
+
+def _failing(team: BusyNamespace, name: str, task_id: str, token: str, answer: Request, *, retry: bool) -> Call:
+    text = "e" * TEXT_BYTES
+    request = {"id": task_id, "token": token, "error": text, "handoff": text, "retry": retry}
+    return _call(team, name, answer, **request, backoff=1, backoff_most=HOUR, jitter=0.5)
+
+
+@worst("rm1_task_cancel", f"a leased task, {DEPENDENTS} dependents, full history", "BATCH of 40_queues.lua")
+async def _cancel(team: BusyNamespace) -> Call:
+    ((task_id, _),) = (await team.leased(1, agent(8))).items()
+    await _dependents(team, task_id)
+    return _call(team, _SUBMITTER, {"status": "cancelled"}, id=task_id, reason="r" * TEXT_BYTES)
+
+
+@worst("rm1_task_requeue", f"a dead task with {DEPENDENCIES} dependencies", "tasks/submit.py, _MAX_DEPENDENCIES")
+async def _requeue(team: BusyNamespace) -> Call:
+    ((task_id, token),) = (await team.leased(1, agent(8))).items()
+    await team.all("rm1_task_fail", [_failing(team, agent(8), task_id, token, {"status": "dead"}, retry=False)])
+    after = await team.submitted(DEPENDENCIES, _SUBMITTER)
+    await team.client.hset(team.keys.task(task_id), "depends_on", SEPARATOR.join(after))
+    return _call(team, _SUBMITTER, {"status": "waiting"}, id=task_id)
+
+
+@worst("rm1_task_sweep", f"{SLICE} due of each of four kinds, {DEPENDENTS} dependents", "BATCH of 40_queues.lua")
+async def _sweep(team: BusyNamespace) -> Call:
+    keys, client, over = team.keys, team.client, to_redis(time.time() - 1)
+    for task_id in await team.leased(SLICE, agent(8), until=time.time() - 1):
+        avoid = SEPARATOR.join(agent(number) for number in range(ATTEMPTS - 1))
+        await client.hset(keys.task(task_id), "avoid", avoid)
+    for task_id in await team.submitted(SLICE, _SUBMITTER, to=[agent(9)]):
+        await client.zadd(keys.unclaimed, {task_id: over})
+    for task_id in await team.submitted(SLICE, _SUBMITTER):
+        await client.zrem(keys.backlog(team.kinds[0].id), task_id)
+        await client.hset(keys.task(task_id), "state", "retrying")
+        await client.zadd(keys.delayed, {task_id: over})
+    for task_id in await team.submitted(SLICE, _SUBMITTER):
+        await client.zadd(keys.deadlines, {task_id: over})
+        await _dependents(team, task_id, 2)
+    return _call(team, "", {})
+
+
+@worst("rm1_agent_register", "a new name with 64 capabilities, 16 KiB description, a vector", "one agent")
+async def _register(team: BusyNamespace) -> Call:
+    able = [f"capability-{number}-{'c' * 200}" for number in range(64)]
+    return team.registration(f"new-{new_id().lower()}", able, description="d" * TEXT_BYTES)
+
+
+def _agent_call(team: BusyNamespace, name: str, answer: Request, **request: Any) -> Call:
+    common = {"agent": name, "keep": KEEP, "reason": "r" * 100, "audit": team.audit(name, "agent")}
+    return Call([team.keys.agent(name)], common | request, answer)
+
+
+@worst("rm1_agent_heartbeat", f"{TOKENS} leases", "agents/registry.py, RENEWED_AT_ONCE")
+async def _heartbeat(team: BusyNamespace) -> Call:
+    name = agent(11)
+    held = await team.client.smembers(team.keys.held(name))
+    await team.leased(TOKENS - len(held), name)
+    ids = [one.decode() for one in await team.client.smembers(team.keys.held(name))]
+    tokens = [f"{one}.1.{'s' * 16}" for one in ids]
+    return _agent_call(team, name, {"lost": []}, tokens=tokens, fields=["metrics", "m" * TEXT_BYTES, "load", 1])
+
+
+async def _losing(team: BusyNamespace, name: str) -> None:
+    held = await team.client.scard(team.keys.held(name))
+    for task_id in await team.leased(max(100 - held, 0), name):
+        avoid = SEPARATOR.join(agent(number) for number in range(900, 900 + ATTEMPTS - 2))
+        await team.client.hset(team.keys.task(task_id), "avoid", avoid)
+
+
+@worst("rm1_agent_lost", f"{SLICE} of 100 leased tasks", "BATCH of 40_queues.lua")
+async def _lost(team: BusyNamespace) -> Call:
+    name = agent(12)
+    await team.register(name)
+    await _losing(team, name)
+    await team.client.zadd(team.keys.agents, {name: 1})
+    await team.client.hset(team.keys.agent(name), "metrics", "m" * TEXT_BYTES)
+    return _agent_call(team, name, {"status": "dead", "taken": SLICE})
+
+
+@worst("rm1_agent_release", f"{SLICE} of 100 leased tasks", "BATCH of 40_queues.lua")
+async def _release(team: BusyNamespace) -> Call:
+    name = agent(13)
+    await _losing(team, name)
+    return _agent_call(team, name, {"taken": SLICE})
+
+
+@worst(
+    "rm1_agent_unregister",
+    f"{GRANTS} grants and offers, 999 given, 10,000 submitted",
+    "AT_ONCE of 30_grants.lua",
+)
+async def _unregister(team: BusyNamespace) -> Call:
+    name, keys = agent(14), team.keys
+    await team.register(name)
+    held = {new_id(): 500 + number // 32 for number in range(GRANTS)}
+    tokens = [f"i:{memory_id}" for memory_id in team.memories[:16]]
+    await team.grants({one: (name, team.entry(one, agent(by), name, tokens)) for one, by in held.items()})
+    offered = {new_id(): 500 + number // 32 for number in range(GRANTS)}
+    entries = {one: (name, team.entry(one, agent(by), name, tokens)) for one, by in offered.items()}
+    await team.grants(entries, state="offered")
+    given = {new_id(): agent(number) for number in range(AGENTS) if number not in (0, 14)}
+    await team.grants({one: (to, team.entry(one, name, to, tokens)) for one, to in given.items()})
+    await team.client.zadd(keys.submitted(name), {new_id(): number for number in range(10_000)})
+    await team.client.hset(keys.performance(name), mapping={f"done:{number}": 1 for number in range(400)})
+    owner = team.owners[name]
+    request = {"memories": "keep", "target": "", "known": [owner], "proofs": {owner: "c" * 80}}
+    return _agent_call(team, name, {"status": "more"}, **request)
+
+
+@worst("rm1_agent_purged", "one owner id", "one owner id")
+async def _purged(team: BusyNamespace) -> Call:
+    owner = new_id()
+    await team.client.sadd(team.keys.tombstones, owner)
+    await team.client.hset(team.keys.owner(owner), "agent", "gone")
+    return Call([team.keys.tombstones, team.keys.owner(owner)], {"owner": owner}, {"status": "ok"})
