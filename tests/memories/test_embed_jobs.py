@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Generator
 from contextlib import contextmanager
 from typing import Any
 
@@ -36,7 +36,7 @@ LONG_OLD, LONG_NEW = prose(120) + OLD, NEW + " " + prose(150)
 
 
 @contextmanager
-def paused(stack: Stack) -> Iterator[None]:
+def paused(stack: Stack) -> Generator[None]:
     """Stop the sidecar meanwhile."""
     assert stack.sidecar.process
     stack.sidecar.process.send_signal(signal.SIGSTOP)
@@ -160,17 +160,24 @@ async def test_failed_text_is_left_by_recovery_and_reported(
     await stack.client.delete(Keys(namespace).dead_jobs)
 
 
-@pytest.mark.parametrize(
-    "again",
-    [
-        lambda service, alice, namespace, one: alice.call("update_memory", memory_id=one, metadata={"a": 1}),
-        lambda service, alice, namespace, one: alice.call("update_memory", memory_id=one, content=LONG_NEW),
-        lambda service, alice, namespace, one: change(service, namespace),
-    ],
-    ids=["update of metadata", "update of content", "reindex"],
-)
+Again = Callable[[Service, Agent, str, str], Awaitable[Any]]
+
+
+async def update_metadata(_: Service, alice: Agent, __: str, memory_id: str) -> None:
+    await alice.call("update_memory", memory_id=memory_id, metadata={"a": 1})
+
+
+async def update_content(_: Service, alice: Agent, __: str, memory_id: str) -> None:
+    await alice.call("update_memory", memory_id=memory_id, content=LONG_NEW)
+
+
+async def rebuild_index(service: Service, _: Agent, namespace: str, __: str) -> None:
+    await change(service, namespace)
+
+
+@pytest.mark.parametrize("again", [update_metadata, update_content, rebuild_index])
 async def test_update_or_reindex_embeds_failed_texts_again(
-    stack: Stack, server: Server, alice: Agent, namespace: str, again: Callable[..., Any]
+    stack: Stack, server: Server, alice: Agent, namespace: str, again: Again
 ) -> None:
     memory_id = await alice.store(LONG_OLD)
     await wait_until(lambda: settled(alice))
@@ -236,7 +243,7 @@ async def acknowledged_but_there(stack: Stack, stream: str) -> None:
 
 @pytest.mark.parametrize("bad", [sealed_elsewhere, forgotten_by_its_group, acknowledged_but_there])
 async def test_bad_job_does_not_stop_recovery_of_other_texts(
-    stack: Stack, server: Server, alice: Agent, namespace: str, bad: Callable[..., Any]
+    stack: Stack, server: Server, alice: Agent, namespace: str, bad: Callable[[Stack, str], Awaitable[None]]
 ) -> None:
     memory_id, stream = await alice.store(OLD, wait=True), Keys(namespace).jobs(MODEL.name)
     await bad(stack, stream)
