@@ -27,6 +27,7 @@ from memory_server.index import loader
 from memory_server.index.loader import Ref
 from memory_server.memories.record_encoder import embedding_text
 from memory_server.operations import embed_jobs, reembed
+from memory_server.operations.health.records import RecordProblem, RecordScan
 from memory_server.operations.sweeper import sweep
 from memory_server.service import Service
 
@@ -155,6 +156,9 @@ async def test_failed_text_is_left_by_recovery_and_reported(
     assert "reason" not in await alice.call("semantic_search", query="barge", mode="keyword")
     stats = await alice.call("memory_stats")
     assert (stats["vectors_failed"], stats["vector_backlog"]) == (1, 0)
+    keys = Keys(namespace)
+    scan = RecordScan(stack.client, keys, server.service.settings, MODEL)
+    assert await scan.problems([keys.memory(memory_id)]) == {keys.memory(memory_id): RecordProblem.FAILED}
     with pytest.raises(Refused, match="could not be embedded"):
         await alice.call("find_similar_memories", memory_id=memory_id)
     await stack.client.delete(Keys(namespace).dead_jobs)
