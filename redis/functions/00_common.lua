@@ -146,6 +146,18 @@ function rm.read(key, ...)
   return found
 end
 
+-- Write those of the fields that differ. Each HSET indexes a memory's hash again, even where nothing changes.
+function rm.write_changes(key, fields)
+  local asked, changed = {}, {}
+  for position = 1, #fields, 2 do asked[#asked + 1] = fields[position] end
+  local found = redis.call('HMGET', key, unpack(asked))
+  for position, name in ipairs(asked) do
+    local value = tostring(fields[2 * position])
+    if found[position] ~= value then rm.append(changed, name, value) end
+  end
+  if #changed > 0 then redis.call('HSET', key, unpack(changed)) end
+end
+
 local function append_present(fields, entry, names)
   for _, name in ipairs(names) do
     if entry[name] then rm.append(fields, name, entry[name]) end

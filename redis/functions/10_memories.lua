@@ -116,7 +116,7 @@ function rm.insert_memory(names, mem, same, item, order, rev, grace, now)
   local fields = rm.append(item.fields, 'created_at', created_at, 'updated_at', item.updated_at or created_at,
     'expires_at', expires_at, 'seq', order, 'rev', rev)
   rm.add_mac(names, mem, fields, {}, item.seal)
-  redis.call('HSET', mem, unpack(rm.add_vector(names, mem, fields, item.vector)))
+  redis.call('HSET', mem, unpack(rm.add_vector(names, fields, item.vector)))
   rm.track_content(same, item.id, expires_at)
   rm.expire({mem}, expires, grace)
   rm.enqueue(names, mem, item.id, 0, item.job)
@@ -199,7 +199,7 @@ rm.serve('rm1_update', function(request, keys, names)
   elseif request.relive and request.old_context then
     rm.raise_number(seq, request.old_context, 0, expires_at, request.grace)
   end
-  if request.content_changed or request.key then rm.add_vector(names, mem, fields, request.vector) end
+  if request.content_changed or request.key then rm.add_vector(names, fields, request.vector, request.remove) end
   rm.add_mac(names, mem, fields, request.remove, request.seal)
   if #request.remove > 0 then redis.call('HDEL', mem, unpack(request.remove)) end
   redis.call('HSET', mem, unpack(fields))

@@ -1,20 +1,22 @@
 -- The further chunks of long memories. They follow their memory in slices, because changing all at once would stall
 -- Redis. Until then, readers check them against the memory.
 
--- Bring one chunk up to date. If its content is current, only the fields that filter it are written.
+-- Bring one chunk up to date. If its content is current, only the fields that filter it are written, and a text that
+-- failed gets another job.
 local function settle_chunk(names, hash, item, request)
-  local known = redis.call('HGET', hash, 'hash') == request.hash
+  local found = redis.call('HMGET', hash, 'hash', 'model')
+  local known = found[1] == request.hash
   local fields = rm.append({unpack(request.fields)}, unpack(item.code))
   if not known then
     redis.call('DEL', hash)
     rm.append(fields, unpack(item.fields))
     rm.append(fields, 'hash', request.hash, 'rev', 1, 'part', 'more')
-    rm.add_vector(names, hash, fields, item.vector)
+    rm.add_vector(names, fields, item.vector)
   elseif #request.remove > 0 then
     redis.call('HDEL', hash, unpack(request.remove))
   end
-  redis.call('HSET', hash, unpack(fields))
-  if known then return end
+  rm.write_changes(hash, fields)
+  if known and not rm.has_failed(found[2]) then return end
   if rm.is_embedded(names, hash) then rm.emit_embedded(names, hash, request.id, item.piece) end
   rm.enqueue(names, hash, request.id, item.piece, item.job)
 end

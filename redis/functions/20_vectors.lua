@@ -1,6 +1,6 @@
 -- Vectors of memories and the jobs that produce them.
 
-local MISSING = 'none:'
+local MISSING, FAILED = 'none:', 'failed:'
 local DEAD_JOBS_KEPT = 10000
 
 -- A valid vector has the right length in bytes, is finite and has unit length.
@@ -49,26 +49,45 @@ function rm.is_embedded(names, hash)
   return model ~= nil and has_vector(hash, model)
 end
 
--- The indexed field `model` of a chunk: of which models it has vectors, and which are missing. `written` names a model
--- whose vector is about to be written.
-function rm.vector_state(hash, models, written)
+-- The parts of a chunk's field `model`, as a set.
+local function known_state(hash)
+  return rm.set(rm.split(redis.call('HGET', hash, 'model')))
+end
+
+-- The indexed field `model` of a chunk: of which models it has vectors, and which are missing or failed. `written` names
+-- a model whose vector is about to be written. `known` holds the earlier failures; a new content (`hash` nil) has none.
+local function vector_state(hash, models, written, known)
   local state = {}
   for position, model in ipairs(models) do
-    local present = model.name == written or has_vector(hash, model)
-    state[position] = present and model.name or MISSING .. model.name
+    local failed = FAILED .. model.name
+    if model.name == written or hash and has_vector(hash, model) then
+      state[position] = model.name
+    else
+      state[position] = known and known[failed] and failed or MISSING .. model.name
+    end
   end
   return table.concat(state, '\31')
 end
 
--- Append the vector of a new content, if it is known, to the fields about to be written, and delete the vectors of the
--- old content. A vector of a model that the namespace no longer uses is left out.
-function rm.add_vector(names, hash, fields, vector)
+-- Write again of which models a chunk has vectors, if that changed.
+function rm.mark_vectors(hash, models)
+  rm.write_changes(hash, {'model', vector_state(hash, models, nil, known_state(hash))})
+end
+
+-- Whether the field `model` of a chunk says that one of the models failed to embed it.
+function rm.has_failed(state)
+  return string.find(state or '', FAILED, 1, true) ~= nil
+end
+
+-- Append the vector of a new content, if it is known, to the fields about to be written, and the vectors of the old
+-- content to the fields about to be removed. A vector of a model that the namespace no longer uses is left out.
+function rm.add_vector(names, fields, vector, removed)
   local models = rm.models(names)
   local model = vector and find_model(models, vector.model)
   for _, kept in ipairs(models) do
-    if kept ~= model then redis.call('HDEL', hash, kept.field, 'sealed_' .. kept.field) end
+    if removed and kept ~= model then rm.append(removed, kept.field, 'sealed_' .. kept.field) end
   end
-  rm.append(fields, 'model', rm.vector_state(hash, models, model and model.name))
+  rm.append(fields, 'model', vector_state(nil, models, model and model.name))
   if model then rm.append(fields, vector.sealed and 'sealed_' .. model.field or model.field, vector.bytes) end
   return fields
 end
@@ -117,7 +136,7 @@ rm.serve('rm1_commit', function(request, keys, names)
     verdicts[position] = verdict(mem, item, model)
     if verdicts[position] == 'ok' then
       redis.call('HSET', mem, item.sealed and 'sealed_' .. model.field or model.field, item.bytes,
-        'model', rm.vector_state(mem, models, model.name))
+        'model', vector_state(mem, models, model.name, known_state(mem)))
       if model == models[1] then rm.emit_embedded(names, mem, item.id, item.piece) end
     end
     if verdicts[position] ~= 'bad_vector' then entries[#entries + 1] = item.entry end
@@ -128,21 +147,44 @@ rm.serve('rm1_commit', function(request, keys, names)
   return {verdicts = verdicts}
 end)
 
--- rm1_bury: move a job that failed too often to the dead jobs. KEYS: jobs, dead jobs. Answer: {status}
-rm.serve('rm1_bury', 'allow-oom', function(request, keys)
+-- Mark that a chunk's text failed too often, so that recovery leaves it, unless it changed since its job was added.
+local function mark_failed(names, hash, request)
+  local found, models = redis.call('HMGET', hash, 'rev', 'hash'), rm.models(names)
+  if found[1] ~= tostring(request.rev) or found[2] ~= request.hash then return end
+  local known = known_state(hash)
+  known[FAILED .. request.model] = true
+  rm.write_changes(hash, {'model', vector_state(hash, models, nil, known)})
+end
+
+-- rm1_bury: move a job that failed too often to the dead jobs. If its text failed, and not only the job, the chunk is
+-- named and marked. KEYS: jobs, dead jobs, then at most one mem or chunk key. Answer: {status}
+rm.serve('rm1_bury', 'allow-oom', function(request, keys, names)
+  if keys[3] then mark_failed(names, keys[3], request) end
   redis.call('XADD', keys[2], 'MAXLEN', '~', DEAD_JOBS_KEPT, '*', 'id', request.id, 'rev', request.rev,
     'error', request.error)
   redis.call('XACKDEL', keys[1], request.group, 'ACKED', 'IDS', 1, request.entry)
   return {status = 'ok'}
 end)
 
--- rm1_requeue: add jobs of one model again for chunks that lack its vector.
+-- Remove jobs that no sidecar can process, whether they were delivered or not.
+local function drop_jobs(names, request)
+  local model = #request.lost > 0 and find_model(rm.models(names), request.model)
+  if not model then return end
+  local jobs = names.job_streams .. model.field
+  redis.call('XACKDEL', jobs, request.group, 'ACKED', 'IDS', #request.lost, unpack(request.lost))
+  redis.call('XDEL', jobs, unpack(request.lost))
+end
+
+-- rm1_requeue: add jobs of one model again for chunks that lack its vector and that still have the revision and content
+-- whose text the server read, and remove the `lost` jobs (at most 1,000).
 -- KEYS: job streams, then a mem or chunk key for each item. Answer: {queued = number}
 rm.serve('rm1_requeue', function(request, keys, names)
   local queued = 0
+  drop_jobs(names, request)
   for position, item in ipairs(request.items) do
     local hash = keys[position + 1]
-    if redis.call('EXISTS', hash) == 1 then
+    local found = redis.call('HMGET', hash, 'rev', 'hash')
+    if found[1] == tostring(item.rev) and found[2] == item.hash then
       queued = queued + rm.enqueue(names, hash, item.id, item.piece, item.job, request.model)
     end
   end

@@ -69,8 +69,11 @@ rm.serve('rm1_reseal', function(request, keys, names)
   if rm.needs_seal(names, request.seal) or rm.is_altered(mem, request.was) then return {status = 'stale'} end
   if rm.key_changed(key, request.key) then return {status = 'key_changed'} end
   local now = rm.tick(names)
+  local removed = {}
   rm.add_mac(names, mem, request.fields, {}, request.seal)
-  redis.call('HSET', mem, unpack(rm.add_vector(names, mem, request.fields, request.vector)))
+  rm.add_vector(names, request.fields, request.vector, removed)
+  if #removed > 0 then redis.call('HDEL', mem, unpack(removed)) end
+  redis.call('HSET', mem, unpack(request.fields))
   rm.track_content(old_same, request.id)
   rm.track_content(new_same, request.id, found[3])
   rm.enqueue(names, mem, request.id, 0, request.job)

@@ -67,7 +67,7 @@ rm.serve('rm1_mark_vectors', 'allow-oom', function(request, keys, names)
   for _, hash in ipairs(keys) do
     if redis.call('EXISTS', hash) == 1 then
       if removed then redis.call('HDEL', hash, removed, 'sealed_' .. removed) end
-      redis.call('HSET', hash, 'model', rm.vector_state(hash, models))
+      rm.mark_vectors(hash, models)
     end
   end
   return {status = 'ok'}

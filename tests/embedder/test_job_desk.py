@@ -123,6 +123,28 @@ async def test_job_that_cannot_be_embedded_is_buried_at_last_delivery(
     assert (await harness.pending(), harness.pick_all(), len(harness.held_jobs)) == ({}, [], 0)
 
 
+@pytest.mark.parametrize(
+    ("text", "wrong", "state"),
+    [
+        (BAD_WORD, {}, b"failed:fake"),
+        ("fine", {"body": "\xff".encode("latin-1")}, b"none:fake"),
+        ("fine", {"model": "another"}, b"none:fake"),
+    ],
+    ids=["bad text", "bad body", "other model"],
+)
+async def test_only_a_text_that_failed_is_marked_when_its_job_is_buried(
+    harness: Harness, text: str, wrong: dict[str, Any], state: bytes
+) -> None:
+    memory_id = await harness.team.store(text)
+    [(entry, fields)] = await harness.client.xrange(harness.team.jobs)
+    await harness.client.xdel(harness.team.jobs, entry)
+    await harness.add_job({name.decode(): value for name, value in fields.items()} | wrong)
+    await harness.deliver_to_other(MAX_DELIVERIES - 1)
+    await harness.jobs.reclaim(harness.names, LEASE_MS)
+    assert await harness.outbox.send() == 1
+    assert await harness.client.hget(harness.names.memory(memory_id), "model") == state
+
+
 async def test_job_delivered_too_often_is_buried_without_inference(harness: Harness) -> None:
     await harness.add_job(job_fields())
     await harness.deliver_to_other(MAX_DELIVERIES)

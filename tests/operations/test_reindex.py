@@ -326,7 +326,7 @@ async def test_unembeddable_memories_block_the_switch_unless_left_out(
         assert (done.model, done.failed) == ("frail", 1)
         answer = await alice.call("semantic_search", query="cup", limit=1)
         assert answer["hits"][0]["memory"]["content"] == "Some poison in a cup."
-        assert "1 texts still wait for their vectors" in answer["reason"]
+        assert "1 texts could not be embedded and were searched by words only" in answer["reason"]
     await stack.client.delete(Keys(namespace).dead_jobs)
 
 

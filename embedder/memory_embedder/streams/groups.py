@@ -9,12 +9,10 @@ from redis import exceptions as redis_errors
 
 from memory_core.records import keys
 from memory_core.redis_client import Client
-from memory_core.store.streams import Fields, entries
+from memory_core.store.streams import RELEASED_MS, Fields, entries
 
 Entry = tuple[bytes, Fields]
 _CHUNK = 512
-_RELEASED_MS = 3_600_000
-"""Idle time set on entries that a stopping sidecar releases: more than any lease."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +93,7 @@ async def renew(client: Client, stream: str, consumer: str, held: Iterable[bytes
 
 async def release(client: Client, stream: str, consumer: str, held: Iterable[bytes], deliveries: int) -> None:
     """Let other sidecars claim entries now instead of after a lease, and set their delivery count."""
-    await _touch(client, stream, consumer, held, idle_ms=_RELEASED_MS, deliveries=deliveries)
+    await _touch(client, stream, consumer, held, idle_ms=RELEASED_MS, deliveries=deliveries)
 
 
 async def acknowledge(client: Client, stream: str, entry: bytes) -> None:

@@ -128,12 +128,15 @@ class JobConsumer:
                 part = pairs[start : start + COMMIT_AT_ONCE]
                 self._outbox.put(partial(self._commit, names, part), partial(self._drop_all, [job for job, _ in part]))
 
-    def fail(self, job: TokenisedJob, reason: str) -> None:
-        """Leave a job for a later delivery, or bury it after MAX_DELIVERIES."""
+    def fail(self, job: TokenisedJob, reason: str, *, text_failed: bool = True) -> None:
+        """Leave a job for a later delivery, or bury it after MAX_DELIVERIES.
+
+        Without `text_failed` only the job is bad: its text is not marked, and the server queues another job.
+        """
         if job.deliveries < MAX_DELIVERIES:
             self._drop(job)
         else:
-            self._outbox.put(partial(self._bury, job, reason), partial(self._drop, job))
+            self._outbox.put(partial(self._bury, job, reason, text_failed=text_failed), partial(self._drop, job))
 
     async def renew(self, older_than: float) -> None:
         """Renew the jobs that were read or renewed more than `older_than` seconds ago."""
@@ -171,9 +174,10 @@ class JobConsumer:
                 await self._release_unreadable(names, entry, deliveries)
                 continue
             text, lock, problem = self._read_text(names, job)
-            if deliveries > MAX_DELIVERIES:
-                problem = f"delivered {deliveries - 1} times without a result"
             if problem:
+                self.fail(TokenisedJob(names, job, _NO_TOKENS, deliveries), problem, text_failed=False)
+            elif deliveries > MAX_DELIVERIES:
+                problem = f"delivered {deliveries - 1} times without a result"
                 self.fail(TokenisedJob(names, job, _NO_TOKENS, deliveries), problem)
             else:
                 accepted.append(_ReadJob(job, text, deliveries, lock, tracing.now() if job.trace else 0))
@@ -269,25 +273,20 @@ class JobConsumer:
             "sealed": done.lock is not None,
         }
 
-    async def _bury(self, job: TokenisedJob, reason: str) -> None:
-        await self._bury_entry(job.names, job.job.entry, job.job.memory_id, job.job.rev, reason)
-        self._drop(job)
+    async def _bury(self, done: TokenisedJob, reason: str, *, text_failed: bool = True) -> None:
+        job = done.job
+        failed = [done.names.hash_of_chunk(job.memory_id, job.chunk)] if text_failed else []
+        what = {"id": job.memory_id, "rev": job.rev, "hash": job.content_hash, "model": job.model}
+        await self._bury_entry(done.names, job.entry, reason, failed, **what)
+        self._drop(done)
 
     async def _bury_unread(self, names: Keys, entry: bytes) -> None:
-        await self._bury_entry(names, entry.decode(), "", 0, "not a job of a known version")
+        await self._bury_entry(names, entry.decode(), "not a job of a known version", [], id="", rev=0)
 
-    async def _bury_entry(self, names: Keys, entry: str, memory_id: str, rev: int, reason: str) -> None:
+    async def _bury_entry(self, names: Keys, entry: str, reason: str, failed: list[str], **job: str | int) -> None:
         _log.warning("buried a job of namespace %s: %s", names.namespace, reason)
-        await functions.call(
-            self._client,
-            "rm1_bury",
-            [self._stream(names), names.dead_jobs],
-            group=keys.GROUP,
-            entry=entry,
-            id=memory_id,
-            rev=rev,
-            error=reason,
-        )
+        jobs, group = [self._stream(names), names.dead_jobs], keys.GROUP
+        await functions.call(self._client, "rm1_bury", [*jobs, *failed], group=group, entry=entry, error=reason, **job)
         self.verdicts["buried"] += 1
 
     def _drop_all(self, jobs: Sequence[TokenisedJob]) -> None:

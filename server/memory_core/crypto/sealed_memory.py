@@ -15,10 +15,8 @@ from memory_core.crypto.keyring import Secret, framed
 from memory_core.crypto.sealing import Key, Lock, key_id
 from memory_core.errors import Tampered
 from memory_core.records.codec import DecodeError, pack, unpack
-from memory_core.records.memory import Record, compress, decompress
+from memory_core.records.memory import CHUNK_REV, Record, compress, decompress
 from memory_core.records.model import Model
-
-_CHUNK_REV = 1  # revision of all further chunks; their content hash identifies the version
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +33,7 @@ class Binding:
     @classmethod
     def of(cls, namespace: str, record: Record, chunk: int) -> Binding:
         """Return the binding of a chunk of a memory."""
-        rev = _CHUNK_REV if chunk else record.rev
+        rev = CHUNK_REV if chunk else record.rev
         return cls(namespace, record.owner, record.id, chunk, rev, record.content_hash)
 
     def lock(self, key: Key, part: str) -> Lock:

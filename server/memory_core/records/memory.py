@@ -51,6 +51,7 @@ class Visibility(StrEnum):
     PUBLIC = "public"
 
 
+CHUNK_REV = 1  # revision of all further chunks; their content hash identifies the version
 HEAD, MORE = "head", "more"  # values of the field `part`: a memory's own hash, and the hashes of its further chunks
 BODY_CODEC = "msgpack+zstd"
 ZSTD_LEVEL = 6
@@ -110,6 +111,11 @@ class Record:
     @property
     def is_sensitive(self) -> bool:
         return self.codec == SEALED_CODEC
+
+    @property
+    def own_rev(self) -> int:
+        """The revision of its own hash."""
+        return CHUNK_REV if self.part else self.rev
 
     @property
     def length(self) -> int:

@@ -14,6 +14,7 @@ from memory_core.records.names import split_labels
 from memory_core.redis_client import Client
 
 NO_VECTOR = "none:"  # prefix in the field `model`: the chunk waits for its vector of the model that follows
+FAILED = "failed:"  # prefix in the field `model`: the model that follows failed too often to embed the chunk
 
 
 class Phase(StrEnum):
@@ -45,6 +46,11 @@ class Model:
         """Whether a chunk has its vector, by the value of its field `model`."""
         text = state.decode(errors="replace") if isinstance(state, bytes) else state
         return self.name in split_labels(text)
+
+    def has_failed(self, state: str | bytes | None) -> bool:
+        """Whether it failed to embed a chunk, by the value of its field `model`."""
+        text = state.decode(errors="replace") if isinstance(state, bytes) else state
+        return FAILED + self.name in split_labels(text)
 
     def __str__(self) -> str:
         return f"{self.name} ({self.dimension} dimensions)"

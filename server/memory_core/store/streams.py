@@ -15,6 +15,8 @@ from memory_core.errors import Tampered
 from memory_core.records.codec import DecodeError, pack, unpack
 
 MESSAGE_VERSION = 1
+RELEASED_MS = 3_600_000
+"""Idle time set on entries that a sidecar releases: more than any lease."""
 Fields = dict[bytes, bytes]
 CLEAR = Transports()  # the keys of a process without transport keys
 

@@ -35,7 +35,7 @@ class Answer(BaseModel):
 
 
 def partial_reason(
-    progress: float, warnings: Sequence[str] = (), *, failure: str | None = None, waiting: int = 0
+    progress: float, warnings: Sequence[str] = (), *, failure: str | None = None, waiting: int = 0, failed: int = 0
 ) -> str | None:
     """Say what an answer lacks; None if it is complete."""
     reasons = list(dict.fromkeys(warnings))
@@ -45,6 +45,8 @@ def partial_reason(
         reasons.append(f"by words only: {failure}")
     elif waiting:
         reasons.append(f"{waiting} texts still wait for their vectors and were searched by words only")
+    if failed and not failure:
+        reasons.append(f"{failed} texts could not be embedded and were searched by words only")
     return "; ".join(reasons) or None
 
 

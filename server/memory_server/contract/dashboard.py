@@ -30,6 +30,7 @@ class CensusAnswer(Answer):
     total: int
     pieces: int
     vector_backlog: int
+    vectors_failed: int = 0
     created_last_hour: int
     created_last_day: int
     by_type: dict[str, int]

@@ -17,7 +17,7 @@ from memory_server.contract.untrusted_text import NOTE, counted, framed, quoted
 
 Milliseconds = Annotated[float, AfterValidator(lambda value: round(value, 2))]
 Score = Annotated[float, AfterValidator(lambda value: round(value, 4))]
-VectorState = Literal["ready", "pending"]
+VectorState = Literal["ready", "pending", "failed"]
 Trust = Literal["own", "received", "granted", "public"]
 
 
@@ -72,7 +72,7 @@ class Memory(BaseModel):
             expires_at=to_iso(record.expires_at),
             rev=record.rev,
             seq=record.seq if principal.owns(record.owner) else None,
-            vector="ready" if model.is_ready(record.state) else "pending",
+            vector=_vector_state(model, record.state),
             sensitive=record.is_sensitive,
             pieces=record.chunks,
         )
@@ -245,3 +245,9 @@ class SearchAnswer(Answer):
             return ["No memories found."]
         found = chain.from_iterable(hit.memory.lines(f"{hit.score:.2f} ") for hit in self.hits)
         return [f"{counted(len(self.hits), 'memory', 'memories')}.", NOTE, *found]
+
+
+def _vector_state(model: Model, state: str) -> VectorState:
+    if model.is_ready(state):
+        return "ready"
+    return "failed" if model.has_failed(state) else "pending"

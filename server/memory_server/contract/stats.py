@@ -82,6 +82,7 @@ class StatsAnswer(Answer):
     bytes_estimate: int = Field(description="Redis memory of the counted memories, extrapolated from a sample")
     pieces: int = Field(default=0, description="texts that are searched, one or more a memory")
     vector_backlog: int
+    vectors_failed: int = Field(default=0, description="texts that could not be embedded; words find them")
     retention: Retention
     index: IndexHealth
     cache: CacheFigures
@@ -93,10 +94,11 @@ class StatsAnswer(Answer):
     def lines(self) -> list[str]:
         median = self.search_latency_ms.p50
         latency = "unknown" if median is None else f"{median} ms"
+        failed = f", {self.vectors_failed} could not be embedded" if self.vectors_failed else ""
         types = ", ".join(f"{name} {number}" for name, number in sorted(self.by_type.items()))
         return [
             f"{counted(self.total, 'memory', 'memories')} readable by {self.agent} in {self.namespace} "
-            f"({self.own} own), {self.vector_backlog} waiting for vectors, index {self.index.progress:.0%}; "
+            f"({self.own} own), {self.vector_backlog} waiting for vectors{failed}, index {self.index.progress:.0%}; "
             f"search p50 {latency}. By type: {types or 'none'}."
         ]
 

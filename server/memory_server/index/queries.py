@@ -42,11 +42,13 @@ class WordStatistics:
 class WordMatches:
     """Chunks with most of the query's words, best first, and the figures to score them.
 
-    `waiting` chunks have no vector yet; Redis cannot compare `sensitive` ones. `full`: there may be more.
+    `waiting` chunks have no vector yet, and `failed` ones could not be embedded; Redis cannot compare `sensitive` ones.
+    `full`: there may be more.
     """
 
     statistics: WordStatistics
     waiting: int = 0
+    failed: int = 0
     sensitive: int = 0
     refs: Sequence[Ref] = ()
     full: bool = False
@@ -139,16 +141,22 @@ async def by_words(
     for term in terms:
         command = _search(keys, build.with_word(selection, term), timeout_ms)
         pipe.execute_command(*command, "NOCONTENT", "SCORER", "DISMAX", "WITHSCORES", "LIMIT", 0, reach)
-    counted = [selection, build.without_vector(selection, model), build.sensitive(selection)]
+    counted = [
+        selection,
+        build.without_vector(selection, model),
+        build.failed(selection, model),
+        build.sensitive(selection),
+    ]
     key = ("counts", keys, model, selection.text, tuple(selection.params.items()))
     counts = once(cache, key, lambda: count_all(client, keys, counted, timeout_ms))
-    (total, waiting, sensitive), found = await both(counts, pipe.execute())
+    (total, waiting, failed, sensitive), found = await both(counts, pipe.execute())
     frequencies = [int(answer[b"total_results"]) for answer in found]
     statistics = WordStatistics(total, dict(zip(terms, frequencies, strict=True)))
     refs = _weigh(keys, found, [statistics.idf(term) for term in terms])
     return WordMatches(
         statistics,
         waiting=waiting,
+        failed=failed,
         sensitive=sensitive,
         refs=refs[:depth],
         full=len(refs) > depth or any(number > reach for number in frequencies),

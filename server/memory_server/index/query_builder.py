@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from memory_core.records.memory import HEAD, SEALED_CODEC, Priority, Visibility
-from memory_core.records.model import NO_VECTOR, Model
+from memory_core.records.model import FAILED, NO_VECTOR, Model
 from memory_core.records.scope import NOBODY, Principal
 from memory_core.records.times import to_redis
 from memory_server.index.filters import ResolvedFilters
@@ -86,8 +86,8 @@ def living(now: float) -> Query:
 
 
 def concerned_with(model: Model) -> Query:
-    """Select every chunk that has a vector of a model or waits for one; to change the model only."""
-    return having(Query(), "model", model.name, NO_VECTOR + model.name)
+    """Select every chunk that has a vector of a model, waits for one or failed; to change the model only."""
+    return having(Query(), "model", model.name, NO_VECTOR + model.name, FAILED + model.name)
 
 
 def written_by(agent: str, since: float) -> Query:
@@ -155,6 +155,11 @@ def memories(query: Query) -> Query:
 def without_vector(query: Query, model: Model) -> Query:
     """Narrow a selection to what still waits for its vector of a model."""
     return having(query, "model", NO_VECTOR + model.name)
+
+
+def failed(query: Query, model: Model) -> Query:
+    """Narrow a selection to what a model failed to embed."""
+    return having(query, "model", FAILED + model.name)
 
 
 def with_vector(query: Query, model: Model) -> Query:

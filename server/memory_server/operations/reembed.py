@@ -30,8 +30,8 @@ from memory_server.engine.sidecars.embeddings import Embeddings
 from memory_server.index import queries as candidates
 from memory_server.index import query_builder as build
 from memory_server.index.loader import Ref, load
+from memory_server.operations.embed_jobs import order_of, queue_jobs, read_jobs
 from memory_server.operations.quarantine import CONSOLE
-from memory_server.operations.sweeper import queue_jobs
 from memory_server.service import Service
 
 Progress = Callable[[str, int, int], None]
@@ -112,12 +112,24 @@ class Filling:
     async def _until_done(self) -> None:
         stream = Keys(self.namespace).jobs(self.model.name)
         newest = await self.service.backend.read(lambda client: client.xrevrange(stream, count=1))
+        before, since = b"", time.monotonic()
         while newest:
             oldest = await self.service.backend.read(lambda client: client.xrange(stream, count=1))
-            if not oldest or _order(oldest[0][0]) > _order(newest[0][0]):
+            if not oldest or order_of(oldest[0][0]) > order_of(newest[0][0]):
                 return
+            if oldest[0][0] != before:
+                before, since = oldest[0][0], time.monotonic()
+            elif time.monotonic() - since > _PATIENCE_SECONDS:
+                if await self._are_left(stream, newest[0][0]):
+                    return
+                since = time.monotonic()
             await self._check_alive()
             await asyncio.sleep(_POLL_SECONDS)
+
+    async def _are_left(self, stream: str, newest: bytes) -> bool:
+        """Whether no sidecar takes the jobs up to an entry, for example because none has the key that seals them."""
+        jobs = await read_jobs(self.service.backend, stream)
+        return jobs is not None and all(one.is_left for one in jobs if order_of(one.entry) <= order_of(newest))
 
     async def _check_alive(self) -> None:
         """Check every few seconds for a living sidecar; raises EmbeddingUnavailable if there was none for too long."""
@@ -195,8 +207,3 @@ async def _embed(embeddings: Embeddings, namespace: str, model: Model, texts: Se
     caller = Caller(namespace, CONSOLE)
     rows = await embeddings.embed(texts, caller, model=model, wait=_EMBED_SECONDS, secret=True)
     return [to_bytes(row) for row in rows]
-
-
-def _order(entry: bytes) -> tuple[int, int]:
-    milliseconds, _, number = entry.partition(b"-")
-    return int(milliseconds), int(number)

@@ -7,26 +7,21 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from itertools import count
-from typing import Any
 
 from memory_core.cancellation import cancel
 from memory_core.errors import KeyMissing, MemoryServiceError, StoreFull, Tampered
 from memory_core.records import redis_time
 from memory_core.records.ids import new_id
 from memory_core.records.keys import AUDITED, SWEEPER, Keys
-from memory_core.records.memory import Record
-from memory_core.records.model import Model
 from memory_core.records.names import only_names
 from memory_core.redis_client import Client
 from memory_server.engine.damage import readable
 from memory_server.events.retention import trim_events
-from memory_server.index import loader, queries
-from memory_server.index import query_builder as build
 from memory_server.memories.chunks import parse_chore, settle
-from memory_server.memories.record_encoder import encoder_of
+from memory_server.operations.embed_jobs import recover
 from memory_server.operations.team_sweeper import keeps_on, sweep_due_teams, sweep_team, tidy
 from memory_server.security.audit.chain import is_unsealed
 from memory_server.security.audit.retention import trim
@@ -89,7 +84,7 @@ async def sweep(service: Service, *, patience: float = PATIENCE_SECONDS) -> None
             await trim_events(service.backend, namespace)
             await sweep_team(service, namespace)
             await _settle_chores(service, namespace, patience)
-            await _requeue(service, namespace, patience)
+            await recover(service, namespace, patience)
 
 
 async def sweep_audits(service: Service) -> None:
@@ -120,38 +115,3 @@ async def _settle_chores(service: Service, namespace: str, patience: float) -> N
             await settle(service, namespace, chore)
         except (Tampered, KeyMissing, StoreFull) as error:
             log.warning("the chunks of %s in %s are left unchanged: %s", memory_id, namespace, error.message)
-
-
-async def _requeue(service: Service, namespace: str, patience: float) -> None:
-    """Queue jobs again for memories that are old enough and have no vector, if no job is queued."""
-    keys, model = Keys(namespace), await service.models.current(namespace)
-    if await service.backend.read(lambda client: client.xlen(keys.jobs(model.name))):
-        return
-
-    async def fetch(client: Client) -> list[Record]:
-        query, timeout = build.unfinished(model), service.settings.search_timeout_ms
-        refs = await queries.some(client, keys, query, limit=_AT_ONCE, timeout_ms=timeout)
-        return await loader.load(client, keys, refs, service.backend.integrity)
-
-    before = redis_time.now() - patience
-    found = await service.vault.open_all(namespace, await service.namespaces.search(namespace, fetch))
-    if forgotten := [record for record in found.records if record.updated_at < before]:
-        queued = await queue_jobs(service, namespace, forgotten, model)
-        log.info("queued %d texts in %s for vectors again", queued, namespace)
-
-
-async def queue_jobs(service: Service, namespace: str, records: Sequence[Record], model: Model) -> int:
-    """Queue jobs for the records that have no vector of a model; return how many."""
-    keys, items = Keys(namespace), list[dict[str, Any]]()
-    for record in records:
-        encoder = await encoder_of(service, namespace, record.owner, model, sensitive=record.is_sensitive)
-        items.append({"id": record.id, "piece": record.part, "job": encoder.job(record, record.part, record.content)})
-    answer = await service.backend.write(
-        "rm1_requeue",
-        [keys.job_streams, *(keys.hash_of_chunk(record.id, record.part) for record in records)],
-        repeatable=True,
-        model=model.name,
-        items=items,
-    )
-    service.ring(namespace)
-    return answer["queued"]

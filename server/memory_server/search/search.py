@@ -94,6 +94,9 @@ async def find_similar(service: SearchServices, request: RequestContext, args: S
     principal = await resolve(service.backend, request)
     model = await service.models.current(request.caller.namespace)
     record = await load_readable(service, request, principal, args.memory_id, model=model)
+    if model.has_failed(record.state):
+        hint = "search for its words, or update it, which tries again"
+        raise EmbeddingUnavailable("this memory has no vector: it could not be embedded", hint=hint)
     if record.vector is None:
         hint = "try again shortly, or see gpu_status"
         raise EmbeddingUnavailable("this memory still waits for its vector", hint=hint, retry_after=2.0)
@@ -123,7 +126,8 @@ async def find_similar(service: SearchServices, request: RequestContext, args: S
     hits = [scored for scored in others if scored.score >= args.min_score][: args.limit]
     service.touch(request.caller, [scored.record.id for scored in hits])
     total_ms = (time.perf_counter() - started) * 1000
-    reason = partial_reason(await service.namespaces.covered(prepared), found.warnings, waiting=found.words.waiting)
+    waiting, failed, progress = found.words.waiting, found.words.failed, await service.namespaces.covered(prepared)
+    reason = partial_reason(progress, found.warnings, waiting=waiting, failed=failed)
     return SearchAnswer(
         hits=[_hit(scored, principal, model) for scored in hits],
         took_ms=Took(search=total_ms, total=total_ms),
@@ -221,12 +225,12 @@ async def _find(
     ranking_began = time.perf_counter()
     hits, left_out = _cut(_rank(found, query, args), args)
     ended = time.perf_counter()
-    waiting = found.words.waiting if args.mode != "keyword" else 0
+    waiting, failed = (found.words.waiting, found.words.failed) if args.mode != "keyword" else (0, 0)
     over_budget = [f"{left_out} hits did not fit into max_tokens"] if left_out else []
     progress = await service.namespaces.covered(prepared)
     return _Results(
         hits,
-        partial_reason(progress, [*found.warnings, *over_budget], failure=failure, waiting=waiting),
+        partial_reason(progress, [*found.warnings, *over_budget], failure=failure, waiting=waiting, failed=failed),
         model,
         embed_ms=(embedded - began) * 1000,
         search_ms=(ranking_began - searching) * 1000,

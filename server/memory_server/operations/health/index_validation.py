@@ -40,6 +40,10 @@ _MESSAGES = {
         "have no vector; only keyword search finds them",
         "run a server and a sidecar: the server queues them again within seconds",
     ),
+    RecordProblem.FAILED: (
+        "have no vector, because they could not be embedded; only keyword search finds them",
+        "fix the reason in the sidecar's log, then redis-memory reindex --namespace {namespace}",
+    ),
     RecordProblem.ORPHAN: ("are chunks of deleted memories", "delete these keys with redis-cli UNLINK"),
     RecordProblem.PIECES: (
         "lack chunks, so search misses a part of them",

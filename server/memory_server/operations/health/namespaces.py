@@ -18,6 +18,8 @@ from memory_core.store import index
 from memory_core.store.connection import store_errors
 from memory_core.store.signer import check_signer
 from memory_server.engine.index_definition import drift
+from memory_server.index import queries
+from memory_server.index import query_builder as build
 from memory_server.operations.authority_records import AuthorityScan
 from memory_server.operations.health.report import Inspection
 from memory_server.security.audit import reader
@@ -112,9 +114,23 @@ async def _check_jobs(inspection: Inspection, keys: Keys, model: Model) -> None:
         report.error("jobs.stuck", f"{seen}, the oldest for {waited:.0f} s", remedy, where=where)
     else:
         report.ok("jobs.waiting", seen, where=where)
-    if dead:
-        remedy = f"fix the reason in the sidecar's log, then DEL '{keys.dead_jobs}': servers queue the texts again"
-        report.warning("jobs.dead", f"{dead} texts could not be embedded", remedy, where=where)
+    failed = await _count_failed(inspection, keys, model)
+    if dead or failed:
+        seen = f"{failed} texts have no vector, because they could not be embedded; {dead} jobs failed"
+        remedy = f"fix the reason in the sidecar's log, then redis-memory reindex --namespace {where}, "
+        remedy += f"which tries them again, then DEL '{keys.dead_jobs}'"
+        report.warning("jobs.dead", seen, remedy, where=where)
+
+
+async def _count_failed(inspection: Inspection, keys: Keys, model: Model) -> int:
+    query, timeout = build.failed(build.Query(), model), inspection.settings.search_timeout_ms
+    try:
+        async with store_errors():
+            return await queries.count(inspection.client, keys, query, timeout)
+    except ResponseError as error:
+        if index.is_missing_index(error):
+            return 0
+        raise
 
 
 async def _check_keys(inspection: Inspection, keys: Keys) -> None:

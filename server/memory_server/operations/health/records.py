@@ -33,6 +33,7 @@ class RecordProblem(StrEnum):
     INVALID = "vectors.invalid"
     OTHER_MODEL = "vectors.model"
     MISSING = "vectors.missing"
+    FAILED = "vectors.failed"
     ORPHAN = "orphans"
     PIECES = "pieces"
 
@@ -94,6 +95,8 @@ class RecordScan:
             return None
         if self.model.is_ready(model):
             return None if _is_unit(vector, self.model.dimension) else RecordProblem.INVALID
+        if self.model.has_failed(model):
+            return RecordProblem.FAILED
         if model and NO_VECTOR + self.model.name not in model.decode(errors="replace").split(SEPARATOR):
             return RecordProblem.OTHER_MODEL
         waited = redis_time.now() - float(updated or 0) > VECTOR_SECONDS

@@ -27,6 +27,7 @@ def count_queries(pieces: Query, model: Model, now: float) -> Queries:
         ("", "total"): memories,
         ("", "pieces"): pieces,
         ("", "vector_backlog"): build.without_vector(pieces, model),
+        ("", "vectors_failed"): build.failed(pieces, model),
         ("", "created_last_hour"): build.created_since(memories, now - 3600),
         ("", "created_last_day"): build.created_since(memories, now - DAY),
     }

@@ -29,8 +29,8 @@ _SHARE = 0.05
 """The share of Redis's time that counting for one viewer may take."""
 _REMEMBERED = 256
 _EMPTY: dict[str, Any] = {
-    "index_progress": 1.0, "total": 0, "pieces": 0, "vector_backlog": 0, "created_last_hour": 0, "created_last_day": 0,
-    "by_type": {}, "by_priority": {}, "by_visibility": {}, "by_agent": {}, "growth": [],
+    "index_progress": 1.0, "total": 0, "pieces": 0, "vector_backlog": 0, "vectors_failed": 0, "created_last_hour": 0,
+    "created_last_day": 0, "by_type": {}, "by_priority": {}, "by_visibility": {}, "by_agent": {}, "growth": [],
 }  # fmt: skip
 
 
