@@ -3,6 +3,7 @@
 -- How many tasks one call handles, so that Redis never stalls.
 rm.BATCH = 32
 
+local BLOCKERS_A_TASK, SETTLED_AT_ONCE = 32, 4
 local BAND = 2 ^ 44
 local HISTORY_KEPT = 200
 local TYPE_COUNTS_KEPT = 400
@@ -224,20 +225,20 @@ local function rest_submitter(names, submitter, keep)
   rm.forget_turns(names, submitter)
 end
 
--- Remove a task that ends from those that its blockers unblock.
+-- Remove a task that ends from those that its blockers unblock. Returns how many blockers it had.
 local function unlink_blockers(names, id)
-  for _, blocker in ipairs(redis.call('SMEMBERS', names.blockers .. id)) do
-    redis.call('SREM', names.dependents .. blocker, id)
-  end
+  local blockers = redis.call('SMEMBERS', names.blockers .. id)
+  for _, blocker in ipairs(blockers) do redis.call('SREM', names.dependents .. blocker, id) end
+  return #blockers
 end
 
--- End a task. Only its record and history stay, for `keep` seconds.
+-- End a task. Only its record and history stay, for `keep` seconds. Returns what it cost, in tasks without blockers.
 function rm.end_task(names, id, task, state, now, keep, fields)
   unassign(names, id, task)
   if not task.assigned then unqueue_task(names, id, task.kind) end
   if task.state == 'retrying' then redis.call('ZREM', names.delayed, id) end
   redis.call('ZREM', names.deadlines, id)
-  unlink_blockers(names, id)
+  local cost = 1 + unlink_blockers(names, id) / BLOCKERS_A_TASK
   redis.call('DEL', names.task_vector .. id, names.blockers .. id)
   redis.call('HSET', names.task .. id, 'state', state, 'finished_at', rm.seconds(now), unpack(fields))
   rm.count_open(names, task, -1)
@@ -245,25 +246,29 @@ function rm.end_task(names, id, task, state, now, keep, fields)
   redis.call('HINCRBY', names.counters, 'tasks_' .. state, 1)
   for _, key in ipairs({names.task, names.history}) do redis.call('EXPIRE', key .. id, keep) end
   if redis.call('EXISTS', names.dependents .. id) == 1 then redis.call('SADD', names.unsettled, id) end
+  return cost
 end
 
 function rm.dead_letter(names, id, task, now, keep, reason)
-  rm.end_task(names, id, task, 'dead', now, keep, {'error', reason})
+  local cost = rm.end_task(names, id, task, 'dead', now, keep, {'error', reason})
   local entry = redis.call('XADD', names.dead_tasks, '*', 'task', id, 'error', reason, 'attempts', task.attempt or 0)
   redis.call('HSET', names.task .. id, 'dead_entry', entry)
   rm.record(names, id, task, now, {op = 'dead', error = reason})
+  return cost
 end
 
+-- Unblock or cancel a dependent of an ended task. Returns what it cost.
 local function settle_dependent(names, id, ended, completed, now, keep)
-  local task = rm.load_task(names, id)
+  local task, cost = rm.load_task(names, id), 1
   redis.call('SREM', names.blockers .. id, ended)
   if task.state == 'waiting' and not completed then
-    rm.end_task(names, id, task, 'cancelled', now, keep, {'error', 'a task it depends on did not complete'})
+    cost = rm.end_task(names, id, task, 'cancelled', now, keep, {'error', 'a task it depends on did not complete'})
     rm.record(names, id, task, now, {op = 'cancelled', error = 'depends on ' .. ended})
   elseif task.state == 'waiting' and redis.call('EXISTS', names.blockers .. id) == 0 then
     rm.add_history(names, id, now, {op = 'unblocked'})
     rm.make_pending(names, id, task, now)
   end
+  return cost
 end
 
 -- Unblock or cancel dependents of ended tasks, up to BATCH. Returns whether any are left.
@@ -273,9 +278,10 @@ function rm.settle_dependents(names, now, keep)
     local ended = redis.call('SRANDMEMBER', names.unsettled)
     if not ended then return false end
     local completed = redis.call('HGET', names.task .. ended, 'state') == 'completed'
-    local dependents = redis.call('SPOP', names.dependents .. ended, budget)
-    for _, id in ipairs(dependents) do settle_dependent(names, id, ended, completed, now, keep) end
-    budget = budget - #dependents
+    local dependents = redis.call('SPOP', names.dependents .. ended, SETTLED_AT_ONCE)
+    for _, id in ipairs(dependents) do
+      budget = budget - settle_dependent(names, id, ended, completed, now, keep)
+    end
     if redis.call('EXISTS', names.dependents .. ended) == 0 then redis.call('SREM', names.unsettled, ended) end
   end
   return redis.call('EXISTS', names.unsettled) == 1

@@ -221,7 +221,8 @@ local function process_due(names, now, limit, keep)
     rm.make_pending(names, id, rm.load_task(names, id), now)
   end
   for _, id in ipairs(rm.due(names.deadlines, now, limit)) do
-    rm.dead_letter(names, id, rm.load_task(names, id), now, keep, 'its deadline passed')
+    limit = limit - rm.dead_letter(names, id, rm.load_task(names, id), now, keep, 'its deadline passed')
+    if limit <= 0 then break end
   end
 end
 
