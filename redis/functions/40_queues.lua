@@ -5,6 +5,7 @@ rm.BATCH = 32
 
 rm.OPEN = {'waiting', 'pending', 'leased', 'retrying'}
 
+local BLOCKERS_A_TASK, SETTLED_AT_ONCE = 32, 4
 local BAND = 2 ^ 44
 -- Six rounds of the sweeper: it calls each namespace more often, so servers or Redis were down for longer gaps.
 local PAUSE_SECONDS = 30
@@ -299,20 +300,20 @@ local function rest_submitter(names, submitter, keep)
   rm.forget_turns(names, submitter)
 end
 
--- Remove a task that ends from those that its blockers unblock.
+-- Remove a task that ends from those that its blockers unblock. Returns how many blockers it had.
 local function unlink_blockers(names, id)
-  for _, blocker in ipairs(redis.call('SMEMBERS', names.blockers .. id)) do
-    redis.call('SREM', names.dependents .. blocker, id)
-  end
+  local blockers = redis.call('SMEMBERS', names.blockers .. id)
+  for _, blocker in ipairs(blockers) do redis.call('SREM', names.dependents .. blocker, id) end
+  return #blockers
 end
 
--- End a task. Only its record and history stay, for `keep` seconds.
+-- End a task. Only its record and history stay, for `keep` seconds. Returns what it cost, in tasks without blockers.
 function rm.end_task(names, id, task, state, now, keep, fields)
   unassign(names, id, task)
   if not task.assigned then unqueue_task(names, id, task.kind) end
   if task.state == 'retrying' then redis.call('ZREM', names.delayed, id) end
   redis.call('ZREM', names.deadlines, id)
-  unlink_blockers(names, id)
+  local cost = 1 + unlink_blockers(names, id) / BLOCKERS_A_TASK
   redis.call('DEL', names.task_vector .. id, names.blockers .. id)
   redis.call('HSET', names.task .. id, 'state', state, 'finished_at', rm.seconds(now), unpack(fields))
   rm.count_open(names, task, -1)
@@ -320,6 +321,7 @@ function rm.end_task(names, id, task, state, now, keep, fields)
   redis.call('HINCRBY', names.counters, 'tasks_' .. state, 1)
   for _, key in ipairs({names.task, names.history}) do redis.call('EXPIRE', key .. id, keep) end
   if redis.call('EXISTS', names.dependents .. id) == 1 then redis.call('SADD', names.unsettled, id) end
+  return cost
 end
 
 -- Remove a task whose record is missing or damaged from what walks read. What is left of the record stays for a week.
@@ -358,34 +360,41 @@ function rm.attempt_task(names, key, entry, id, states, handle)
   return rm.attempt(key, entry, handle, task)
 end
 
--- Handle up to `limit` tasks of a sorted set that are due, and take them out of it.
+-- Handle tasks of a sorted set that are due, and take them out of it. `handle` may return what a task cost; they cost
+-- `limit` together, 1 each otherwise.
 function rm.each_due(names, key, states, now, limit, handle)
   for _, id in ipairs(rm.due(key, now, limit)) do
-    rm.attempt_task(names, key, id, id, states, function(task) handle(id, task) end)
+    local cost = 1
+    rm.attempt_task(names, key, id, id, states, function(task) cost = handle(id, task) or 1 end)
     redis.call('ZREM', key, id)
+    limit = limit - cost
+    if limit <= 0 then break end
   end
 end
 
 function rm.dead_letter(names, id, task, now, keep, reason)
-  rm.end_task(names, id, task, 'dead', now, keep, {'error', reason})
+  local cost = rm.end_task(names, id, task, 'dead', now, keep, {'error', reason})
   local entry = redis.call('XADD', names.dead_tasks, '*', 'task', id, 'error', reason, 'attempts', task.attempt or 0)
   redis.call('HSET', names.task .. id, 'dead_entry', entry)
   rm.record(names, id, task, now, {op = 'dead', error = reason})
+  return cost
 end
 
+-- Unblock or cancel a dependent of an ended task. Returns what it cost.
 local function settle_dependent(names, id, ended, completed, now, keep)
-  local task = rm.load_task(names, id)
+  local task, cost = rm.load_task(names, id), 1
   redis.call('SREM', names.blockers .. id, ended)
   local damage = task.state == 'waiting' and rm.damage_of(task)
   if damage then
     rm.remove_damaged(names, names.dependents .. ended, id, id, task, damage)
   elseif task.state == 'waiting' and not completed then
-    rm.end_task(names, id, task, 'cancelled', now, keep, {'error', 'a task it depends on did not complete'})
+    cost = rm.end_task(names, id, task, 'cancelled', now, keep, {'error', 'a task it depends on did not complete'})
     rm.record(names, id, task, now, {op = 'cancelled', error = 'depends on ' .. ended})
   elseif task.state == 'waiting' and redis.call('EXISTS', names.blockers .. id) == 0 then
     rm.add_history(names, id, now, {op = 'unblocked'})
     rm.make_pending(names, id, task, now)
   end
+  return cost
 end
 
 -- Whether ended tasks have dependents to unblock or cancel. The server that is told so sweeps until there are none.
@@ -400,9 +409,11 @@ function rm.settle_dependents(names, now, keep)
     local ended = redis.call('SRANDMEMBER', names.unsettled)
     if not ended then return false end
     local completed = redis.call('HGET', names.task .. ended, 'state') == 'completed'
-    local dependents = redis.call('SPOP', names.dependents .. ended, budget)
-    for _, id in ipairs(dependents) do settle_dependent(names, id, ended, completed, now, keep) end
-    budget = budget - math.max(#dependents, 1)
+    local dependents = redis.call('SPOP', names.dependents .. ended, SETTLED_AT_ONCE)
+    if #dependents == 0 then budget = budget - 1 end
+    for _, id in ipairs(dependents) do
+      budget = budget - settle_dependent(names, id, ended, completed, now, keep)
+    end
     if redis.call('EXISTS', names.dependents .. ended) == 0 then redis.call('SREM', names.unsettled, ended) end
   end
   return rm.has_unsettled(names)

@@ -221,7 +221,7 @@ local function process_due(names, now, limit, keep)
     rm.make_pending(names, id, task, now)
   end)
   rm.each_due(names, names.deadlines, rm.OPEN, now, limit, function(id, task)
-    rm.dead_letter(names, id, task, now, keep, 'its deadline passed')
+    return rm.dead_letter(names, id, task, now, keep, 'its deadline passed')
   end)
 end
 

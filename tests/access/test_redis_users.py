@@ -36,7 +36,7 @@ SERVER_ONLY = (
     "FT.SEARCH rm:{team}:idx:memory *|FT.CREATE x SCHEMA y TEXT|FT.DROPINDEX x|FUNCTION LOAD x|FUNCTION LIST|"
     "SADD rm:namespaces x|XADD rm:bell:{0} * a b|HSET rm:{team}:meta model x|HSET rm:{team}:grant:x a b|"
     "HSET rm:{team}:task:x a b|HSET rm:{team}:agent:alice id x|HSET rm:{team}:owner:x agent mallory|"
-    "XADD rm:{team}:audit * a b|HGETALL rm:{team}:agent:alice|GET rm:{team}:emb:vec:alice:x|SET rm:sweeper x|"
+    "XADD rm:{team}:audit * a b|HGETALL rm:{team}:agent:alice|HGETALL rm:{team}:emb:vec:alice|SET rm:sweeper x|"
     "FCALL rm1_owner 2 rm:{team}:agent:alice rm:{team}:owner:x x"
 ).split("|")
 
