@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from importlib import import_module
 from random import Random
 from typing import Any
 
@@ -23,7 +24,7 @@ from memory_core.records.names import SEPARATOR
 from memory_core.records.task import TaskPriority
 from memory_core.records.task_kind import TaskKind
 from memory_core.records.times import NEVER, to_redis
-from memory_core.records.vectors import to_bytes
+from memory_core.records.vectors import normalise, to_bytes
 from memory_core.redis_client import Client
 from memory_core.settings.settings import VectorStoreSettings
 from memory_core.store import functions
@@ -79,6 +80,11 @@ def worst(function: str, case: str, bound: str) -> Callable[[Prepare], Prepare]:
         return prepare
 
     return add
+
+
+def limit_of(module: str, name: str) -> int:
+    """A limit or a size of a batch of the server."""
+    return int(getattr(import_module(f"memory_server.{module}"), name))
 
 
 def agent(number: int) -> str:
@@ -150,7 +156,7 @@ class BusyNamespace:
     def vector(self) -> bytes:
         """A random vector of unit length."""
         row = self._rows.standard_normal(384).astype(np.float32)
-        return to_bytes(row / np.linalg.norm(row))
+        return to_bytes(normalise(row.reshape(1, -1), 384)[0])
 
     # Memories.
 
@@ -222,7 +228,7 @@ class BusyNamespace:
         able = (
             [skill for kind in self.kinds for skill in kind.capabilities][:64] if capabilities is None else capabilities
         )
-        profile = {
+        profile: dict[str, Any] = {
             "type": "custom", "capabilities": SEPARATOR.join(able), "context_window": 200_000, "max_tasks": 1000,
             "heartbeat_seconds": HOUR, "description": "d" * 100, "profile": self.vector(),
         }  # fmt: skip

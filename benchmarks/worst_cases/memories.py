@@ -12,6 +12,7 @@ from benchmarks.worst_cases.busy_namespace import (
     BusyNamespace,
     Call,
     agent,
+    limit_of,
     worst,
 )
 from memory_core.records.ids import new_id
@@ -19,15 +20,15 @@ from memory_core.records.keys import GROUP, digest
 from memory_core.records.memory import SEALED_CODEC
 from memory_core.records.names import SEPARATOR
 from memory_core.records.times import to_redis
-from memory_server.memories.chunks import _SLICE as CHUNKS
 from memory_server.memories.clear import DELETED_AT_ONCE as DELETED
 from memory_server.memories.record_encoder import flat
-from memory_server.operations.reembed import _TEXTS_AT_ONCE as TEXTS
-from memory_server.operations.reindex import _SLICE as MARKED
-from memory_server.operations.sweeper import _AT_ONCE as REQUEUED
-from memory_server.operations.verify_integrity import _ADOPTED_AT_ONCE as ADOPTED
-from memory_server.service import _TOUCHES_PER_CALL as TOUCHED
 
+CHUNKS = limit_of("memories.chunks", "_SLICE")
+TEXTS = limit_of("operations.reembed", "_TEXTS_AT_ONCE")
+MARKED = limit_of("operations.reindex", "_SLICE")
+REQUEUED = limit_of("operations.sweeper", "_AT_ONCE")
+ADOPTED = limit_of("operations.verify_integrity", "_ADOPTED_AT_ONCE")
+TOUCHED = limit_of("service", "_TOUCHES_PER_CALL")
 LIMIT = "limits.content_bytes"
 COMMITTED, PASSED_ON = 8, 128
 _OWNER = agent(2)
@@ -278,7 +279,8 @@ async def _reseal(team: BusyNamespace) -> Call:
 async def _change_model(team: BusyNamespace) -> Call:
     request = {
         "step": "begin", "model": team.model.name, "field": team.model.field, "dimension": 384, "grace": 0,
-        "audit": team.audit("console", "reindex"), "alias": team.keys.index_alias, "index": f"{team.keys.index_alias}:v",
+        "audit": team.audit("console", "reindex"), "alias": team.keys.index_alias,
+        "index": f"{team.keys.index_alias}:v",
     }  # fmt: skip
     named = [team.keys.meta, team.keys.audit, team.keys.counters]
     changed = {"other_model": team.model.name, "other_field": team.model.field, "other_dimension": 384}

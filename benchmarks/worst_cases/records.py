@@ -12,17 +12,18 @@ from benchmarks.worst_cases.busy_namespace import (
     BusyNamespace,
     Call,
     agent,
+    limit_of,
     worst,
 )
 from memory_core.records.ids import new_id
 from memory_core.records.keys import digest, token_key
 from memory_core.records.times import to_redis
-from memory_server.events.retention import _PAGE as DROPPED
-from memory_server.operations.quarantine import _MOST as QUARANTINED
 from memory_server.security.audit.recorder import BATCH as ENTRIES
 from memory_server.security.audit.retention import SLICE as TRIMMED
 from memory_server.transfer.writer import MAX_CHARACTERS, MAX_MEMORIES, MAX_VECTORS
 
+DROPPED = limit_of("events.retention", "_PAGE")
+QUARANTINED = limit_of("operations.quarantine", "_MOST")
 _TOKENS = 10_000
 
 

@@ -14,15 +14,16 @@ from benchmarks.worst_cases.busy_namespace import (
     Call,
     Request,
     agent,
+    limit_of,
     worst,
 )
 from memory_core.records.ids import new_id
 from memory_core.records.keys import digest
 from memory_core.records.names import SEPARATOR
 from memory_core.records.times import to_redis
-from memory_server.operations.authority_records import _AT_ONCE as RESIGNED
-from memory_server.sharing.grants import _MAX_IDS as IDS
 
+RESIGNED = limit_of("operations.authority_records", "_AT_ONCE")
+IDS = limit_of("sharing.grants", "_MAX_IDS")
 OWNER_IDS = 500
 """Owner ids of one agent. Nothing bounds them; the cost grows with them."""
 EXPIRED = 100
@@ -34,7 +35,7 @@ def share(team: BusyNamespace, by: str, to: str, kind: str, values: list[str], *
     grant = other.pop("id", None) or new_id()
     owner = team.owners[by]
     tokens = [f"i:{one}" if kind == "i" else f"{kind}:{owner}:{one}" for one in values]
-    request = {
+    request: Request = {
         "id": grant, "offer": None, "candidates": [new_id(), new_id()], "from": by, "to": to, "kind": kind,
         "values": values, "shown": values, "selector": digest(SEPARATOR.join([kind, *values])), "permission": "read",
         "seconds": None, "offer_seconds": HOUR, "note": "n" * 1024, "proofs": [],

@@ -18,6 +18,7 @@ from benchmarks.worst_cases.busy_namespace import (
     Call,
     Request,
     agent,
+    limit_of,
     worst,
 )
 from memory_core.records.ids import new_id
@@ -25,10 +26,10 @@ from memory_core.records.names import SEPARATOR
 from memory_core.records.task_kind import TaskKind
 from memory_core.records.times import to_redis
 from memory_server.agents.registry import RENEWED_AT_ONCE as TOKENS
-from memory_server.tasks.routing import _BATCH as ASSIGNED
-from memory_server.tasks.submit import _MAX_CANDIDATES as CANDIDATES
-from memory_server.tasks.submit import _MAX_DEPENDENCIES as DEPENDENCIES
 
+ASSIGNED = limit_of("tasks.routing", "_BATCH")
+CANDIDATES = limit_of("tasks.submit", "_MAX_CANDIDATES")
+DEPENDENCIES = limit_of("tasks.submit", "_MAX_DEPENDENCIES")
 DEPENDENTS, SLICE = 200, 32
 CLAIMED = 50
 _SUBMITTER = agent(1)
