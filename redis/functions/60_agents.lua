@@ -49,7 +49,7 @@ rm.serve('rm1_agent_heartbeat', function(request, keys, names)
 end)
 
 -- rm1_agent_lost: mark an agent dead whose deadline has passed, and release a slice of its tasks.
--- KEYS: agent. Answer: {status = dead | alive, taken, more}
+-- KEYS: agent. Answer: {status = dead | alive, taken, ended, more}
 rm.serve('rm1_agent_lost', function(request, keys, names)
   local name, now = request.agent, rm.now()
   local deadline = tonumber(redis.call('ZSCORE', names.agents, name) or '0')
@@ -62,8 +62,8 @@ rm.serve('rm1_agent_lost', function(request, keys, names)
   end
   local metrics = redis.call('HGET', keys[1], 'metrics')
   request.handoff = metrics and ('last reported metrics: ' .. metrics) or nil
-  local taken, more = rm.release_tasks(names, name, now, request)
-  return {status = 'dead', taken = taken, more = more}
+  local taken, ended, more = rm.release_tasks(names, name, now, request)
+  return {status = 'dead', taken = taken, ended = ended, more = more}
 end)
 
 -- Delete an agent's owner ids, and the data keys with them: sensitive memories cannot be read any more.
@@ -104,18 +104,25 @@ rm.serve('rm1_agent_unregister', function(request, keys, names)
   if request.memories == 'transfer' then rm.offer_transfer(names, request, owners) end
   redis.call('HDEL', keys[1], unpack(PROFILE))
   redis.call('ZREM', names.agents, name)
-  redis.call('DEL', names.performance .. name, names.did .. name, names.seen .. name)
-  redis.call('UNLINK', names.submitted .. name)
+  redis.call('DEL', names.performance .. name, names.did .. name, names.seen .. name, names.avoided .. name)
+  redis.call('UNLINK', names.submitted .. name, names.turns_of .. name)
   for rank = 0, 3 do redis.call('HDEL', names.turns, rank .. ':' .. name) end
   rm.audit(names, now, request.audit)
   rm.emit(names, 'agent', 'unregistered', name, name, {})
   return {status = 'unregistered', owners = owners, grants = grants}
 end)
 
--- rm1_agent_release: release a slice of an agent's tasks. KEYS: agent. Answer: {taken, more}
+-- rm1_agent_release: release a slice of an agent's tasks. KEYS: agent. Answer: {taken, ended, more}
 rm.serve('rm1_agent_release', function(request, _, names)
-  local taken, more = rm.release_tasks(names, request.agent, rm.now(), request)
-  return {taken = taken, more = more}
+  local taken, ended, more = rm.release_tasks(names, request.agent, rm.now(), request)
+  return {taken = taken, ended = ended, more = more}
+end)
+
+-- rm1_agent_reserved: end a slice of the queued tasks that are only for an agent that left. KEYS: agent.
+-- Answer: {ended, more}
+rm.serve('rm1_agent_reserved', function(request, _, names)
+  local ended = rm.end_reserved(names, request.agent, rm.now(), request.keep)
+  return {ended = ended, more = ended == rm.BATCH}
 end)
 
 -- rm1_agent_purged: forget an owner id that has no memories left. KEYS: tombstones, owner. Answer: {status}

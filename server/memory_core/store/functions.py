@@ -28,11 +28,11 @@ RELEASE = version("redis-memory-gpu")
 _NAMES_RELEASE = "rm1_release"
 """A Function whose description is the release of the library. FUNCTION LIST shows it without a call."""
 _KEYS = (
-    "agent agents audit backlog blockers children chores counters data_key "
+    "agent agents audit avoided backlog blockers children chores counters data_key "
     "dead_tasks deadlines delayed dependents did events grant granted granting "
     "grants_due held history inbox job_streams keyed kinds kinds_of leases memory "
     "meta offers owner performance reshared same_prefix seen submitted task task_vector "
-    "tombstones turns unclaimed unsettled "
+    "tombstones turns turns_of unclaimed unsettled "
 ).split()
 """The keys that the Functions name themselves, by their names in keys.py."""
 
