@@ -3,7 +3,6 @@
 -- How many tasks one call handles, so that Redis never stalls.
 rm.BATCH = 32
 
-local BAND = 2 ^ 44
 local HISTORY_KEPT = 200
 local TYPE_COUNTS_KEPT = 400
 local AVOIDED_KEPT, COMPARED_MOST = 1000, 1024
@@ -94,12 +93,19 @@ local function has_another(names, team, kind, failed, now)
   return #team.names == COMPARED_MOST
 end
 
--- Offer a task to others first, for as long as an assignment waits for its claim after `from`.
-local function avoid(names, id, task, name, from)
+-- Offer a task to others first, for as long as an assignment waits for its claim, from the time of its retry.
+local function avoid(names, id, task, name, now, due)
   local key = names.avoided .. name
-  redis.call('ZADD', key, rm.seconds(from + tonumber(task.claim_seconds) * 1000000), id)
+  redis.call('ZADD', key, rm.seconds(due + tonumber(task.claim_seconds) * 1000000), id)
   redis.call('ZREMRANGEBYRANK', key, 0, -AVOIDED_KEPT - 1)
-  redis.call('EXPIREAT', key, math.ceil(tonumber(redis.call('ZRANGE', key, -1, -1, 'WITHSCORES')[2])))
+  local last = tonumber(redis.call('ZRANGE', key, -1, -1, 'WITHSCORES')[2])
+  redis.call('EXPIRE', key, math.max(math.ceil(last - now / 1000000), 1))
+end
+
+-- The tasks that an agent failed at and that others are still offered first.
+function rm.avoided_by(names, name, now)
+  redis.call('ZREMRANGEBYSCORE', names.avoided .. name, '-inf', rm.seconds(now))
+  return rm.set(redis.call('ZRANGE', names.avoided .. name, 0, -1))
 end
 
 -- Whether an agent failed at a task and others are still offered it first.
@@ -119,61 +125,9 @@ function rm.touch_agent(names, agent, now)
   end
 end
 
--- The turn that all tasks of a priority have reached, and the first turn that its submitter did not use.
-local function turns_reached(names, rank, submitter)
-  local found = redis.call('HMGET', names.turns, rank, rank .. ':' .. submitter)
-  return tonumber(found[1] or '0'), tonumber(found[2] or '0')
-end
-
--- The turn of a submitter's next task among all tasks of its priority: start-time fair queueing. Only tasks that wait or
--- were leased use turns.
-local function next_turn(names, rank, submitter)
-  local last = redis.call('ZRANGE', names.turns_of .. submitter, '(' .. rm.integer((rank + 1) * BAND),
-    rm.integer(rank * BAND), 'BYSCORE', 'REV', 'LIMIT', 0, 1, 'WITHSCORES')[2]
-  local turn = math.max(last and tonumber(last) % BAND + 1 or 0, turns_reached(names, rank, submitter))
-  return turn
-end
-
--- Take a task from those of its submitter that wait. The submitter's next one of this priority gets `turn` if its own is
--- later.
-local function leave_turns(names, id, task, turn)
-  local key, base = names.turns_of .. task.submitter, tonumber(task.rank) * BAND
-  if redis.call('ZREM', key, id) == 0 then return end
-  local following = redis.call('ZRANGE', key, '(' .. task.score, '(' .. rm.integer(base + BAND), 'BYSCORE', 'LIMIT', 0, 1,
-    'WITHSCORES')
-  if not following[1] then return end
-  local kind = redis.call('HGET', names.task .. following[1], 'kind')
-  local score = base + math.max(turn, turns_reached(names, task.rank, task.submitter))
-  if not kind then
-    redis.call('ZREM', key, following[1])
-  elseif score < tonumber(following[2]) then
-    redis.call('HSET', names.task .. following[1], 'score', rm.integer(score))
-    for _, queue in ipairs({key, names.backlog .. kind}) do
-      redis.call('ZADD', queue, 'XX', rm.integer(score), following[1])
-    end
-  end
-end
-
--- Record that an agent gets a task: where new submitters of its priority start, and its submitter goes on. A task that
--- goes out before earlier ones of its submitter uses the turn of the first. An agent's own task costs no turn.
-function rm.take_turn(names, id, task, agent)
-  local turn = tonumber(task.score) % BAND
-  if task.submitter ~= agent then
-    local reached, unused = turns_reached(names, task.rank, task.submitter)
-    local used = math.min(turn, math.max(reached, unused))
-    redis.call('HSET', names.turns, task.rank, rm.integer(math.max(reached, used)), task.rank .. ':' .. task.submitter,
-      rm.integer(math.max(unused, used + 1)))
-  end
-  leave_turns(names, id, task, task.submitter == agent and turn or turn + 1)
-end
-
-local function score_of(names, task)
-  return rm.integer(tonumber(task.rank) * BAND + next_turn(names, task.rank, task.submitter))
-end
-
 function rm.queue_task(names, id, task)
   if not task.score then
-    task.score = score_of(names, task)
+    task.score = rm.score_of(names, task)
     redis.call('HSET', names.task .. id, 'score', task.score)
   end
   redis.call('ZADD', names.turns_of .. task.submitter, task.score, id)
@@ -242,6 +196,14 @@ function rm.make_pending(names, id, task, now, keep)
   return 'pending'
 end
 
+-- Whether a lease, an assignment, a pause before a retry or a deadline has ended.
+function rm.is_due(names, now)
+  for _, key in ipairs({names.leases, names.unclaimed, names.delayed, names.deadlines}) do
+    if #rm.due(key, now, 1) > 0 then return true end
+  end
+  return false
+end
+
 -- Take an assigned task back from its agent and queue it. Returns the state.
 function rm.requeue_assigned(names, id, task, now, reason, keep)
   local name = task.assigned
@@ -278,7 +240,7 @@ end
 function rm.end_task(names, id, task, state, now, keep, fields)
   unassign(names, id, task)
   if not task.assigned then unqueue_task(names, id, task.kind) end
-  if task.score then leave_turns(names, id, task, tonumber(task.score) % BAND) end
+  if task.score then rm.leave_turns(names, id, task, 0) end
   if task.state == 'retrying' then redis.call('ZREM', names.delayed, id) end
   redis.call('ZREM', names.deadlines, id)
   redis.call('DEL', names.task_vector .. id, names.blockers .. id)
@@ -340,7 +302,7 @@ function rm.fail_attempt(names, id, task, now, how)
   end
   local due = now + math.floor(how.delay * 1000000)
   local another = has_another(names, how.team, cmsgpack.unpack(task.kind_spec), rm.set(failed), now)
-  if another then avoid(names, id, task, name, due) end
+  if another then avoid(names, id, task, name, now, due) end
   if how.delay == 0 then return rm.make_pending(names, id, task, now, how.keep), now, another end
   redis.call('HSET', names.task .. id, 'state', 'retrying', 'next_at', rm.seconds(due))
   redis.call('ZADD', names.delayed, rm.seconds(due), id)

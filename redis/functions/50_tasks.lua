@@ -2,7 +2,7 @@
 -- waiting -> pending -> leased -> completed | retrying | dead | cancelled
 
 local SUBMISSIONS_KEPT, TRIMMED_ONCE_IN = 10000, 100
-local LOOK_MORE, LOOK_MOST = 8, 512
+local LOOK_MORE = 8
 local CLAIM_BATCH = 8
 local VECTORS_KEPT = 8
 local KINDS = {agent = 64, namespace = 512}
@@ -146,12 +146,6 @@ local function assigned_to(names, name, held)
   return found
 end
 
--- The tasks that an agent failed at and that others are still offered first.
-local function avoided_by(names, name, now)
-  redis.call('ZREMRANGEBYSCORE', names.avoided .. name, '-inf', rm.seconds(now))
-  return rm.set(redis.call('ZRANGE', names.avoided .. name, 0, -1))
-end
-
 -- The first task of a kind that is not avoided.
 local function first_of(names, kind, avoided)
   local start, count = 0, 1
@@ -163,7 +157,7 @@ local function first_of(names, kind, avoided)
       end
     end
     if #queued < 2 * count then return nil end
-    start, count = start + count, math.min(count * LOOK_MORE, LOOK_MOST)
+    start, count = start + count, count * LOOK_MORE
   end
 end
 
@@ -255,7 +249,7 @@ local function lease_best(names, agent, secrets, now, keep)
   local leased, held = {}, redis.call('SCARD', names.held .. agent.name)
   local wanted = math.min(#secrets, agent.most - held)
   if wanted <= 0 then return leased, held end
-  local assigned, avoided = assigned_to(names, agent.name, held), avoided_by(names, agent.name, now)
+  local assigned, avoided = assigned_to(names, agent.name, held), rm.avoided_by(names, agent.name, now)
   local heads = agent.status ~= 'draining' and heads_for(names, agent, avoided, wanted) or {}
   while #leased < wanted do
     local best, head = best_of(heads, assigned[#assigned])
@@ -264,13 +258,6 @@ local function lease_best(names, agent, secrets, now, keep)
     if head then head.first = first_of(names, head.kind, avoided) else assigned[#assigned] = nil end
   end
   return leased, held + #leased
-end
-
-local function is_anything_due(names, now)
-  for _, key in ipairs({names.leases, names.unclaimed, names.delayed, names.deadlines}) do
-    if #rm.due(key, now, 1) > 0 then return true end
-  end
-  return false
 end
 
 local function audit_claim(names, now, entry, leased)
@@ -291,7 +278,7 @@ rm.serve('rm1_task_claim', function(request, _, names)
   if agent.last_claim == request.call then return redis.call('HGET', names.agent .. agent.name, 'last_answer') end
   rm.touch_agent(names, agent, now)
   local leased, held = lease_best(names, agent, request.secrets, now, request.keep)
-  if #leased == 0 and is_anything_due(names, now) then
+  if #leased == 0 and rm.is_due(names, now) then
     process_due(names, now, CLAIM_BATCH, request.keep)
     leased, held = lease_best(names, agent, request.secrets, now, request.keep)
   end

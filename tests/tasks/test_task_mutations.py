@@ -51,7 +51,7 @@ MUTATIONS: dict[str, tuple[str, list[tuple[str, str]]]] = {
     ),
     "agents that failed are not avoided": (
         "failed_task_goes_to_another_agent",
-        [("  if another then avoid(names, id, task, name, due) end\n", "")],
+        [("  if another then avoid(names, id, task, name, now, due) end\n", "")],
     ),
     "agents that failed are avoided forever": (
         "failed_task_returns_to_the_only_agent",
@@ -341,22 +341,22 @@ MUTATIONS: dict[str, tuple[str, list[tuple[str, str]]]] = {
         "new_submitter_starts_at_the_current_turn",
         [
             (
-                "redis.call('HSET', names.turns, task.rank, rm.integer(math.max(reached, used)), task.rank",
+                "redis.call('HSET', names.turns, task.rank, rm.integer(math.max(reached, turn)), task.rank",
                 "redis.call('HSET', names.turns, task.rank",
             )
         ],
     ),
     "cancelled tasks keep their turns": (
         "cancelled_tasks_use_no_turns",
-        [("  if task.score then leave_turns(names, id, task, tonumber(task.score) % BAND) end\n", "")],
+        [("  if task.score then rm.leave_turns(names, id, task, 0) end\n", "")],
     ),
     "a task out of order uses up all turns before it": (
         "turns_of_one_submitter_do_not_delay_a_new_one",
-        [("local used = math.min(turn, math.max(reached, unused))", "local used = turn")],
+        [("math.min(tonumber(task.score) % BAND, math.max(reached, unused))", "tonumber(task.score) % BAND")],
     ),
     "own tasks use turns": (
         "own_tasks_of_an_agent_use_no_turns",
-        [("  if task.submitter ~= agent then\n", "  if true then\n")],
+        [("  if task.submitter == agent then return", "  if false then return")],
     ),
     "a requeued task keeps its turn": (
         "requeued_task_gets_a_new_turn",

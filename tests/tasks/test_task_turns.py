@@ -7,7 +7,6 @@ import time
 from collections.abc import Awaitable, Callable
 
 import pytest
-from support.embedder_fixtures import wait_until
 from support.stack import Stack
 from support.task_functions import TaskNamespace
 
@@ -56,15 +55,11 @@ async def cancelled_in_each_priority(tasks: TaskNamespace) -> str:
 
 
 async def past_their_deadline(tasks: TaskNamespace) -> str:
-    soon = time.time() + 0.2
-    last = [await tasks.submit(deadline=soon) for _ in range(MANY)][-1]
+    ended = [await tasks.submit(deadline=time.time() + 100) for _ in range(MANY)]
     left = await tasks.submit()
-
-    async def dead() -> bool:
-        await tasks.sweep()
-        return await tasks.state(last) == "dead"
-
-    await wait_until(dead)
+    await tasks.client.zadd(tasks.keys.deadlines, dict.fromkeys(ended, 1))
+    await tasks.sweep()
+    assert {await tasks.state(task) for task in ended} == {"dead"}
     return left
 
 
