@@ -6,11 +6,11 @@ rm.BATCH = 32
 rm.OPEN = {'waiting', 'pending', 'leased', 'retrying'}
 
 local BLOCKERS_A_TASK, SETTLED_AT_ONCE = 32, 4
-local BAND = 2 ^ 44
 -- Six rounds of the sweeper: it calls each namespace more often, so servers or Redis were down for longer gaps.
 local PAUSE_SECONDS = 30
 local HISTORY_KEPT = 200
 local TYPE_COUNTS_KEPT = 400
+local AVOIDED_KEPT, COMPARED_MOST = 1000, 1024
 
 local TASK = {'state', 'kind', 'kind_spec', 'open_kind', 'open_kind_spec', 'rank', 'score', 'submitter', 'assigned',
   'entry', 'avoid', 'attempt', 'max_retries', 'lease_seconds', 'lease_token', 'fence', 'lease_until', 'holders',
@@ -112,13 +112,17 @@ function rm.load_agent(names, name)
   return agent
 end
 
-function rm.is_able(agent, kind)
-  if kind.only ~= '' and kind.only ~= agent.name then return false end
+local function has_skills(agent, kind)
   if agent.window < kind.window then return false end
   for _, capability in ipairs(kind.capabilities) do
     if not agent.has[capability] then return false end
   end
   return true
+end
+
+function rm.is_able(agent, kind)
+  if kind.only ~= '' and kind.only ~= agent.name then return false end
+  return has_skills(agent, kind)
 end
 
 local function is_alive(names, name, now)
@@ -130,21 +134,49 @@ local function has_capacity(names, agent)
   return redis.call('XLEN', names.inbox .. agent.name) < agent.most
 end
 
--- Whether a living agent that is not to be avoided could take the task.
-function rm.has_another(names, kind, avoid, now)
-  for _, name in ipairs(redis.call('ZRANGEBYSCORE', names.agents, '(' .. rm.seconds(now), '+inf')) do
-    if not rm.contains(avoid, name) then
-      local agent = rm.load_agent(names, name)
-      if agent and agent.status ~= 'draining' and rm.is_able(agent, kind) then return true end
-    end
-  end
-  return false
+-- The agent at a position of the team; false if it takes no tasks. Each is read once for all tasks of a call.
+local function team_member(names, team, position)
+  local agent = rm.load_agent(names, team.names[position])
+  team.agents[position] = agent and agent.status ~= 'draining' and agent or false
+  return team.agents[position]
 end
 
--- An agent that failed at a task gets it again only if no other agent can take it.
-function rm.is_avoided(names, avoided, kind, name, now)
-  local avoid = rm.split(avoided)
-  return rm.contains(avoid, name) and rm.has_another(names, kind, avoid, now)
+-- Whether a living agent that did not fail at a task could take it. `team` is one table for all tasks of a call, empty at
+-- first. Of more agents than are compared one is taken to be able.
+local function has_another(names, team, kind, failed, now)
+  if not kind or kind.only ~= '' then return false end
+  if not team.names then
+    team.agents = {}
+    team.names = redis.call('ZRANGE', names.agents, '+inf', '(' .. rm.seconds(now), 'BYSCORE', 'REV', 'LIMIT', 0,
+      COMPARED_MOST)
+  end
+  for position = 1, #team.names do
+    local agent = team.agents[position]
+    if agent == nil then agent = team_member(names, team, position) end
+    if agent and has_skills(agent, kind) and not failed[agent.name] then return true end
+  end
+  return #team.names == COMPARED_MOST
+end
+
+-- Offer a task to others first, for as long as an assignment waits for its claim, from the time of its retry.
+local function avoid(names, id, task, name, now, due)
+  local key = names.avoided .. name
+  redis.call('ZADD', key, rm.seconds(due + tonumber(task.claim_seconds) * 1000000), id)
+  redis.call('ZREMRANGEBYRANK', key, 0, -AVOIDED_KEPT - 1)
+  local last = tonumber(redis.call('ZRANGE', key, -1, -1, 'WITHSCORES')[2])
+  redis.call('EXPIRE', key, math.max(math.ceil(last - now / 1000000), 1))
+end
+
+-- The tasks that an agent failed at and that others are still offered first.
+function rm.avoided_by(names, name, now)
+  redis.call('ZREMRANGEBYSCORE', names.avoided .. name, '-inf', rm.seconds(now))
+  return rm.set(redis.call('ZRANGE', names.avoided .. name, 0, -1))
+end
+
+-- Whether an agent failed at a task and others are still offered it first.
+local function is_avoided(names, id, name, now)
+  local ends = redis.call('ZSCORE', names.avoided .. name, id)
+  return ends and tonumber(ends) * 1000000 > now
 end
 
 -- Record a sign of life of an agent.
@@ -158,36 +190,12 @@ function rm.touch_agent(names, agent, now)
   end
 end
 
--- The turn of a submitter's next task among all tasks of its priority: start-time fair queueing.
-local function next_turn(names, rank, submitter)
-  local mine = rank .. ':' .. submitter
-  local turn = math.max(rm.number(names.turns, rank), rm.number(names.turns, mine))
-  redis.call('HSET', names.turns, mine, rm.integer(turn + 1))
-  return turn
-end
-
--- Forget the turns of a submitter, of all priorities.
-function rm.forget_turns(names, submitter)
-  for rank = 0, 3 do redis.call('HDEL', names.turns, rank .. ':' .. submitter) end
-end
-
--- Record that a task had its turn, where new submitters of its priority start.
-function rm.advance_turn(names, task)
-  local turn = tonumber(task.score) % BAND
-  if turn > rm.number(names.turns, task.rank) then
-    redis.call('HSET', names.turns, task.rank, rm.integer(turn))
-  end
-end
-
-function rm.score_of(names, task)
-  return rm.integer(tonumber(task.rank) * BAND + next_turn(names, task.rank, task.submitter))
-end
-
 function rm.queue_task(names, id, task)
   if not task.score then
     task.score = rm.score_of(names, task)
     redis.call('HSET', names.task .. id, 'score', task.score)
   end
+  redis.call('ZADD', names.turns_of .. task.submitter, task.score, id)
   redis.call('HSET', names.kinds, task.kind, task.kind_spec)
   redis.call('ZADD', names.backlog .. task.kind, task.score, id)
 end
@@ -238,7 +246,7 @@ function rm.assign_to_first(names, id, task, candidates, now)
   for _, name in ipairs(kind and candidates or {}) do
     local agent = rm.load_agent(names, name)
     if agent and agent.status ~= 'draining' and is_alive(names, name, now) and rm.is_able(agent, kind)
-        and has_capacity(names, agent) and not rm.is_avoided(names, task.avoid, kind, name, now) then
+        and has_capacity(names, agent) and not is_avoided(names, id, name, now) then
       rm.assign(names, id, task, name)
       redis.call('ZADD', names.unclaimed, rm.seconds(now + tonumber(task.claim_seconds) * 1000000), id)
       rm.add_history(names, id, now, {op = 'assigned', agent = name})
@@ -248,20 +256,45 @@ function rm.assign_to_first(names, id, task, candidates, now)
   end
 end
 
-function rm.make_pending(names, id, task, now)
+-- The agent that a task is only for, if it left since: it is not registered, or another agent took its name.
+local function lost_agent(names, id, task)
+  local only = cmsgpack.unpack(task.kind_spec).only
+  if only == '' then return nil end
+  local given = rm.read(names.task .. id, 'requeued_at', 'created_at')
+  local is_lost = redis.call('HEXISTS', names.agent .. only, 'registered_at') == 0
+    or rm.is_before_holder(names, only, given.requeued_at or given.created_at)
+  return is_lost and only or nil
+end
+
+-- Queue a task. One that is only for an agent that left becomes a dead letter. Returns the state.
+function rm.make_pending(names, id, task, now, keep)
+  local lost = lost_agent(names, id, task)
+  if lost then
+    rm.dead_letter(names, id, task, now, keep, 'it is only for ' .. lost .. ', which was unregistered')
+    return 'dead'
+  end
   redis.call('HSET', names.task .. id, 'state', 'pending')
   redis.call('HDEL', names.task .. id, 'next_at')
   rm.queue_task(names, id, task)
   rm.emit_task(names, 'pending', id, '', task)
+  return 'pending'
 end
 
--- Take an assigned task back from its agent and queue it.
-function rm.requeue_assigned(names, id, task, now, reason)
+-- Whether a lease, an assignment, a pause before a retry or a deadline has ended.
+function rm.is_due(names, now)
+  for _, key in ipairs({names.leases, names.unclaimed, names.delayed, names.deadlines}) do
+    if #rm.due(key, now, 1) > 0 then return true end
+  end
+  return false
+end
+
+-- Take an assigned task back from its agent and queue it. Returns the state.
+function rm.requeue_assigned(names, id, task, now, reason, keep)
   local name = task.assigned
   unassign(names, id, task)
   task.assigned = nil
   rm.add_history(names, id, now, {op = 'taken back', agent = name, error = reason})
-  rm.make_pending(names, id, task, now)
+  return rm.make_pending(names, id, task, now, keep)
 end
 
 local function change_count(key, field, change)
@@ -311,6 +344,7 @@ end
 function rm.end_task(names, id, task, state, now, keep, fields)
   unassign(names, id, task)
   if not task.assigned then unqueue_task(names, id, task.kind) end
+  if task.score then rm.leave_turns(names, id, task, 0) end
   if task.state == 'retrying' then redis.call('ZREM', names.delayed, id) end
   redis.call('ZREM', names.deadlines, id)
   local cost = 1 + unlink_blockers(names, id) / BLOCKERS_A_TASK
@@ -342,6 +376,7 @@ function rm.remove_damaged(names, key, entry, id, task, why)
   change_count(names.counters, 'open_tasks', -1)
   if task.submitter then
     change_count(names.counters, 'open_tasks:' .. task.submitter, -1)
+    redis.call('ZREM', names.turns_of .. task.submitter, id)
     if task.kind then change_count(names.kinds_of .. task.submitter, task.kind, -1) end
   end
   if task.state then redis.call('HSET', names.task .. id, 'state', 'dead', 'error', 'damaged: ' .. why) end
@@ -392,7 +427,7 @@ local function settle_dependent(names, id, ended, completed, now, keep)
     rm.record(names, id, task, now, {op = 'cancelled', error = 'depends on ' .. ended})
   elseif task.state == 'waiting' and redis.call('EXISTS', names.blockers .. id) == 0 then
     rm.add_history(names, id, now, {op = 'unblocked'})
-    rm.make_pending(names, id, task, now)
+    rm.make_pending(names, id, task, now, keep)
   end
   return cost
 end
@@ -419,13 +454,13 @@ function rm.settle_dependents(names, now, keep)
   return rm.has_unsettled(names)
 end
 
--- End an attempt that failed: retry the task, or make it a dead letter. Returns the state and when it is retried.
+-- End an attempt that failed: retry the task, or make it a dead letter. Returns the state, when it is retried, and whether
+-- another agent is offered it first. `how.team` is for `has_another`.
 function rm.fail_attempt(names, id, task, now, how)
   local name = task.assigned
   unassign(names, id, task)
-  local avoid = rm.split(task.avoid)
-  if not rm.contains(avoid, name) then avoid[#avoid + 1] = name end
-  task.assigned, task.avoid = nil, table.concat(avoid, '\31')
+  local failed = rm.append(rm.without(rm.split(task.avoid), name), name)
+  task.assigned, task.avoid = nil, table.concat(failed, '\31')
   redis.call('HSET', names.task .. id, 'avoid', task.avoid)
   rm.count_performance(names, name, task.type, {failed = 1})
   rm.add_history(names, id, now, {op = how.op, agent = name, error = how.error, handoff = how.handoff,
@@ -434,43 +469,57 @@ function rm.fail_attempt(names, id, task, now, how)
     rm.dead_letter(names, id, task, now, how.keep, how.error)
     return 'dead'
   end
-  if how.delay == 0 then
-    rm.make_pending(names, id, task, now)
-    return 'pending', now
-  end
   local due = now + math.floor(how.delay * 1000000)
+  local another = has_another(names, how.team, rm.read_kind(task.kind_spec), rm.set(failed), now)
+  if another then avoid(names, id, task, name, now, due) end
+  if how.delay == 0 then return rm.make_pending(names, id, task, now, how.keep), now, another end
   redis.call('HSET', names.task .. id, 'state', 'retrying', 'next_at', rm.seconds(due))
   redis.call('ZADD', names.delayed, rm.seconds(due), id)
   rm.emit_task(names, 'retrying', id, name, task)
-  return 'retrying', due
+  return 'retrying', due, another
 end
 
--- Take a task from an agent that is lost. A leased task loses an attempt, a task that was only assigned does not.
+-- Take a task from an agent that is lost. A leased task loses an attempt, a task that was only assigned does not. Returns
+-- the state.
 local function release_task(names, id, name, now, request)
   local task = rm.load_task(names, id)
   if task.assigned ~= name then return end
   local damage = rm.damage_of(task)
   if damage then return rm.remove_damaged(names, names.inbox .. name, task.entry, id, task, damage) end
-  if task.kind ~= task.open_kind then
-    change_count(names.kinds_of .. task.submitter, task.kind, -1)
-    change_count(names.kinds_of .. task.submitter, task.open_kind, 1)
-    redis.call('HSET', names.task .. id, 'kind', task.open_kind, 'kind_spec', task.open_kind_spec)
-    task.kind, task.kind_spec = task.open_kind, task.open_kind_spec
-  end
   if task.state == 'leased' then
-    rm.fail_attempt(names, id, task, now, {op = 'lost', error = request.reason, handoff = request.handoff,
-      retry = true, delay = 0, keep = request.keep})
-  else
-    rm.requeue_assigned(names, id, task, now, request.reason)
+    return (rm.fail_attempt(names, id, task, now, {op = 'lost', error = request.reason, handoff = request.handoff,
+      retry = true, delay = 0, keep = request.keep, team = request.team}))
   end
+  return rm.requeue_assigned(names, id, task, now, request.reason, request.keep)
 end
 
--- Take up to BATCH tasks from an agent. Returns how many, and whether more are left.
+-- Take up to BATCH tasks from an agent. Returns how many went on and how many ended, and whether more are left.
 function rm.release_tasks(names, name, now, request)
   local entries = redis.call('XRANGE', names.inbox .. name, '-', '+', 'COUNT', rm.BATCH)
+  local counts = {pending = 0, dead = 0}
+  request.team = {}
   for _, entry in ipairs(entries) do
-    rm.attempt(names.inbox .. name, entry[1], release_task, names, entry[2][2], name, now, request)
+    local state = rm.attempt(names.inbox .. name, entry[1], release_task, names, entry[2][2], name, now, request)
+    if state then counts[state] = counts[state] + 1 end
     drop_entry(names, name, entry[1])
   end
-  return #entries, redis.call('XLEN', names.inbox .. name) > 0
+  return counts.pending, counts.dead, redis.call('XLEN', names.inbox .. name) > 0
+end
+
+-- End queued tasks that are only for an agent that left, up to BATCH. Returns how many.
+function rm.end_reserved(names, name, now, keep)
+  local ended, kinds = 0, redis.call('HGETALL', names.kinds)
+  for position = 1, #kinds, 2 do
+    local kind = kinds[position]
+    local spec = ended < rm.BATCH and rm.spec_of(names, kind, kinds[position + 1])
+    local ids = spec and spec.only == name and redis.call('ZRANGE', names.backlog .. kind, 0, rm.BATCH - ended - 1) or {}
+    for _, id in ipairs(ids) do
+      rm.attempt_task(names, names.backlog .. kind, id, id, {'pending'}, function(task)
+        if not lost_agent(names, id, task) then return end
+        rm.make_pending(names, id, task, now, keep)
+        ended = ended + 1
+      end)
+    end
+  end
+  return ended
 end

@@ -2,7 +2,7 @@
 -- waiting -> pending -> leased -> completed | retrying | dead | cancelled
 
 local SUBMISSIONS_KEPT, TRIMMED_ONCE_IN = 10000, 100
-local LOOK, LOOK_FAR = 8, 128
+local LOOK_MORE = 8
 local CLAIM_BATCH = 8
 local VECTORS_KEPT = 8
 local KINDS = {agent = 64, namespace = 512}
@@ -70,10 +70,6 @@ end
 local function write_task(names, id, request, state, now)
   local task = {attempt = 0}
   for position = 1, #request.fields, 2 do task[request.fields[position]] = request.fields[position + 1] end
-  if state == 'pending' then
-    task.score = rm.score_of(names, task)
-    rm.append(request.fields, 'score', task.score)
-  end
   redis.call('HSET', names.task .. id, 'state', state, 'created_at', rm.seconds(now), 'attempt', 0,
     unpack(request.fields))
   if request.deadline then redis.call('ZADD', names.deadlines, rm.seconds(request.deadline * 1000000), id) end
@@ -131,62 +127,74 @@ rm.serve('rm1_task_assign', function(request, _, names)
   return {assigned = assigned}
 end)
 
--- The best of the tasks that an agent is assigned and has not leased; it holds `held` leases.
-local function best_in_inbox(names, name, held)
-  if redis.call('XLEN', names.inbox .. name) == held then return nil end
-  local best
-  for _, entry in ipairs(redis.call('XRANGE', names.inbox .. name, '-', '+')) do
-    local id, score = entry[2][2], tonumber(entry[2][4])
-    if not id or not score then
-      rm.discard(names.inbox .. name, entry[1], 'it names no task')
-    elseif (not best or score < best.score) and redis.call('SISMEMBER', names.held .. name, id) == 0 then
-      best = {id = id, score = score, entry = entry[1]}
-    end
-  end
-  return best
-end
-
--- The first task of a kind that the agent is not to avoid.
-local function first_of(names, kind, spec, name, now)
-  for start = 0, LOOK_FAR, LOOK do
-    local queued = redis.call('ZRANGE', names.backlog .. kind, start, start + LOOK - 1, 'WITHSCORES')
-    for position = 1, #queued, 2 do
-      local avoid = redis.call('HGET', names.task .. queued[position], 'avoid') or ''
-      if not rm.is_avoided(names, avoid, spec, name, now) then
-        return {id = queued[position], score = tonumber(queued[position + 1])}
-      end
-    end
-    if #queued < 2 * LOOK then return nil end
-  end
-end
-
 -- Of two tasks with the same score the older goes first, so that the order in which queues are read does not matter.
 local function comes_first(one, other)
   return one.score < other.score or (one.score == other.score and one.id < other.id)
 end
 
--- The first task of each kind that the agent is able to do.
-local function heads_for(names, agent, now)
-  local heads, kinds = {}, redis.call('HGETALL', names.kinds)
-  for position = 1, #kinds, 2 do
-    local kind, spec = kinds[position], rm.spec_of(names, kinds[position], kinds[position + 1])
-    if spec and rm.is_able(agent, spec) then
-      heads[kind] = {kind = kind, spec = spec, first = first_of(names, kind, spec, agent.name, now)}
+-- The tasks that an agent is assigned and has not leased, best last; it holds `held` leases.
+local function assigned_to(names, name, held)
+  local inbox = names.inbox .. name
+  if redis.call('XLEN', inbox) == held then return {} end
+  local found, leased = {}, rm.set(redis.call('SMEMBERS', names.held .. name))
+  for _, entry in ipairs(redis.call('XRANGE', inbox, '-', '+')) do
+    local id, score = entry[2][2], tonumber(entry[2][4])
+    if not id or not score then
+      rm.discard(inbox, entry[1], 'it names no task')
+    elseif not leased[id] then
+      score = tonumber(redis.call('HGET', names.task .. id, 'score') or '') or score
+      found[#found + 1] = {id = id, score = score, entry = entry[1]}
     end
   end
+  table.sort(found, function(one, other) return comes_first(other, one) end)
+  return found
+end
+
+-- The first task of a kind that is not avoided.
+local function first_of(names, kind, avoided)
+  local start, count = 0, 1
+  while true do
+    local queued = redis.call('ZRANGE', names.backlog .. kind, start, start + count - 1, 'WITHSCORES')
+    for position = 1, #queued, 2 do
+      if not avoided[queued[position]] then
+        return {id = queued[position], score = tonumber(queued[position + 1])}
+      end
+    end
+    if #queued < 2 * count then return nil end
+    start, count = start + count, count * LOOK_MORE
+  end
+end
+
+-- The first tasks of the kinds that the agent is able to do: of the `wanted` kinds with the best ones.
+local function heads_for(names, agent, avoided, wanted)
+  local heads, kinds = {}, redis.call('HGETALL', names.kinds)
+  for position = 1, #kinds, 2 do
+    local spec = rm.spec_of(names, kinds[position], kinds[position + 1])
+    if spec and rm.is_able(agent, spec) then
+      local first = first_of(names, kinds[position], avoided)
+      if first then heads[#heads + 1] = {kind = kinds[position], first = first} end
+    end
+  end
+  table.sort(heads, function(one, other) return comes_first(one.first, other.first) end)
+  for position = #heads, wanted + 1, -1 do heads[position] = nil end
   return heads
 end
 
 -- The best of the first tasks and `best`, and the head that it is of.
 local function best_of(heads, best)
   local from
-  for _, head in pairs(heads) do
+  for _, head in ipairs(heads) do
     if head.first and (not best or comes_first(head.first, best)) then best, from = head.first, head end
   end
   return best, from
 end
 
-local function lease(names, id, task, agent, secret, now)
+-- Lease a task to an agent. A task that was assigned to it is queued instead if it is no longer able to do it.
+local function lease(names, id, task, agent, secret, now, keep)
+  if not rm.is_able(agent, rm.read_kind(task.kind_spec)) then
+    rm.requeue_assigned(names, id, task, now, 'it is not able to do it any more', keep)
+    return nil
+  end
   if task.assigned == agent.name then
     redis.call('ZREM', names.unclaimed, id)
   else
@@ -201,7 +209,7 @@ local function lease(names, id, task, agent, secret, now)
     'leased_at', rm.seconds(now), 'attempt', attempt, 'holders', table.concat(holders, '\31'))
   redis.call('ZADD', names.leases, ends, id)
   redis.call('SADD', names.held .. agent.name, id)
-  rm.advance_turn(names, task)
+  rm.take_turn(names, id, task, agent.name)
   rm.record(names, id, task, now, {op = 'leased', agent = agent.name, fence = fence, attempt = attempt})
   return {id = id, lease_token = token, lease_until = ends, attempt = attempt, lease_seconds = task.lease_seconds}
 end
@@ -209,16 +217,17 @@ end
 -- End expired leases and assignments, queue tasks whose retry is due, and end tasks past their deadline: up to `limit`
 -- of each.
 local function process_due(names, now, limit, keep)
+  local team = {}
   rm.each_due(names, names.leases, {'leased'}, now, limit, function(id, task)
     rm.fail_attempt(names, id, task, now, {op = 'expired', error = 'the lease of ' .. task.assigned .. ' expired',
-      retry = true, delay = 0, keep = keep})
+      retry = true, delay = 0, keep = keep, team = team})
   end)
   rm.each_due(names, names.unclaimed, {'pending'}, now, limit, function(id, task)
-    rm.requeue_assigned(names, id, task, now, 'not claimed in time')
+    rm.requeue_assigned(names, id, task, now, 'not claimed in time', keep)
   end)
   rm.each_due(names, names.delayed, {'retrying'}, now, limit, function(id, task)
     redis.call('ZREM', names.delayed, id)
-    rm.make_pending(names, id, task, now)
+    rm.make_pending(names, id, task, now, keep)
   end)
   rm.each_due(names, names.deadlines, rm.OPEN, now, limit, function(id, task)
     return rm.dead_letter(names, id, task, now, keep, 'its deadline passed')
@@ -239,25 +248,23 @@ rm.serve('rm1_task_sweep', 'allow-oom', function(request, _, names)
 end)
 
 -- Lease to an agent the tasks that it has capacity for, best first. Returns the leases, and how many it holds.
-local function lease_best(names, agent, secrets, now)
+local function lease_best(names, agent, secrets, now, keep)
   local leased, held = {}, redis.call('SCARD', names.held .. agent.name)
-  local heads = agent.status ~= 'draining' and held < agent.most and heads_for(names, agent, now) or {}
-  local damaged = 0
-  while #leased < #secrets and held < agent.most and damaged < rm.BATCH do
-    local best, head = best_of(heads, best_in_inbox(names, agent.name, held))
+  local wanted, skipped = math.min(#secrets, agent.most - held), 0
+  if wanted <= 0 then return leased, held end
+  local assigned, avoided = assigned_to(names, agent.name, held), rm.avoided_by(names, agent.name, now)
+  local heads = agent.status ~= 'draining' and heads_for(names, agent, avoided, wanted) or {}
+  while #leased < wanted and skipped < rm.BATCH do
+    local best, head = best_of(heads, assigned[#assigned])
     if not best then break end
     local key = head and names.backlog .. head.kind or names.inbox .. agent.name
     local found = rm.attempt_task(names, key, best.entry or best.id, best.id, {'pending'}, function(task)
-      return lease(names, best.id, task, agent, secrets[#leased + 1], now)
+      return lease(names, best.id, task, agent, secrets[#leased + 1], now, keep)
     end)
-    if head then head.first = first_of(names, head.kind, head.spec, agent.name, now) end
-    if found then
-      leased[#leased + 1], held = found, held + 1
-    else
-      damaged = damaged + 1
-    end
+    if found then leased[#leased + 1] = found else skipped = skipped + 1 end
+    if head then head.first = first_of(names, head.kind, avoided) else assigned[#assigned] = nil end
   end
-  return leased, held
+  return leased, held + #leased
 end
 
 local function audit_claim(names, now, entry, leased)
@@ -277,10 +284,10 @@ rm.serve('rm1_task_claim', function(request, _, names)
   if not agent then return {status = 'unknown'} end
   if agent.last_claim == request.call then return redis.call('HGET', names.agent .. agent.name, 'last_answer') end
   rm.touch_agent(names, agent, now)
-  local leased, held = lease_best(names, agent, request.secrets, now)
-  if #leased == 0 then
+  local leased, held = lease_best(names, agent, request.secrets, now, request.keep)
+  if #leased == 0 and rm.is_due(names, now) then
     process_due(names, now, CLAIM_BATCH, request.keep)
-    leased, held = lease_best(names, agent, request.secrets, now)
+    leased, held = lease_best(names, agent, request.secrets, now, request.keep)
   end
   audit_claim(names, now, request.audit, leased)
   local claimed = rm.pack({status = 'claimed', tasks = leased, held = held, most = agent.most,
@@ -365,14 +372,12 @@ rm.serve('rm1_task_fail', 'brief', function(request, _, names)
   local problem = rm.lease_problem(names, task, request, now)
   if problem then return {status = problem, state = task.state} end
 
-  local kind = cmsgpack.unpack(task.kind_spec)
   redis.call('HSET', names.task .. id, 'last_call', request.call, 'error', request.error)
-  local state, due = rm.fail_attempt(names, id, task, now, {op = 'failed', error = request.error,
-    handoff = request.handoff, retry = request.retry, delay = backoff(task, request), keep = request.keep})
+  local state, due, another = rm.fail_attempt(names, id, task, now, {op = 'failed', error = request.error,
+    handoff = request.handoff, retry = request.retry, delay = backoff(task, request), keep = request.keep, team = {}})
   touch_registered(names, request.agent, now)
   rm.audit(names, now, request.audit)
   if state == 'dead' then return {status = 'dead', more = rm.settle_dependents(names, now, request.keep)} end
-  local another = rm.has_another(names, kind, rm.split(task.avoid), now)
   return {status = another and 'reassigned' or 'retrying', next_at = rm.seconds(due)}
 end)
 
@@ -397,17 +402,20 @@ rm.serve('rm1_task_cancel', 'brief', function(request, _, names)
   return {status = 'cancelled', state = 'cancelled', more = rm.settle_dependents(names, now, request.keep)}
 end)
 
--- Make a dead task's record that of a task that was never attempted.
-local function revive(names, id)
+-- Make a dead task's record that of a task that was never attempted. It waits for a new turn.
+local function revive(names, id, task, now)
+  for _, name in ipairs(rm.split(task.avoid)) do redis.call('ZREM', names.avoided .. name, id) end
   local entry = redis.call('HGET', names.task .. id, 'dead_entry')
   if entry then redis.call('XDEL', names.dead_tasks, entry) end
-  redis.call('HDEL', names.task .. id, 'finished_at', 'error', 'avoid', 'dead_entry', 'deadline')
-  redis.call('HSET', names.task .. id, 'attempt', 0)
+  redis.call('HDEL', names.task .. id, 'finished_at', 'error', 'avoid', 'dead_entry', 'deadline',
+    'score')
+  redis.call('HSET', names.task .. id, 'attempt', 0, 'requeued_at', rm.seconds(now))
   for _, key in ipairs({names.task, names.history}) do redis.call('PERSIST', key .. id) end
 end
 
 -- rm1_task_requeue: queue a dead task again with all its attempts.
--- KEYS: leases. Answer: {status = pending | waiting | unknown | not_dead | ended_dependency, id, state}
+-- KEYS: leases. Answer: {status = pending | waiting | unknown | not_dead | ended_dependency | unknown_agent, id, state,
+--                        agent}
 rm.serve('rm1_task_requeue', function(request, _, names)
   local id, now = request.id, rm.now()
   local task = rm.load_task(names, id)
@@ -415,7 +423,9 @@ rm.serve('rm1_task_requeue', function(request, _, names)
   if task.state ~= 'dead' then return {status = 'not_dead', state = task.state} end
   local problem, blockers = blockers_among(names, rm.split(redis.call('HGET', names.task .. id, 'depends_on') or ''))
   if problem then return problem end
-  revive(names, id)
+  local only = cmsgpack.unpack(task.kind_spec).only
+  if only ~= '' and not rm.load_agent(names, only) then return {status = 'unknown_agent', agent = only} end
+  revive(names, id, task, now)
   rm.count_open(names, task, 1)
   rm.add_history(names, id, now, {op = 'requeued', agent = request.agent})
   rm.audit(names, now, request.audit)
@@ -424,6 +434,6 @@ rm.serve('rm1_task_requeue', function(request, _, names)
     redis.call('HSET', names.task .. id, 'state', 'waiting')
     return {status = 'waiting', state = 'waiting'}
   end
-  rm.make_pending(names, id, rm.load_task(names, id), now)
+  rm.make_pending(names, id, rm.load_task(names, id), now, request.keep)
   return {status = 'pending', state = 'pending'}
 end)

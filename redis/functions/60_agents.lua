@@ -66,7 +66,7 @@ rm.serve('rm1_agent_heartbeat', 'brief', function(request, keys, names)
 end)
 
 -- rm1_agent_lost: mark an agent dead whose deadline has passed, and release a slice of its tasks.
--- KEYS: agent. Answer: {status = dead | alive, taken, more}
+-- KEYS: agent. Answer: {status = dead | alive, taken, ended, more}
 rm.serve('rm1_agent_lost', 'allow-oom', function(request, keys, names)
   local name, now = request.agent, rm.team_now(names)
   if not rm.load_agent(names, name) then rm.discard(names.agents, name, 'its record is missing or damaged') end
@@ -80,8 +80,8 @@ rm.serve('rm1_agent_lost', 'allow-oom', function(request, keys, names)
   end
   local metrics = redis.call('HGET', keys[1], 'metrics')
   request.handoff = metrics and ('last reported metrics: ' .. metrics) or nil
-  local taken, more = rm.release_tasks(names, name, now, request)
-  return {status = 'dead', taken = taken, more = more}
+  local taken, ended, more = rm.release_tasks(names, name, now, request)
+  return {status = 'dead', taken = taken, ended = ended, more = more}
 end)
 
 local function drop_key(names, owner)
@@ -167,7 +167,7 @@ rm.serve('rm1_agent_unregister', 'allow-oom', function(request, keys, names)
   redis.call('HDEL', keys[1], unpack(PROFILE))
   rm.keep_name(names, name)
   redis.call('ZREM', names.agents, name)
-  redis.call('DEL', names.performance .. name, names.did .. name, names.seen .. name)
+  redis.call('DEL', names.performance .. name, names.did .. name, names.seen .. name, names.avoided .. name)
   redis.call('UNLINK', names.submitted .. name)
   rm.forget_turns(names, name)
   rm.audit(names, now, request.audit)
@@ -176,11 +176,19 @@ rm.serve('rm1_agent_unregister', 'allow-oom', function(request, keys, names)
 end)
 
 -- rm1_agent_release: release a slice of an agent's tasks, then a slice of the dependents of those that ended.
--- KEYS: agent. Answer: {taken, more}
+-- KEYS: agent. Answer: {taken, ended, more}
 rm.serve('rm1_agent_release', 'allow-oom', function(request, _, names)
   local now = rm.now()
-  local taken, more = rm.release_tasks(names, request.agent, now, request)
-  return {taken = taken, more = more or rm.settle_dependents(names, now, request.keep)}
+  local taken, ended, more = rm.release_tasks(names, request.agent, now, request)
+  return {taken = taken, ended = ended, more = more or rm.settle_dependents(names, now, request.keep)}
+end)
+
+-- rm1_agent_reserved: end a slice of the queued tasks that are only for an agent that left, then a slice of their
+-- dependents. KEYS: agent. Answer: {ended, more}
+rm.serve('rm1_agent_reserved', 'allow-oom', function(request, _, names)
+  local now = rm.now()
+  local ended = rm.end_reserved(names, request.agent, now, request.keep)
+  return {ended = ended, more = ended == rm.BATCH or rm.settle_dependents(names, now, request.keep)}
 end)
 
 -- rm1_agent_purged: forget an owner id that has no memories left. KEYS: tombstones, owner. Answer: {status}

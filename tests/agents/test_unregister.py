@@ -255,9 +255,11 @@ async def test_unregistering_agent_hands_its_tasks_over(
 ) -> None:
     async with server.agent("boss", namespace) as boss:
         await register(alice, max_tasks=40)
-        ids = {(await submit(boss, f"Job {number}", assign_to="alice"))["task_id"] for number in range(35)}
+        await bob.call("update_agent_heartbeat", status="draining")
+        ids = {(await submit(boss, f"Job {number}"))["task_id"] for number in range(35)}
         held = await claim(alice)
-        assert (await leave(alice))["tasks_reassigned"] == 35
+        left = await leave(alice)
+        assert (left["tasks_reassigned"], left["tasks_ended"]) == (35, 0)
         await register(bob, max_tasks=40)
         taken: dict[str, dict[str, Any]] = {}
 
@@ -291,6 +293,7 @@ async def test_new_holder_sees_tasks_that_it_holds_whoever_submitted_them(alice:
     task_id = (await submit(bob, "For alice.", assign_to="alice"))["task_id"]
     await leave(alice)
     await register(alice)
+    assert (await bob.call("requeue_task", task_id=task_id))["state"] == "pending"
     task = await claim_when_there(alice)
     assert task["task_id"] == task_id
     await alice.call("complete_task", task_id=task_id, lease_token=task["lease_token"], result="done")

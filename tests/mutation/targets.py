@@ -122,7 +122,7 @@ TARGETS = {
         ),
     ),
     "tasks": Target(
-        ("redis/functions/40_queues.lua", "redis/functions/50_tasks.lua", "redis/functions/60_agents.lua"),
+        tuple(f"redis/functions/{name}.lua" for name in ("38_turns", "40_queues", "50_tasks", "60_agents")),
         (
             *(
                 _BEHAVIOUR,

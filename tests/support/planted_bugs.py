@@ -290,6 +290,11 @@ BUGS = {
         [("\n    and tonumber(task.lease_until) * 1000000 > now", "")],
         ("tests/tasks/test_task_mutations.py::test_unchanged_library_has_every_behaviour",),
     ),
+    "a task for one agent goes to others": Bug(
+        _LUA + "40_queues.lua",
+        [("  if kind.only ~= '' and kind.only ~= agent.name then return false end\n", "")],
+        ("tests/tasks/test_task_mutations.py::test_unchanged_library_has_every_behaviour",),
+    ),
     # answers
     "an answer never reports that it is partial": Bug(
         _SERVER + "contract/answer.py",

@@ -96,6 +96,42 @@ async def failed_task_goes_to_another_agent(tasks: TaskNamespace) -> None:
     assert await tasks.lease("b")
 
 
+async def failed_task_is_not_assigned_to_the_agent_that_failed(tasks: TaskNamespace) -> None:
+    await tasks.register("a", "b")
+    task = await tasks.submit()
+    await tasks.fail("a", await tasks.lease("a"))
+    await tasks.sweep()
+    await tasks.assign(task, "a", "b")
+    assert await tasks.field(task, "assigned") == "b"
+
+
+async def failed_task_returns_when_no_other_agent_claims_it(tasks: TaskNamespace) -> None:
+    await tasks.register("a", "b")
+    await tasks.submit(claim=AT_ONCE)
+    await tasks.fail("a", await tasks.lease("a"))
+    await tasks.sweep()
+    assert await tasks.lease("a")
+
+
+async def task_that_all_agents_failed_at_returns_to_the_last(tasks: TaskNamespace) -> None:
+    await tasks.register("a", "b")
+    await tasks.submit()
+    for name in ("a", "b"):
+        await tasks.fail(name, await tasks.lease(name))
+        await tasks.sweep()
+    assert await tasks.lease("b")
+
+
+async def requeued_task_is_offered_to_agents_that_failed(tasks: TaskNamespace) -> None:
+    await tasks.register("a", "b")
+    task = await tasks.submit(retries=1)
+    for name in ("a", "b"):
+        await tasks.fail(name, await tasks.lease(name))
+        await tasks.sweep()
+    assert (await tasks.requeue(task))["status"] == "pending"
+    assert await tasks.lease("a")
+
+
 async def failed_task_returns_to_the_only_agent(tasks: TaskNamespace) -> None:
     await tasks.register("a")
     await tasks.submit()
@@ -226,12 +262,46 @@ async def task_is_cancelled_when_a_dependency_dies(tasks: TaskNamespace) -> None
     assert [await tasks.state(task) for task in (first, second, third)] == ["dead", "cancelled", "cancelled"]
 
 
-async def pinned_task_goes_to_others_when_its_agent_dies(tasks: TaskNamespace) -> None:
+async def pinned_task_waits_for_its_agent_while_it_is_silent(tasks: TaskNamespace) -> None:
     await tasks.register("a", "b")
     await tasks.submit(only="a", to=["a"])
     assert await tasks.claim("b") == []
     await tasks.client.zadd(tasks.keys.agents, {"a": 1})
     assert (await tasks.declare_dead("a"))["taken"] == 1
+    assert await tasks.claim("b") == []
+    assert await tasks.lease("a")
+
+
+async def pinned_task_ends_when_its_agent_leaves(tasks: TaskNamespace) -> None:
+    await tasks.register("a", capacity=1)
+    assigned, queued = await tasks.submit(only="a", to=["a"]), await tasks.submit(only="a", to=["a"])
+    first = await tasks.submit()
+    waiting = await tasks.submit(only="a", after=[first])
+    await tasks.leave("a")
+    await tasks.register("a", "b")
+    assert await tasks.complete("b", await tasks.lease("b")) == "completed"
+    for task in (assigned, queued, waiting):
+        assert await tasks.state(task) == "dead"
+        assert await tasks.field(task, "error") == "it is only for a, which was unregistered"
+    assert await tasks.claim("a") == []
+    assert (await tasks.requeue(queued))["status"] == "pending"
+    assert await tasks.lease("a")
+
+
+async def task_of_an_agent_that_left_is_not_requeued(tasks: TaskNamespace) -> None:
+    await tasks.register("a")
+    task = await tasks.submit(only="a")
+    await tasks.leave("a")
+    assert (await tasks.requeue(task)) == {"status": "unknown_agent", "agent": "a"}
+    assert await tasks.state(task) == "dead"
+
+
+async def assigned_task_is_queued_when_its_agent_cannot_do_it_any_more(tasks: TaskNamespace) -> None:
+    await tasks.register("a", "b", able=["lua"])
+    await tasks.submit(needs=["lua"], to=["a"])
+    await tasks.register("a")
+    assert await tasks.claim("a") == []
+    assert await tasks.held_counts("a") == EMPTY
     assert await tasks.lease("b")
 
 
@@ -370,6 +440,52 @@ async def new_submitter_starts_at_the_current_turn(tasks: TaskNamespace) -> None
     new = [await tasks.submit(by="new") for _ in range(2)]
     leases = await tasks.claim("a", 9)
     assert [lease["id"] for lease in leases] == [new[0], old[3], new[1], old[4]]
+
+
+async def cancelled_tasks_use_no_turns(tasks: TaskNamespace) -> None:
+    await tasks.register("a")
+    many = [await tasks.submit(by="many") for _ in range(9)]
+    for task in many[:-1]:
+        await tasks.cancel(task, by="many")
+    others = [await tasks.submit(by="other") for _ in range(3)]
+    assert [lease["id"] for lease in await tasks.claim("a", 9)] == [many[-1], *others]
+
+
+async def turns_of_one_submitter_do_not_delay_a_new_one(tasks: TaskNamespace) -> None:
+    await tasks.register("a")
+    await tasks.register("skilled", capacity=1)
+    old = [await tasks.submit(by="old") for _ in range(5)]
+    await tasks.submit(by="old", only="skilled", to=["skilled"])
+    await tasks.client.hset(tasks.keys.agent("skilled"), "status", "draining")
+    await tasks.lease("skilled")
+    new = [await tasks.submit(by="new") for _ in range(2)]
+    leases = await tasks.claim("a", 9)
+    assert [lease["id"] for lease in leases[:4]] == [old[0], new[0], old[1], new[1]]
+
+
+async def own_tasks_of_an_agent_use_no_turns(tasks: TaskNamespace) -> None:
+    await tasks.register("a", able=["lua"])
+    await tasks.register("old")
+    for _ in range(4):
+        await tasks.submit(by="old", needs=["lua"])
+    for _ in range(4):
+        await tasks.submit(by="old", only="old")
+    assert len(await tasks.claim("old", 9)) == 4
+    new = await tasks.submit(by="new", needs=["lua"])
+    assert new in [lease["id"] for lease in await tasks.claim("a", 2)]
+
+
+async def requeued_task_gets_a_new_turn(tasks: TaskNamespace) -> None:
+    await tasks.register("a", capacity=100)
+    task = await tasks.submit(by="lead", retries=0)
+    await tasks.fail("a", await tasks.lease("a"))
+    for _ in range(3):
+        await tasks.submit(by="busy")
+        await tasks.lease("a")
+    waiting = await tasks.submit(by="waiting")
+    await tasks.requeue(task)
+    first, second = [float(await tasks.field(name, "score") or 0) for name in (waiting, task)]
+    assert second >= first > 0
 
 
 async def cancelled_task_leaves_its_queue(tasks: TaskNamespace) -> None:

@@ -147,6 +147,17 @@ class TaskNamespace:
         """Declare an agent dead if it is."""
         return await self.call("rm1_agent_lost", [self.keys.agent(agent)], agent=agent, reason="silent")
 
+    async def leave(self, agent: str) -> None:
+        """Unregister an agent, with its tasks."""
+        keys = [self.keys.agent(agent)]
+        answer = await self.call(
+            "rm1_agent_unregister", keys, agent=agent, memories="keep", known=[], proofs=None, audit=_audit(agent)
+        )
+        assert answer["status"] == "unregistered"
+        for function in ("rm1_agent_release", "rm1_agent_reserved"):
+            while (await self.call(function, keys, agent=agent, reason="it left"))["more"]:
+                pass
+
     async def cancel(self, task_id: str, by: str = "lead") -> str:
         """Cancel a task and return the status."""
         answer = await self.call("rm1_task_cancel", id=task_id, agent=by, admin=False, reason="no", audit=_audit(by))

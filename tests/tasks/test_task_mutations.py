@@ -31,12 +31,8 @@ _RENEWS = """local _ = (function()
 _DROPS = "  drop_entry(names, task.assigned, task.entry)\n"
 _SETTLES = "  redis.call('SREM', names.blockers .. id, ended)\n"
 _LAST_OF_SETTLING = (
-    "    rm.add_history(names, id, now, {op = 'unblocked'})\n    rm.make_pending(names, id, task, now)\n  end\n"
+    "    rm.add_history(names, id, now, {op = 'unblocked'})\n    rm.make_pending(names, id, task, now, keep)\n  end\n"
 )
-_OPENS = """    redis.call('HSET', names.task .. id, 'kind', task.open_kind, 'kind_spec', task.open_kind_spec)
-    task.kind, task.kind_spec = task.open_kind, task.open_kind_spec
-"""
-_REQUEUES = "    rm.requeue_assigned(names, id, task, now, request.reason)\n"
 
 MUTATIONS: dict[str, tuple[str, list[tuple[str, str]]]] = {
     # checks
@@ -56,11 +52,62 @@ MUTATIONS: dict[str, tuple[str, list[tuple[str, str]]]] = {
     ),
     "agents that failed are not avoided": (
         "failed_task_goes_to_another_agent",
-        [("return rm.contains(avoid, name) and rm.has_another(names, kind, avoid, now)", "return false")],
+        [("  if another then avoid(names, id, task, name, now, due) end\n", "")],
     ),
     "agents that failed are avoided forever": (
         "failed_task_returns_to_the_only_agent",
-        [("rm.contains(avoid, name) and rm.has_another(names, kind, avoid, now)", "rm.contains(avoid, name)")],
+        [("  return #team.names == COMPARED_MOST\n", "  return true\n")],
+    ),
+    "tasks are assigned to agents that failed": (
+        "failed_task_is_not_assigned_to_the_agent_that_failed",
+        [("  return ends and tonumber(ends) * 1000000 > now\n", "  return false\n")],
+    ),
+    "an agent avoids a task until it ends": (
+        "failed_task_returns_when_no_other_agent_claims_it",
+        [("  redis.call('ZREMRANGEBYSCORE', names.avoided .. name, '-inf', rm.seconds(now))\n", "")],
+    ),
+    "a requeued task is avoided": (
+        "requeued_task_is_offered_to_agents_that_failed",
+        [("do redis.call('ZREM', names.avoided .. name, id) end", "do local _ = name end")],
+    ),
+    "an agent leases what it cannot do any more": (
+        "assigned_task_is_queued_when_its_agent_cannot_do_it_any_more",
+        [("  if not rm.is_able(agent, cmsgpack.unpack(task.kind_spec)) then\n", "  if false then\n")],
+    ),
+    "pinned tasks outlive their agent": (
+        "pinned_task_ends_when_its_agent_leaves",
+        [("  if lost then\n", "  if false then\n")],
+    ),
+    "pinned tasks go to the next holder of a name": (
+        "pinned_task_ends_when_its_agent_leaves",
+        [
+            (
+                "not rm.load_agent(names, only) or rm.is_before_holder(",
+                "not rm.load_agent(names, only) or rm.contains({}, ",
+            )
+        ],
+    ),
+    "a requeued task keeps its former agent": (
+        "pinned_task_ends_when_its_agent_leaves",
+        [(", 'requeued_at', rm.seconds(now))", ")")],
+    ),
+    "no check of the agent of a requeued task": (
+        "task_of_an_agent_that_left_is_not_requeued",
+        [
+            (
+                "  if only ~= '' and not rm.load_agent(names, only) then return {status = 'unknown_agent', agent",
+                "  if false then return {status = 'unknown_agent', agent",
+            )
+        ],
+    ),
+    "pinned tasks go to others": (
+        "pinned_task_waits_for_its_agent_while_it_is_silent",
+        [
+            (
+                "  if kind.only ~= '' and kind.only ~= agent.name then return false end\n  return has_skills",
+                "  return has_skills",
+            )
+        ],
     ),
     "no check for silent agents": (
         "live_agent_keeps_its_lease",
@@ -105,7 +152,7 @@ MUTATIONS: dict[str, tuple[str, list[tuple[str, str]]]] = {
     ),
     "no limit on leased tasks": (
         "agent_gets_no_more_than_its_capacity",
-        [("#leased < #secrets and held < agent.most", "#leased < #secrets")],
+        [("math.min(#secrets, agent.most - held)", "#secrets")],
     ),
     "no limit on assigned tasks": (
         "agent_gets_no_more_than_its_capacity",
@@ -184,7 +231,7 @@ MUTATIONS: dict[str, tuple[str, list[tuple[str, str]]]] = {
         ],
     ),
     "agents that failed are forgotten": (
-        "failed_task_goes_to_another_agent",
+        "task_that_all_agents_failed_at_returns_to_the_last",
         [("  redis.call('HSET', names.task .. id, 'avoid', task.avoid)\n", "")],
     ),
     "a retry keeps the token": (
@@ -230,7 +277,12 @@ MUTATIONS: dict[str, tuple[str, list[tuple[str, str]]]] = {
     ),
     "a requeued task keeps its attempts": (
         "requeued_task_has_all_its_attempts_again",
-        [("  redis.call('HSET', names.task .. id, 'attempt', 0)\n", "")],
+        [
+            (
+                "  redis.call('HSET', names.task .. id, 'attempt', 0, 'requeued_at'",
+                "  redis.call('HSET', names.task .. id, 'requeued_at'",
+            )
+        ],
     ),
     "a requeued task still expires": (
         "requeued_task_has_all_its_attempts_again",
@@ -290,8 +342,8 @@ MUTATIONS: dict[str, tuple[str, list[tuple[str, str]]]] = {
         "failed_task_does_not_wait_for_incapable_agents",
         [
             (
-                "agent.status ~= 'draining' and rm.is_able(agent, kind) then return true",
-                "agent.status ~= 'draining' then return true",
+                "if agent and has_skills(agent, kind) and not failed",
+                "if agent and not failed",
             )
         ],
     ),
@@ -301,7 +353,28 @@ MUTATIONS: dict[str, tuple[str, list[tuple[str, str]]]] = {
     ),
     "new submitters start at the first turn": (
         "new_submitter_starts_at_the_current_turn",
-        [("    redis.call('HSET', names.turns, task.rank, rm.integer(turn))\n", "")],
+        [
+            (
+                "redis.call('HSET', names.turns, task.rank, rm.integer(math.max(reached, turn)), task.rank",
+                "redis.call('HSET', names.turns, task.rank",
+            )
+        ],
+    ),
+    "cancelled tasks keep their turns": (
+        "cancelled_tasks_use_no_turns",
+        [("  if task.score then rm.leave_turns(names, id, task, 0) end\n", "")],
+    ),
+    "a task out of order uses up all turns before it": (
+        "turns_of_one_submitter_do_not_delay_a_new_one",
+        [("math.min(tonumber(task.score) % BAND, math.max(reached, unused))", "tonumber(task.score) % BAND")],
+    ),
+    "own tasks use turns": (
+        "own_tasks_of_an_agent_use_no_turns",
+        [("  if task.submitter == agent then return", "  if false then return")],
+    ),
+    "a requeued task keeps its turn": (
+        "requeued_task_gets_a_new_turn",
+        [("'dead_entry', 'deadline',\n    'score')", "'dead_entry', 'deadline')")],
     ),
     "tasks that end in a queue stay there": (
         "cancelled_task_leaves_its_queue",
@@ -313,10 +386,6 @@ MUTATIONS: dict[str, tuple[str, list[tuple[str, str]]]] = {
             (_SETTLES, ""),
             (_LAST_OF_SETTLING, _LAST_OF_SETTLING + _SETTLES),
         ],
-    ),
-    "requeued before it is opened to all": (
-        "pinned_task_goes_to_others_when_its_agent_dies",
-        [(_OPENS, ""), (_REQUEUES, _REQUEUES + _OPENS)],
     ),
 }
 

@@ -156,6 +156,8 @@ class Keys:
     backlog = _KeyOf("backlog:")  # sorted set: pending, unassigned tasks of one kind, in order
     kinds = _Key("kinds")  # hash: the kinds of task that have a backlog, each a msgpack map
     kinds_of = _KeyOf("kinds:of:")  # hash: kind → how many open tasks of it an agent submitted
+    avoided = _KeyOf("avoided:")  # sorted set: tasks that an agent failed at, by the time until which others go first
+    turns_of = _KeyOf("turns:of:")  # sorted set: tasks of a submitter that wait for a lease, by priority and turn
     turns = _Key("turns")  # hash: priority, or priority and submitter → the turn reached (start-time fair queueing)
     leases = _Key("leases")  # sorted set: leased tasks by the end of their lease
     delayed = _Key("delayed")  # sorted set: tasks to retry, by time of retry

@@ -37,11 +37,11 @@ _REDIS = """local redis = {
 """What the Functions use of Redis's own table, which has no `pcall` until they run. redis/functions/02_damage.lua adds
 `call`."""
 _KEYS = (
-    "agent agents audit backlog blockers caches children chores counters damaged data_key "
-    "dead_tasks deadlines delayed dependents did events grant granted granting "
-    "grants_due held history inbox job_streams keyed kinds kinds_of leases memory "
-    "meta offers owner performance reshared same_prefix seen seq submitted task task_vector tokens "
-    "tombstones turns unclaimed unsettled "
+    "agent agents audit avoided backlog blockers caches children chores counters damaged data_key "
+    "dead_tasks deadlines delayed dependents did events grant granted granting grants_due held "
+    "history inbox job_streams keyed kinds kinds_of leases memory meta offers owner performance "
+    "reshared same_prefix seen seq submitted task task_vector tokens tombstones turns turns_of "
+    "unclaimed unsettled "
 ).split()
 """The keys that the Functions name themselves, by their names in keys.py."""
 

@@ -54,7 +54,7 @@ from memory_server.index import query_builder as build
 from memory_server.index.filters import ResolvedFilters
 from memory_server.tasks.leases import not_registered
 from memory_server.tasks.lifecycle import DESCRIPTION_BYTES, check_capabilities
-from memory_server.tasks.routing import dispatch, dispatch_soon, write_in_slices
+from memory_server.tasks.routing import dispatch, dispatch_soon, end_reserved, write_in_slices
 from memory_server.tasks.services import TaskServices
 
 _EMBED_SECONDS = 2.0
@@ -119,7 +119,7 @@ async def register_agent(service: TaskServices, request: RequestContext, args: R
 async def unregister_agent(
     service: TaskServices, request: RequestContext, args: UnregisterArguments
 ) -> UnregisterAnswer:
-    """Remove the caller from the registry. Its tasks go to other agents and its grants end.
+    """Remove the caller from the registry. Its tasks go to other agents, those only for it and its grants end.
 
     Its memories are kept without a reader or deleted. A transfer keeps them, and offers them to another agent.
 
@@ -165,12 +165,14 @@ async def unregister_agent(
         service.vault.forget(caller.namespace, owner)
     with after_write():
         reason = f"{caller.agent} was unregistered"
-        moved = await write_in_slices(
+        released = await write_in_slices(
             service, caller.namespace, "rm1_agent_release", keys.agent(caller.agent), agent=caller.agent, reason=reason
         )
+        ended = released.ended + await end_reserved(service, caller.namespace, caller.agent)
     dispatch_soon(service, caller.namespace)
     return UnregisterAnswer(
-        tasks_reassigned=moved,
+        tasks_reassigned=released.taken,
+        tasks_ended=ended,
         memories_affected=count,
         grants_revoked=revoked,
         offer_id=offer["id"] if args.memories == "transfer" else None,

@@ -71,6 +71,9 @@ class UnregisterAnswer(Answer):
     """What happened to the tasks, memories and grants of an agent that left."""
 
     tasks_reassigned: int
+    tasks_ended: int = Field(
+        description="those with assign_to, and those without attempts left; their submitters are told"
+    )
     memories_affected: int
     grants_revoked: int
     offer_id: str | None = Field(default=None, description="of a transfer; the memories are kept until it is accepted")
@@ -78,7 +81,7 @@ class UnregisterAnswer(Answer):
     def lines(self) -> list[str]:
         offer = f" Offer {self.offer_id} waits for its receiver." if self.offer_id else ""
         return [
-            f"Unregistered: {counted(self.tasks_reassigned, 'task')} reassigned, "
+            f"Unregistered: {counted(self.tasks_reassigned, 'task')} reassigned, {self.tasks_ended} ended, "
             f"{counted(self.memories_affected, 'memory', 'memories')} affected, "
             f"{counted(self.grants_revoked, 'grant')} revoked.{offer}"
         ]

@@ -23,7 +23,7 @@ class DistributeArguments(Arguments):
     payload: JsonObject | None = None
     required_capabilities: ListOf[str] | None = None
     priority: TaskPriority = TaskPriority.MEDIUM
-    assign_to: str | None = Field(default=None, description="only this agent")
+    assign_to: str | None = Field(default=None, description="only this agent, ever; dead if it unregisters")
     min_context_window: int = Field(default=0, ge=0, le=MOST_TOKENS, description="tokens")
     depends_on: ListOf[str] | None = Field(default=None, description="task ids that must complete first")
     max_retries: int = Field(default=3, ge=0, le=100)

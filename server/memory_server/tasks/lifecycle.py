@@ -67,13 +67,17 @@ async def requeue_task(service: TaskServices, request: RequestContext, task_id: 
     """Take a dead task of the caller out of the dead letters and try it again, as if for the first time.
 
     Raises:
-        NotFound: the caller submitted no task with that id. Conflict: it is not dead, or depends on a failed task.
+        NotFound: the caller submitted no task with that id. Conflict: it is not dead, depends on a failed task, or
+            its `assign_to` left.
     """
     answer = await act_on_task(service, request, "rm1_task_requeue", task_id, "requeue_task")
     if answer["status"] == "not_dead":
         raise Conflict(f"the task is {answer['state']}, not dead", hint="only dead tasks are requeued")
     if answer["status"] == "ended_dependency":
         raise Conflict(f"it depends on task {answer['id']}, which is {answer['state']}", hint="requeue that one first")
+    if answer["status"] == "unknown_agent":
+        message = f"it is only for {answer['agent']}, which is not registered"
+        raise Conflict(message, hint="submit it again for another agent")
     return TaskStateAnswer(task_id=task_id, state=answer["state"])
 
 

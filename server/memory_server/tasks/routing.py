@@ -21,6 +21,8 @@ from memory_server.contract.tasks import Suited
 from memory_server.tasks.services import TaskServices
 
 _BATCH = 32
+_MAX_CANDIDATES = _BATCH + 8
+"""Each task of a batch may fill up an agent, and a few more may have become busy."""
 _MIN_DELAY_SECONDS = 0.01
 _SECONDS_PER_AGENT = 0.0005
 _ROSTER_SECONDS = 0.25
@@ -132,10 +134,14 @@ async def dispatch(service: TaskServices, namespace: str) -> None:
     if not kinds:
         return
     service.rosters.pop(namespace, None)
-    agents = [agent for agent in await roster(service, namespace) if agent.room]
+    team = await roster(service, namespace)
     # What cannot be read is left to the claims, which repair it.
-    parsed = {raw.decode(): or_none(lambda spec=spec: TaskKind.parse(spec)) for raw, spec in kinds.items()}
-    open_kinds = {name: fit for name, kind in parsed.items() if kind and (fit := able(agents, kind, now))}
+    specs = {raw.decode(): or_none(lambda spec=spec: TaskKind.parse(spec)) for raw, spec in kinds.items()}
+    parsed = {name: kind for name, kind in specs.items() if kind}
+    for name in {kind.only for kind in parsed.values()} - {"", *(agent.name for agent in team)}:
+        await end_reserved(service, namespace, name)
+    agents = [agent for agent in team if agent.room]
+    open_kinds = {name: fit for name, kind in parsed.items() if (fit := able(agents, kind, now))}
     if not open_kinds:
         return
     tasks = await service.backend.read(lambda client: _first_queued(client, keys, list(open_kinds)))
@@ -147,7 +153,7 @@ async def dispatch(service: TaskServices, namespace: str) -> None:
         if task.kind.id in open_kinds:
             row = from_bytes(vector, len(vector) // 4)[0] if vector else None
             ranked = rank(open_kinds[task.kind.id], Demand(task.kind, task.type, task.priority, row, task.avoid))
-            items.append({"id": task.id, "candidates": [suited.agent for suited in ranked]})
+            items.append({"id": task.id, "candidates": [suited.agent for suited in ranked[:_MAX_CANDIDATES]]})
     answer = await service.backend.write(
         "rm1_task_assign", [keys.leases], repeatable=True, prefix=keys.prefix, items=items
     )
@@ -168,15 +174,29 @@ async def sweep_tasks(service: TaskServices, namespace: str) -> None:
         await dispatch(service, namespace)
 
 
-async def write_in_slices(service: TaskServices, namespace: str, function: str, key: str, **fields: Any) -> int:
-    """Call a Function that ends or takes tasks, until no more are left; return how many it took from an agent."""
-    keep, taken, more = service.settings.tasks.keep_seconds, 0, True
+async def end_reserved(service: TaskServices, namespace: str, agent: str) -> int:
+    """End the queued tasks that are only for an agent that left; return how many."""
+    key = Keys(namespace).agent(agent)
+    return (await write_in_slices(service, namespace, "rm1_agent_reserved", key, agent=agent)).ended
+
+
+class Released(NamedTuple):
+    """How many tasks of an agent went on without it, and how many ended."""
+
+    taken: int = 0
+    ended: int = 0
+
+
+async def write_in_slices(service: TaskServices, namespace: str, function: str, key: str, **fields: Any) -> Released:
+    """Call a Function that ends or takes tasks until no more are left."""
+    keep, released, more = service.settings.tasks.keep_seconds, Released(), True
     while more:
         answer = await service.backend.write(
             function, [key], repeatable=True, prefix=Keys(namespace).prefix, keep=keep, **fields
         )
-        taken, more = taken + answer.get("taken", 0), answer["more"]
-    return taken
+        more = answer["more"]
+        released = Released(released.taken + answer.get("taken", 0), released.ended + answer.get("ended", 0))
+    return released
 
 
 async def _first_queued(client: Client, keys: Keys, kinds: Sequence[str]) -> list[Task]:

@@ -205,11 +205,13 @@ def _why(state: str, kind: TaskKind, ranked: Sequence[Suited], assigned: str | N
     elif assigned:
         others = f" of {len(ranked)} able agents" if len(ranked) > 1 else ", the only able agent"
         reason = f"assigned to {assigned}, the best with room{others}"
+    elif kind.only:
+        reason = f"only {kind.only} gets it, when it is alive, able to do it, not draining and has room"
     elif ranked:
         reason = f"all {len(ranked)} able agents are busy; the first with room gets it"
     else:
         window = f"a context window of {kind.window}" if kind.window else ""
-        demands = ", ".join(filter(None, [kind.only, *map(word, kind.capabilities), window]))
+        demands = ", ".join(filter(None, [*map(word, kind.capabilities), window]))
         reason = f"no living agent{f' with {demands}' if demands else ''} is registered; it goes out when one is"
     return Why(reason=reason, considered=list(ranked[:_MAX_CONSIDERED]))
 

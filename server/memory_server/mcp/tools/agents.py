@@ -24,7 +24,7 @@ def agent_tools(runtime: Runtime) -> list[StrictTool]:
         return await lazy.registry.register_agent(await runtime.service(), request.acting_as(args.agent_id), args)
 
     async def unregister_agent(request: RequestContext, args: arguments_of.UnregisterArguments) -> UnregisterAnswer:
-        """Leave for good: your tasks go to others, your grants end, and you lose your memories.
+        """Leave for good: your tasks go to others, those only for you end, your grants end, and you lose your memories.
 
         They are kept for an operator, offered to another agent, or deleted.
         """
