@@ -41,7 +41,7 @@ class Hits:
 
 
 class VectorCache:
-    """Vectors by model, agent and text, as bytes; `total` counts the hits of all agents."""
+    """Vectors by model, agent and text, as stored bytes; `total` counts the hits of all agents."""
 
     def __init__(self, backend: Backend, settings: CacheSettings) -> None:
         self._backend, self.settings = backend, settings
@@ -93,16 +93,16 @@ class VectorCache:
         """Return a text's key in Redis. With a master key, the name is a keyed hash and the value sealed."""
         keys, masters = Keys(asker.namespace), self._backend.keyring.masters
         if not masters:
-            return keys.cached_vector(model.name, asker.agent, digest(text)), None
+            return keys.cached_vector(model.field, asker.agent, digest(text)), None
         if self._key is None:
             self._key = Key.of(masters[0], "cache")
         name = hmac.digest(self._key.value, text.encode(), "sha256").hex()[:32]
-        place = keys.cached_vector(model.name, asker.agent, name)
+        place = keys.cached_vector(model.field, asker.agent, name)
         return place, Lock.at(self._key, "cached vector", place)
 
 
 def _near(asker: Asker, text: str, model: Model) -> _Near:
-    return model.name, asker.namespace, asker.agent, text
+    return model.field, asker.namespace, asker.agent, text
 
 
 def _make(settings: CacheSettings) -> MutableMapping[_Near, bytes]:
