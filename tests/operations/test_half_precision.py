@@ -24,6 +24,7 @@ from memory_core.settings.settings import Settings
 from memory_embedder.engines.weights import DEFAULT_MODEL
 from memory_server.engine.request_context import Caller, RequestContext
 from memory_server.operations import reindex
+from memory_server.operations.key_rotation import rotate
 from memory_server.search import reports
 from memory_server.service import Service
 
@@ -241,6 +242,27 @@ async def test_damaged_vector_is_embedded_again_by_the_conversion(
     vector = await stack.client.hget(Keys(namespace).memory(damaged), HALF.field)
     assert np.linalg.norm(from_stored(vector, 384)) == pytest.approx(1, abs=1e-2)
     assert (await alice.search("when does the ferry leave?", mode="vector"))[0] == "The ferry leaves at noon."
+
+
+async def test_rotation_of_a_data_key_keeps_sealed_vectors_in_half_precision(
+    stack: Stack, server: Server, alice: Agent, namespace: str
+) -> None:
+    memory_id = await alice.store(SECRET, sensitive=True, wait=True)
+    await alice.store(LONG, sensitive=True)
+    await settled(alice)
+
+    async def lengths() -> set[int]:
+        found = (await records(stack.client, namespace)).values()
+        return {len(row[HALF.sealed_field.encode()]) for row in found}
+
+    before = await lengths()
+    owner = await stack.client.hget(Keys(namespace).memory(memory_id), "owner")
+    done = await rotate(server.service, namespace, owner.decode())
+    await settled(alice)
+    assert done.resealed == 2
+    assert await lengths() == before
+    assert len(before) == 1
+    assert (await alice.search("What opens the safe?", mode="vector"))[0] == SECRET
 
 
 async def test_tasks_and_agents_keep_their_vectors_in_the_other_format(

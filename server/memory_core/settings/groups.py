@@ -106,7 +106,7 @@ class LifetimeSettings(SettingsGroup):
 class CacheSettings(SettingsGroup):
     """Vectors of texts seen before, kept in the process and in Redis."""
 
-    entries: int = Field(default=10_000, ge=1, le=10_000_000, description="vectors kept in the process, 1.5 kB each")
+    entries: int = Field(default=10_000, ge=1, le=10_000_000, description="vectors kept in the process, 0.8 kB each")
     policy: Literal["lru", "lfu", "ttl"] = Field(
         default="lru", description="which entry is evicted: least recently used, least often used, or oldest"
     )
