@@ -23,6 +23,7 @@ PARTS: dict[str, tuple[str, ...]] = {
     "tasks": (),
     "bulk": (),
     "filtered": (),
+    "graph": (),
     "footprint": (),
     "scale_constants": (),
     "scale": (),
