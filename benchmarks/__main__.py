@@ -24,6 +24,7 @@ PARTS: dict[str, tuple[str, ...]] = {
     "functions": (),
     "bulk": (),
     "filtered": (),
+    "graph": (),
     "footprint": (),
     "scale_constants": (),
     "scale": (),

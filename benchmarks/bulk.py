@@ -23,8 +23,9 @@ from benchmarks.long_content import text, until_embedded
 from benchmarks.mcp_client import call
 from benchmarks.serving import Product, product
 from memory_core.records.ids import new_id
-from memory_core.records.keys import Keys, vector_field
-from memory_core.records.vectors import Matrix, to_bytes
+from memory_core.records.keys import Keys
+from memory_core.records.model import Model
+from memory_core.records.vectors import Matrix, to_bytes, to_stored
 from memory_core.redis_client import Client
 from memory_core.store.bulk_messages import IndexType, Nearest, NearestFound, Selection
 from memory_embedder.bulk.array_module import ArrayModule
@@ -35,6 +36,7 @@ from memory_embedder.bulk.mirror_cache import CachedMirror, MirrorCache
 DIMENSION, QUERIES, K, ROUNDS = 384, 1000, 10, 5
 LOOPED = 100
 MODEL = "all-MiniLM-L6-v2"
+STORED = Model(MODEL, DIMENSION)
 EVERYBODY = Selection(every=[("scope", ["pub"])])
 Rows = dict[str, Any]
 
@@ -67,14 +69,14 @@ def spread(seconds: Sequence[float]) -> Rows:
 
 async def store_raw(redis: Client, namespace: str, vectors: Matrix) -> None:
     """Write hashes like the product's directly, because storing is measured elsewhere. Half of them are private."""
-    names, field = Keys(namespace), vector_field(MODEL)
+    names = Keys(namespace)
     for start in range(0, len(vectors), 500):
         pipe = redis.pipeline(transaction=False)
         for number, vector in enumerate(vectors[start : start + 500], start):
             scope = f"o:owner{number % 7}\x1fi:{number}\x1fy:owner:context" + ("\x1fpub" if number % 2 else "")
             record = {"content": "x", "owner": f"owner{number % 7}", "type": "context", "priority": "medium"}
             record |= {"scope": scope, "expires_at": "inf", "hash": "h", "tags": f"tag{number % 100}"}
-            pipe.hset(names.memory(new_id()), mapping=record | {field: to_bytes(vector)})
+            pipe.hset(names.memory(new_id()), mapping=record | {STORED.field: to_stored(vector, STORED)})
         await pipe.execute()
 
 
@@ -82,11 +84,9 @@ async def fill(redis: Client, engine: BulkEngine, count: int) -> tuple[CachedMir
     """Time filling a mirror of the namespace, several times."""
     seconds: list[float] = []
     cpu: list[float] = []
-    cached, seen = await MirrorCache(redis, engine, vector_field(MODEL), DIMENSION, 1 << 34).snapshot(
-        "bench", EVERYBODY
-    )
+    cached, seen = await MirrorCache(redis, engine, MODEL, DIMENSION, 1 << 34).snapshot("bench", EVERYBODY)
     for _ in range(ROUNDS):
-        cache = MirrorCache(redis, engine, vector_field(MODEL), DIMENSION, 1 << 34)
+        cache = MirrorCache(redis, engine, MODEL, DIMENSION, 1 << 34)
         started, used = time.perf_counter(), time.process_time()
         cached, seen = await cache.snapshot("bench", EVERYBODY)
         seconds.append(time.perf_counter() - started)
@@ -173,8 +173,8 @@ async def looped(redis: Client, queries: Matrix) -> Rows:
     """The same queries on the Query Engine's FLAT index one by one. Measures a share of them and scales up."""
     names = Keys("bench")
     await redis.execute_command(
-        "FT.CREATE", "bench:flat", "PREFIX", 1, names.memory_prefix, "SCHEMA", vector_field(MODEL), "AS", "vec",
-        "VECTOR", "FLAT", 6, "TYPE", "FLOAT32", "DIM", DIMENSION, "DISTANCE_METRIC", "COSINE",
+        "FT.CREATE", "bench:flat", "PREFIX", 1, names.memory_prefix, "SCHEMA", STORED.field, "AS", "vec",
+        "VECTOR", "FLAT", 6, "TYPE", "FLOAT16", "DIM", DIMENSION, "DISTANCE_METRIC", "COSINE",
     )  # fmt: skip
     while int((await redis.execute_command("FT.INFO", "bench:flat"))[b"indexing"]):
         await asyncio.sleep(0.2)
@@ -183,7 +183,7 @@ async def looped(redis: Client, queries: Matrix) -> Rows:
         started = time.perf_counter()
         for query in queries[:LOOPED]:
             await redis.execute_command(
-                "FT.SEARCH", "bench:flat", f"*=>[KNN {K} @vec $q AS d]", "PARAMS", 2, "q", to_bytes(query),
+                "FT.SEARCH", "bench:flat", f"*=>[KNN {K} @vec $q AS d]", "PARAMS", 2, "q", to_stored(query, STORED),
                 "NOCONTENT", "SORTBY", "d", "LIMIT", 0, K, "TIMEOUT", 10_000, "DIALECT", 2,
             )  # fmt: skip
         seconds.append((time.perf_counter() - started) * len(queries) / LOOPED)

@@ -28,10 +28,11 @@ from memory_core.crypto.keyring import new_key
 from memory_core.records.ids import new_id
 from memory_core.records.keys import Keys, vector_field
 from memory_core.records.memory import SIGNED_FIELDS
+from memory_core.records.model import Model
 from memory_core.records.names import SEPARATOR
 from memory_core.records.scope import id_token
 from memory_core.records.times import to_redis
-from memory_core.records.vectors import normalise, to_bytes
+from memory_core.records.vectors import normalise, to_stored
 from memory_core.redis_client import Client
 from memory_server.access.operator_login import admit_once
 from memory_server.service import Service
@@ -126,7 +127,7 @@ class Loader:
         made: dict[bytes, Any] = {
             **pattern,
             b"scope": pattern[b"scope"].replace(old.encode(), id_token(memory_id).encode()),
-            vector_field(MODEL).encode(): to_bytes(vector[0]),
+            vector_field(MODEL).encode(): to_stored(vector[0], Model(MODEL, DIMENSION)),
             **dict.fromkeys((b"created_at", b"updated_at", b"occurred_at"), at.encode()),
         }
         row = {name: made.get(name.encode()) for name in SIGNED_FIELDS}

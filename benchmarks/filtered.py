@@ -18,8 +18,9 @@ from benchmarks import results
 from benchmarks.metrics import percentile
 from benchmarks.serving import product
 from benchmarks.vectors import MODEL, questions_and_texts
-from memory_core.records.keys import Keys, vector_field
-from memory_core.records.vectors import Matrix, to_bytes
+from memory_core.records.keys import Keys
+from memory_core.records.model import Model
+from memory_core.records.vectors import Matrix, to_stored
 from memory_core.redis_client import Client
 from memory_core.settings.settings import VectorStoreSettings
 from memory_core.store import index
@@ -29,12 +30,13 @@ from memory_server.search import knn_policy
 SHARES = (0.01, 0.05, 0.1, 0.2, 0.3, 0.6, 1.0)
 DEPTHS = (10, 100)
 QUERIES, ROUNDS, K = 100, 5, 10
+_MODEL = Model(MODEL, 384)
 Row = dict[str, Any]
 
 
 async def store(client: Client, keys: Keys, vectors: Matrix) -> dict[float, np.ndarray[Any, Any]]:
     """Write bare records, each readable to some of the callers; return the numbers that each may read."""
-    chance, field = np.random.default_rng(1), vector_field(MODEL)
+    chance = np.random.default_rng(1)
     readable = {share: np.flatnonzero(chance.random(len(vectors)) < share) for share in SHARES}
     scopes: list[list[str]] = [[] for _ in vectors]
     for share, numbers in readable.items():
@@ -44,7 +46,7 @@ async def store(client: Client, keys: Keys, vectors: Matrix) -> dict[float, np.n
         pipe = client.pipeline(transaction=False)
         for number in range(start, min(start + 500, len(vectors))):
             record = {"scope": "\x1f".join(scopes[number]), "expires_at": "inf"}
-            pipe.hset(keys.memory(f"{number:08}"), mapping=record | {field: to_bytes(vectors[number])})
+            pipe.hset(keys.memory(f"{number:08}"), mapping=record | {_MODEL.field: to_stored(vectors[number], _MODEL)})
         await pipe.execute()
     return readable
 
@@ -53,7 +55,9 @@ async def ask(
     client: Client, keys: Keys, share: float, vector: Matrix, depth: int, way: str
 ) -> tuple[list[int], float]:
     """The nearest, best first, and the milliseconds taken."""
-    query = with_neighbours(having(Query("@expires_at:[5 inf]"), "scope", f"o:{share}"), to_bytes(vector), depth, way)
+    query = with_neighbours(
+        having(Query("@expires_at:[5 inf]"), "scope", f"o:{share}"), to_stored(vector, _MODEL), depth, way
+    )
     started = time.perf_counter()
     answer = await client.execute_command(
         "FT.SEARCH", keys.index_alias, query.text, *query.arguments(), "NOCONTENT", "TIMEOUT", 10_000,

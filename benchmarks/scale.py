@@ -23,8 +23,9 @@ from benchmarks.service import Texts, clients
 from benchmarks.serving import Product, product
 from benchmarks.vectors import questions_and_texts
 from memory_core.records.keys import Keys
-from memory_core.records.vectors import Matrix, to_bytes
+from memory_core.records.vectors import Matrix, to_stored
 from memory_core.redis_client import Client
+from memory_core.settings.settings import VectorStoreSettings
 
 SIZES = (10_000, 100_000)
 EF_RUNTIMES = (10, 50, 100, 200, 300)
@@ -32,6 +33,7 @@ EF_RUNTIMES = (10, 50, 100, 200, 300)
 QUERIES, K, DEPTH = 200, 10, 40
 _AT_ONCE = 200
 _PATIENCE = 900.0
+_MODEL = VectorStoreSettings().model
 _EXACT = f"(@expires_at:[0 inf])=>[KNN {K} @vec $v HYBRID_POLICY ADHOC_BF AS distance]"
 
 
@@ -68,7 +70,7 @@ async def graph_recall(
         began = time.perf_counter()
         answer = await redis.execute_command(
             "FT.SEARCH", keys.index_alias, f"*=>[KNN {DEPTH} @vec $v EF_RUNTIME {ef} AS distance]",
-            "PARAMS", 2, "v", to_bytes(vector), "DIALECT", 2, "NOCONTENT", "SORTBY", "distance", "LIMIT", 0, K,
+            "PARAMS", 2, "v", to_stored(vector, _MODEL), "DIALECT", 2, "NOCONTENT", "SORTBY", "distance", "LIMIT", 0, K,
         )  # fmt: skip
         taken.append((time.perf_counter() - began) * 1000)
         found.append(len(best.intersection(result[b"id"] for result in answer[b"results"])) / K)
@@ -81,7 +83,7 @@ async def exact(redis: Client, keys: Keys, asked: Matrix) -> list[set[bytes]]:
     for vector in asked:
         answer = await redis.execute_command(
             "FT.SEARCH", keys.index_alias, _EXACT,
-            "PARAMS", 2, "v", to_bytes(vector), "DIALECT", 2, "NOCONTENT", "SORTBY", "distance", "LIMIT", 0, K,
+            "PARAMS", 2, "v", to_stored(vector, _MODEL), "DIALECT", 2, "NOCONTENT", "SORTBY", "distance", "LIMIT", 0, K,
             "TIMEOUT", 20_000,
         )  # fmt: skip
         truth.append({result[b"id"] for result in answer[b"results"]})

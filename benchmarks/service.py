@@ -23,7 +23,8 @@ from benchmarks.metrics import percentile
 from benchmarks.raw_client import RawClient, Refused
 from benchmarks.serving import Product, product
 from memory_core.records.keys import Keys
-from memory_core.records.vectors import to_bytes
+from memory_core.records.vectors import to_stored
+from memory_core.settings.settings import VectorStoreSettings
 
 CLIENTS = (1, 8, 64)
 SIZES = (1_000, 10_000)
@@ -115,7 +116,7 @@ def _calls(texts: Texts) -> Iterator[tuple[str, Call]]:
 
 async def raw_search(running: Product, namespace: str) -> list[float]:
     """Milliseconds of the bare KNN query of a search, on a separate connection."""
-    query = to_bytes(np.random.default_rng(1).normal(size=384).astype(np.float32))
+    query = to_stored(np.random.default_rng(1).normal(size=384).astype(np.float32), VectorStoreSettings().model)
     taken: list[float] = []
     async with running.redis() as redis:
         for _ in range(200):

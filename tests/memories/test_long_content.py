@@ -164,10 +164,10 @@ async def test_sweeper_requeues_missing_vectors(alice: Agent, server: Server, st
     memory_id = await alice.store("Nobody remembers my vector.")
     key = Keys(namespace).memory(memory_id)
     await stack.client.hdel(key, vector_field("all-MiniLM-L6-v2"))
-    await stack.client.hset(key, "model", f"none:{DEFAULT_MODEL}")
+    await stack.client.hset(key, "model", f"none:{vector_field(DEFAULT_MODEL)}")
     await sweep(await server.runtime.service(), patience=0)
     await wait_until(lambda: settled(alice))
-    assert await stack.client.hget(key, "model") == b"all-MiniLM-L6-v2"
+    assert await stack.client.hget(key, "model") == vector_field(DEFAULT_MODEL).encode()
 
 
 async def test_chunks_expire_with_their_memory(alice: Agent, stack: Stack, namespace: str) -> None:

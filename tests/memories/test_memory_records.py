@@ -16,7 +16,8 @@ from support.embedder_fixtures import Team
 from memory_core.records.ids import new_id
 from memory_core.records.keys import vector_field
 from memory_core.records.memory import content_hash
-from memory_core.records.vectors import Matrix, to_bytes
+from memory_core.records.model import Model
+from memory_core.records.vectors import Matrix, to_bytes, to_stored
 from memory_core.store import functions
 
 server, client, team = embedder_fixtures.server, embedder_fixtures.client, embedder_fixtures.team
@@ -202,21 +203,23 @@ async def test_read_counter_expires_with_its_memory(team: Team) -> None:
         (unit(0.994), "bad_vector"),
     ],
 )
-async def test_only_unit_vectors_are_stored(team: Team, vector: Matrix, status: str) -> None:
+@pytest.mark.parametrize("half", [False, True])
+async def test_only_unit_vectors_are_stored(team: Team, vector: Matrix, status: str, half: bool) -> None:
     memory_id = new_id()
-    given = {"model": "fake", "dimension": 16, "bytes": to_bytes(vector)}
+    given = {"model": "fake", "dimension": 16, "bytes": to_stored(vector, Model("fake", 16, half=half))}
     assert (await team.call_store(memory_id, "a text", vector=given))["status"] == status
     record = await team.client.hgetall(team.names.memory(memory_id))
-    assert record.get(team.vector_field.encode()) == (to_bytes(vector) if status == "stored" else None)
+    stored = to_stored(vector, Model("fake", 16)) if status == "stored" else None
+    assert record.get(team.vector_field.encode()) == stored
     assert await jobs_of(team, "fake") == []
 
 
 @pytest.mark.parametrize(
     ("phase", "asked", "state"),
     [
-        ("building", ["fake", OTHER], "none:fake\x1fnone:next"),
-        ("kept", ["fake"], "none:fake\x1fnone:next"),
-        ("dropping", ["fake"], "none:fake"),
+        ("building", ["fake", OTHER], "none:vec16_fake\x1fnone:vec16_next"),
+        ("kept", ["fake"], "none:vec16_fake\x1fnone:vec16_next"),
+        ("dropping", ["fake"], "none:vec16_fake"),
     ],
 )
 async def test_jobs_are_queued_for_every_active_model(team: Team, phase: str, asked: Sequence[str], state: str) -> None:
@@ -233,8 +236,8 @@ async def test_vector_of_the_other_model_has_its_own_field(team: Team) -> None:
     given = {"model": OTHER, "dimension": 8, "bytes": to_bytes(unit(1)[8:])}
     assert (await team.call_store(memory_id, "a text", vector=given))["status"] == "stored"
     record = await team.client.hgetall(team.names.memory(memory_id))
-    assert record[vector_field(OTHER).encode()] == given["bytes"]
-    assert record[b"model"] == b"none:fake\x1fnext"
+    assert record[vector_field(OTHER).encode()] == to_stored(unit(1)[8:], Model(OTHER, 8))
+    assert record[b"model"] == b"none:vec16_fake\x1fvec16_next"
     assert (await jobs_of(team, "fake"), await jobs_of(team, OTHER)) == ([memory_id], [])
 
 

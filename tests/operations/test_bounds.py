@@ -77,7 +77,7 @@ async def test_cached_vectors_of_one_agent_are_bounded_and_small(stack: Stack, n
     vectors = {f"question {number}": to_bytes(row) for number, row in enumerate(unit_vectors(500))}
     cache, key = (
         VectorCache(stack.server.service.backend, settings),
-        Keys(namespace).cached_vectors(MODEL.name, "alice"),
+        Keys(namespace).cached_vectors(MODEL.field, "alice"),
     )
     for text, vector in vectors.items():
         await cache.put(caller, {text: vector}, MODEL)
@@ -98,6 +98,6 @@ async def test_cached_vectors_of_many_agents_are_bounded(stack: Stack, namespace
     for number in range(AGENTS_CACHED + 10):
         await cache.put(Caller(namespace, f"agent-{number}"), {"a question": to_bytes(row)}, MODEL)
     keys = Keys(namespace)
-    cached = [key async for key in stack.client.scan_iter(f"{keys.cached_vectors(MODEL.name, '')}*", count=1000)]
+    cached = [key async for key in stack.client.scan_iter(f"{keys.cached_vectors(MODEL.field, '')}*", count=1000)]
     assert len(cached) == await stack.client.zcard(keys.caches) == AGENTS_CACHED
-    assert not await stack.client.exists(keys.cached_vectors(MODEL.name, "agent-9"))
+    assert not await stack.client.exists(keys.cached_vectors(MODEL.field, "agent-9"))

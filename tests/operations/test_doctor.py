@@ -17,7 +17,8 @@ from support.redis_users import SIDECAR
 from support.stack import in_own_task
 
 from memory_core.records.keys import NAMESPACES, Keys
-from memory_core.records.vectors import to_bytes
+from memory_core.records.model import Model
+from memory_core.records.vectors import to_stored
 from memory_core.settings.settings import Settings
 from memory_core.store import functions, index
 from memory_core.store.connection import connect, unsafe
@@ -284,15 +285,15 @@ async def test_stuck_embed_jobs_are_reported(empty: Deployment) -> None:
 
 
 async def nan_vector(team: Deployment) -> None:
-    await team.client.hset(team.keys.memory(team.memory), "vec_fake", to_bytes(np.full(16, np.nan, np.float32)))
+    await team.client.hset(team.keys.memory(team.memory), "vec16_fake", np.full(16, np.nan, "<f2").tobytes())
 
 
 async def short_vector(team: Deployment) -> None:
-    await team.client.hset(team.keys.memory(team.memory), "vec_fake", b"1234")
+    await team.client.hset(team.keys.memory(team.memory), "vec16_fake", b"1234")
 
 
 async def long_vector(team: Deployment) -> None:
-    await team.client.hset(team.keys.memory(team.memory), "vec_fake", to_bytes(np.full(16, 7, np.float32)))
+    await team.client.hset(team.keys.memory(team.memory), "vec16_fake", np.full(16, 7, "<f2").tobytes())
 
 
 async def older_model(team: Deployment) -> None:
@@ -300,8 +301,8 @@ async def older_model(team: Deployment) -> None:
 
 
 async def no_vector(team: Deployment) -> None:
-    await team.client.hset(team.keys.memory(team.memory), mapping={"model": "none:fake", "updated_at": "1"})
-    await team.client.hdel(team.keys.memory(team.memory), "vec_fake")
+    await team.client.hset(team.keys.memory(team.memory), mapping={"model": "none:vec16_fake", "updated_at": "1"})
+    await team.client.hdel(team.keys.memory(team.memory), "vec16_fake")
 
 
 async def orphan(team: Deployment) -> None:
@@ -324,7 +325,8 @@ async def restored_chunk(team: Deployment) -> None:
 async def unindexed(team: Deployment) -> None:
     """Create the index without scanning existing records."""
     await team.drop()
-    fields = index.memory_fields(Settings.load(**team.settings).vector_store)
+    settings = Settings.load(**team.settings).vector_store
+    fields = index.memory_fields(settings.model, settings.hnsw)
     prefixes = [team.keys.memory_prefix, team.keys.chunk_prefix]
     await index.create_index(team.client, team.keys.index(), prefixes, fields, scan=False, alias=team.keys.index_alias)
 
@@ -373,7 +375,12 @@ async def test_deep_check_reports_low_recall(empty: Deployment) -> None:
     vectors = random.standard_normal((3000, 16)).astype(np.float32)
     pipe = empty.client.pipeline(transaction=False)
     for number, vector in enumerate(vectors / np.linalg.norm(vectors, axis=1, keepdims=True)):
-        fields = {"content": "some", "model": "fake", "part": "head", "vec_fake": to_bytes(vector)}
+        fields = {
+            "content": "some",
+            "model": "vec16_fake",
+            "part": "head",
+            "vec16_fake": to_stored(vector, Model("fake", 16)),
+        }
         pipe.hset(keys.memory(f"m{number}"), mapping=fields)
     await pipe.execute()
     try:

@@ -152,10 +152,10 @@ async def test_change_can_be_reverted_and_drop_leaves_nothing(
     await reindex.drop(service, namespace, quiet, keep_seconds=1.1)
     await alice.search("when does the ferry leave?", mode="vector")
     for row in (await records(stack.client, namespace)).values():
-        assert (row[b"model"], NEW.field.encode() in row) == (OLD.name.encode(), False)
+        assert (row[b"model"], NEW.field.encode() in row) == (OLD.label.encode(), False)
     assert await stack.client.hkeys(keys.meta) == [b"model", b"dimension", b"field", *rest_of_meta()]
     indexes = {name.decode() for name in await stack.client.execute_command("FT._LIST") if namespace in name.decode()}
-    assert indexes == {keys.index(1), keys.task_index(OLD.name)}
+    assert indexes == {keys.index(1), keys.task_index(OLD.field)}
     assert not await stack.client.exists(keys.jobs(NEW.name))
     with pytest.raises(Conflict, match="has no previous model"):
         await reindex.back(service, namespace, quiet)
@@ -179,8 +179,8 @@ async def test_model_of_another_dimension_takes_over(
         assert not answer["partial"]
         stored = await alice.call("store_memory", content="A new one.", wait=True)
         assert stored["vector"] == "ready"
-        vectors = [row[b"vec_wide"] for row in (await records(stack.client, namespace)).values()]
-        assert {len(vector) for vector in vectors} == {4 * 48}
+        vectors = [row[b"vec16_wide"] for row in (await records(stack.client, namespace)).values()]
+        assert {len(vector) for vector in vectors} == {2 * 48}
         assert (await alice.call("find_similar_memories", memory_id=long, limit=3))["hits"]
 
 
@@ -371,14 +371,14 @@ async def test_search_with_the_old_model_uses_the_old_index_while_it_exists(
         assert await alice.search(note_text(4), mode="vector", limit=1) == [note_text(4)]
         stored = await alice.store(note_text(77), wait=True)
         row = (await records(stack.client, namespace))[Keys(namespace).memory(stored)]
-        assert b"none:alien" in row[b"model"] or b"vec_alien" in row, "the model that answers has to embed it"
+        assert b"none:vec16_alien" in row[b"model"] or b"vec16_alien" in row, "the model that answers has to embed it"
         assert (await models.get(namespace, afresh=True)).current.name == "alien"
         await settled(alice)
         assert await alice.search(note_text(77), mode="vector", limit=1) == [note_text(77)]
 
 
 def test_model_is_ready_if_the_vector_state_names_it() -> None:
-    model = Model("a", 8)
+    model = Model("a", 8, half=False)
     assert [model.is_ready(state) for state in (None, "", "none:a", "b\x1fnone:a", "a", b"b\x1fa")] == [
         False, False, False, False, True, True,
     ]  # fmt: skip

@@ -237,7 +237,7 @@ async def test_memory_without_a_vector_is_found_by_keywords_as_partial(
     memory_id = await alice.store("Zanzibar trip")
     key = Keys(namespace).memory(memory_id)
     await stack.client.hdel(key, vector_field("all-MiniLM-L6-v2"))
-    await stack.client.hset(key, "model", f"none:{DEFAULT_MODEL}")
+    await stack.client.hset(key, "model", f"none:{vector_field(DEFAULT_MODEL)}")
     answer = await alice.call("semantic_search", query="zanzibar")
     assert [hit["memory"]["content"] for hit in answer["hits"]] == ["Zanzibar trip"]
     assert answer["partial"]

@@ -22,7 +22,7 @@ from support.redis_users import SERVER, SIDECAR
 from support.stack import MASTER_KEY, Agent, Refused, Server, Stack, serving
 
 from memory_core.records.ids import new_id
-from memory_core.records.keys import Keys
+from memory_core.records.keys import Keys, vector_field
 from memory_core.redis_client import Client
 from memory_core.store.connection import connect
 from memory_embedder.engines.weights import DEFAULT_MODEL
@@ -119,7 +119,7 @@ async def test_change_and_audit_entry_are_written_atomically(
 
 
 async def has_vector(client: Client, namespace: str, memory_id: str) -> bool:
-    return await client.hget(Keys(namespace).memory(memory_id), "model") == DEFAULT_MODEL.encode()
+    return await client.hget(Keys(namespace).memory(memory_id), "model") == vector_field(DEFAULT_MODEL).encode()
 
 
 async def test_refused_call_is_audited_without_its_arguments(

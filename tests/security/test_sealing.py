@@ -37,7 +37,7 @@ from memory_core.records.memory import (
     filter_fields,
 )
 from memory_core.records.model import Model
-from memory_core.records.vectors import Matrix, to_bytes
+from memory_core.records.vectors import Matrix, to_bytes, to_stored
 from memory_core.store.sealed_jobs import open_job, seal_job
 from memory_core.store.streams import Ask, BadMessage, Job, Reply
 from memory_server.index.loader import RecordReader, Ref
@@ -74,13 +74,13 @@ class Deployment:
         key = self.keys[owner]
         record = Record(
             memory_id, content, MemoryType.CONTEXT, Priority.LOW, owner, owner, Visibility.PRIVATE, frozenset(), ("t",),
-            None, None, 1, None, 1.0, 1.0, 2.0, rev, "model", '{"a":1}', 2, keyed_hash(key, content),
+            None, None, 1, None, 1.0, 1.0, 2.0, rev, MODEL.label, '{"a":1}', 2, keyed_hash(key, content),
             codec=SEALED_CODEC,
         )  # fmt: skip
         binding = Binding.of(namespace, record, 0)
         vector = np.ones(DIMENSION, dtype=np.float32) / np.sqrt(DIMENSION)
         clear = filter_fields(record) | {
-            "codec": SEALED_CODEC, "hash": record.content_hash, "rev": str(rev), "model": "model", "pieces": "2",
+            "codec": SEALED_CODEC, "hash": record.content_hash, "rev": str(rev), "model": MODEL.label, "pieces": "2",
             "expires_at": "inf",
         }  # fmt: skip
         sealed = {
@@ -280,13 +280,15 @@ def test_same_content_hashes_differently_for_each_owner() -> None:
 
 
 @pytest.mark.parametrize("bad", [np.ones(DIMENSION), np.zeros(DIMENSION), np.eye(1, DIMENSION - 1), np.eye(1, 17)])
-def test_sealed_bytes_that_are_no_unit_vector_are_refused(bad: Matrix) -> None:
+@pytest.mark.parametrize("half", [False, True])
+def test_sealed_bytes_that_are_no_unit_vector_are_refused(bad: Matrix, half: bool) -> None:
     binding, key = Binding("n", "o", "m", 0, 1, "h"), Key.of(Secret(bytes(range(32))), "data")
     lock = binding.lock(key, "vector")
-    good = to_bytes(np.eye(1, DIMENSION, dtype=np.float32))
-    assert open_vector(key, binding, seal_vector(lock, MODEL, good), MODEL) == good
+    good, stored = np.eye(1, DIMENSION, dtype=np.float32), Model("model", DIMENSION, half=half)
+    sealed = seal_vector(lock, MODEL, to_stored(good, stored))
+    assert open_vector(key, binding, sealed, MODEL) == open_vector(key, binding, sealed, stored) == to_bytes(good)
     with pytest.raises(Tampered):
-        open_vector(key, binding, seal_vector(lock, MODEL, to_bytes(bad.astype(np.float32))), MODEL)
+        open_vector(key, binding, seal_vector(lock, MODEL, to_stored(bad.astype(np.float32), stored)), MODEL)
 
 
 def test_vectors_evicted_from_the_open_cache_are_overwritten() -> None:

@@ -227,10 +227,10 @@ async def test_older_index_gets_the_change_order_field(
 async def _make_index_without(
     monkeypatch: pytest.MonkeyPatch, client: Client, keys: Keys, settings: VectorStoreSettings, name: str
 ) -> None:
-    whole = index.memory_fields(settings)
+    whole = index.memory_fields(settings.model, settings.hnsw)
     fields = [field for field in whole if field.name != name]
 
-    def without_field(_: VectorStoreSettings) -> list[Any]:
+    def without_field(*_: object) -> list[Any]:
         return fields
 
     with monkeypatch.context() as earlier:

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 
 from memory_core.records.ids import new_id
-from memory_core.records.keys import vector_field
 from memory_core.records.vectors import Matrix, to_bytes
 from memory_core.store.bulk_messages import Selection
 from memory_embedder.bulk.array_module import ArrayModule
@@ -72,6 +71,6 @@ class Stored:
     async def store(self, vector: Matrix, *, scope: Sequence[str] = ("pub",), ttl: int | None = None) -> str:
         """Store one memory. Returns its id."""
         memory_id, model = new_id(), self._team.settings.embedding_model
-        stored = {"bytes": to_bytes(vector), "dimension": len(vector), "field": vector_field(model), "model": model}
+        stored = {"bytes": to_bytes(vector), "dimension": len(vector), "model": model}
         await self._team.call_store(memory_id, memory_id, scope=scope, ttl=ttl, vector=stored)
         return memory_id

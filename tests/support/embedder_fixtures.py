@@ -24,7 +24,7 @@ from memory_core.records.ids import new_id
 from memory_core.records.keys import Keys
 from memory_core.records.memory import content_hash
 from memory_core.records.names import SEPARATOR
-from memory_core.records.vectors import Matrix, from_bytes
+from memory_core.records.vectors import Matrix, from_stored
 from memory_core.redis_client import Client
 from memory_core.settings.settings import GpuSettings, VectorStoreSettings
 from memory_core.store import functions
@@ -257,7 +257,7 @@ class Team:
     async def vector(self, memory_id: str) -> Matrix | None:
         """The stored vector, shape (dimension,)."""
         found = await self.client.hget(self.names.memory(memory_id), self.vector_field)
-        return None if found is None else from_bytes(found, self.settings.vector_dimension)[0]
+        return None if found is None else from_stored(found, self.settings.vector_dimension)
 
     async def count_vectors(self, ids: list[str]) -> int:
         """Count the memories that have a vector."""

@@ -185,7 +185,7 @@ BUGS = {
         _LUA + "20_vectors.lua",
         [
             (
-                "return vector and not vector.sealed and not is_unit_vector(vector.bytes, vector.dimension)",
+                "return vector and not vector.sealed and not rm.is_unit_vector(vector.bytes, vector.dimension)",
                 "return false",
             )
         ],

@@ -10,7 +10,7 @@ import logging
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from memory_core.records.keys import Keys
+from memory_core.records.keys import Keys, vector_field
 from memory_core.records.names import SEPARATOR
 from memory_core.redis_client import Client
 from memory_core.store.streams import Fields, entries
@@ -37,18 +37,21 @@ class EventsLost(Exception):
 
 
 class EventFollower:
-    """Reads one namespace. `position` is the last event that its mirror includes."""
+    """Reads one namespace's vectors of a model. `position` is the last event that its mirror includes."""
 
-    def __init__(self, client: Client, keys: Keys, vector_field: str) -> None:
+    def __init__(self, client: Client, keys: Keys, model: str) -> None:
         self._client = client
         self._keys = keys
-        self._field = vector_field.encode()
+        self._model = model
+        self._field = b""
         self.position = _START
         self._switches: bytes | None = None
 
     async def fill(self, mirror: Mirror, progress: Callable[[], None]) -> None:
         """Read all memories in slices. `progress` is called after each slice and may raise to stop."""
-        self._switches = await self._client.hget(self._keys.meta, "switches")
+        self._switches, field = await self._client.hmget(self._keys.meta, ["switches", "field"])
+        is_float32 = field == vector_field(self._model, half=False).encode()
+        self._field = vector_field(self._model, half=not is_float32).encode()
         self.position = await self._end()
         cursor, pattern = 0, self._keys.memory_prefix + "*"
         waiting: list[str] = []

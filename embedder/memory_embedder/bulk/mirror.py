@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from memory_core.records.vectors import Matrix
+from memory_core.records.vectors import Matrix, to_float32
 from memory_core.store.bulk_messages import Clause, Selection
 
 Mask = NDArray[np.bool_]
@@ -117,7 +117,7 @@ class Mirror:
     def put(self, loaded: Iterable[LoadedMemory]) -> None:
         """Replace memories with their current state. A memory without pieces is deleted or has no vector yet."""
         found = list(loaded)
-        data = b"".join(vector for one in found for _, vector in self._fitting(one))
+        data = b"".join(to_float32(vector, self.dimension) for one in found for _, vector in self._fitting(one))
         fresh = np.frombuffer(data, dtype="<f4").reshape(-1, self.dimension)
         with np.errstate(invalid="ignore", over="ignore"):
             usable = np.abs(np.einsum("ij,ij->i", fresh, fresh) - 1) < _NORM_TOLERANCE
@@ -174,7 +174,9 @@ class Mirror:
         return copy
 
     def _fitting(self, one: LoadedMemory) -> Iterable[tuple[int, bytes]]:
-        return ((piece, vector) for piece, vector in one.pieces if len(vector) == 4 * self.dimension)
+        return (
+            (piece, vector) for piece, vector in one.pieces if len(vector) in {2 * self.dimension, 4 * self.dimension}
+        )
 
     def _any_of(self, clause: Clause) -> Mask:
         """Mark the rows that have one of the values."""

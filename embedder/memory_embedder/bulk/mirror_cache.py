@@ -48,10 +48,10 @@ class CachedMirror:
 class MirrorCache:
     """The mirrors of a sidecar, least recently used first."""
 
-    def __init__(self, client: Client, engine: BulkEngine, field_name: str, dimension: int, budget: int) -> None:
+    def __init__(self, client: Client, engine: BulkEngine, model: str, dimension: int, budget: int) -> None:
         self._client = client
         self._engine = engine
-        self._field = field_name
+        self._model = model
         self._dimension = dimension
         self.budget = budget
         self._cached: OrderedDict[str, CachedMirror] = OrderedDict()
@@ -132,7 +132,7 @@ class MirrorCache:
     def _get_or_create(self, namespace: str) -> CachedMirror:
         cached = self._cached.get(namespace)
         if cached is None:
-            follower = EventFollower(self._client, keys.Keys(namespace), self._field)
+            follower = EventFollower(self._client, keys.Keys(namespace), self._model)
             cached = self._cached[namespace] = CachedMirror(
                 follower, Mirror(self._dimension), DeviceRows(self._engine.arrays)
             )

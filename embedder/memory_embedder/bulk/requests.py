@@ -77,8 +77,8 @@ class BulkConsumer:
                 self._engine = await asyncio.to_thread(
                     lambda: BulkEngine(ArrayModule(self._encoder.device), FaissLibrary())
                 )
-                field = keys.vector_field(self._encoder.name)
-                self._mirrors = MirrorCache(self._client, self._engine, field, self._encoder.dimension, self._budget)
+                name, dimension = self._encoder.name, self._encoder.dimension
+                self._mirrors = MirrorCache(self._client, self._engine, name, dimension, self._budget)
         return self._engine, self._mirrors
 
     async def close(self) -> None:

@@ -6,7 +6,7 @@ import asyncio
 import logging
 from collections import Counter, defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
@@ -19,7 +19,7 @@ from memory_core.observe import tracing
 from memory_core.records import keys
 from memory_core.records.keys import Keys
 from memory_core.records.model import Model
-from memory_core.records.vectors import Matrix, to_bytes
+from memory_core.records.vectors import Matrix, to_stored
 from memory_core.redis_client import Client
 from memory_core.store import functions
 from memory_core.store.sealed_jobs import open_job
@@ -261,7 +261,7 @@ class JobConsumer:
         )
 
     def _item(self, done: TokenisedJob, vector: Matrix) -> dict[str, object]:
-        job, data = done.job, to_bytes(vector)
+        job, data = done.job, to_stored(vector, replace(self._model, half=done.job.half))
         return {
             "id": job.memory_id,
             "piece": job.chunk,

@@ -17,6 +17,7 @@ from memory_core.errors import Tampered
 from memory_core.records.codec import DecodeError, pack, unpack
 from memory_core.records.memory import CHUNK_REV, Record, compress, decompress
 from memory_core.records.model import Model
+from memory_core.records.vectors import to_float32
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,13 +59,16 @@ def seal_body(key: Key, binding: Binding, content: str) -> bytes:
 
 
 def seal_vector(lock: Lock, model: Model, vector: bytes) -> bytes:
-    """Seal a vector with the vector lock of its binding. A vector of another model does not open in its place."""
-    return lock.narrowed(model.field).seal(vector)
+    """Seal a stored vector with the vector lock of its binding. One of another model does not open in its place."""
+    return lock.narrowed(model.key).seal(vector)
 
 
 def open_vector(key: Key, binding: Binding, sealed: bytes, model: Model) -> bytes:
-    """Open a vector. Raises Tampered if it was altered or moved, or is not a unit vector, which Redis cannot check."""
-    vector = binding.lock(key, "vector").narrowed(model.field).open(sealed)
+    """Open a vector of either format; returns float32 bytes.
+
+    Raises Tampered if it was altered or moved, or is not a unit vector, which Redis cannot check.
+    """
+    vector = to_float32(binding.lock(key, "vector").narrowed(model.key).open(sealed), model.dimension)
     if len(vector) != 4 * model.dimension or not abs(float(np.square(np.frombuffer(vector, "<f4")).sum()) - 1) < 1e-2:
         raise Tampered("a sealed vector is not a unit vector")
     return vector

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
@@ -185,11 +185,15 @@ def profile_vector(model: Model, vector: bytes) -> bytes:
 
 
 def _stack(vectors: list[bytes], model: Model | None) -> Matrix | None:
-    from memory_core.records.vectors import from_bytes  # numpy is slow to import, and tool schemas need this module
+    import numpy as np  # slow to import, and tool schemas need this module
+
+    from memory_core.records.vectors import from_stored
 
     if model is None:
         return None
-    head = profile_vector(model, b"")
-    usable = [vector[len(head) :] for vector in vectors if vector.startswith(head)]
-    usable = [vector for vector in usable if len(vector) == 4 * model.dimension]
-    return from_bytes(b"".join(usable), model.dimension) if usable else None
+    usable: list[Matrix] = []
+    for stored in (replace(model, half=half) for half in (True, False)):  # older ones keep the format of their time
+        head = profile_vector(stored, b"")
+        found = [vector[len(head) :] for vector in vectors if vector.startswith(head)]
+        usable += [from_stored(one, model.dimension) for one in found if len(one) == stored.vector_bytes]
+    return np.stack(usable) if usable else None

@@ -37,12 +37,12 @@ def bell(lane: int) -> str:
 
 def asks(lane: int, model: str) -> str:
     """Stream of texts whose vectors of one model a server waits for."""
-    return f"rm:asks:{{{lane}}}:{vector_field(model)}"
+    return f"rm:asks:{{{lane}}}:{model_key(model)}"
 
 
 def bulk(lane: int, model: str) -> str:
     """Stream of requests to the bulk engine over the vectors of one model."""
-    return f"rm:bulk:{{{lane}}}:{vector_field(model)}"
+    return f"rm:bulk:{{{lane}}}:{model_key(model)}"
 
 
 def reply(server_id: str) -> str:
@@ -65,10 +65,15 @@ def operator_key(key_id: str) -> str:
     return f"rm:operator:{{{key_id}}}"
 
 
-def vector_field(model: str) -> str:
-    """Hash field of the vectors of `model`; a field never mixes two models."""
+def model_key(model: str) -> str:
+    """The part of key names that stands for a model."""
     name = model.rsplit("/", 1)[-1].lower().removeprefix("all-")
     return "vec_" + re.sub(r"[^a-z0-9]+", "_", name).strip("_")
+
+
+def vector_field(model: str, *, half: bool = True) -> str:
+    """Hash field of the vectors of `model` in half precision or float32; a field never mixes models or formats."""
+    return model_key(model).replace("vec_", "vec16_" if half else "vec_", 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,9 +192,9 @@ class Keys:
         `same:<owner>:<bucket>`."""
         return f"{self.same_prefix}{owner}:{content_hash}"
 
-    def cached_vectors(self, model: str, agent: str) -> str:
-        """Hash: digests of texts that an agent used → their vectors, each with its own expiry."""
-        return f"{self.prefix}emb:{vector_field(model)}:{agent}"
+    def cached_vectors(self, field: str, agent: str) -> str:
+        """Hash: digests of texts that an agent used → their vectors as in a vector field, each with its own expiry."""
+        return f"{self.prefix}emb:{field}:{agent}"
 
     def idempotency(self, owner: str, key: str) -> str:
         """Hash: the result of a store with an owner's idempotency key."""
@@ -197,12 +202,12 @@ class Keys:
 
     def jobs(self, model: str) -> str:
         """Stream: texts to embed with one model; sidecars of other models do not read it."""
-        return self.job_streams + vector_field(model)
+        return self.job_streams + model_key(model)
 
     def index(self, version: int = 1) -> str:
         """An index over all memories; the alias refers to one version."""
         return f"{self.index_alias}:v{version}"
 
-    def task_index(self, model: str) -> str:
-        """The index over one model's vectors of open tasks."""
-        return f"{self.prefix}idx:task:{vector_field(model)}"
+    def task_index(self, field: str) -> str:
+        """The index over the vectors of open tasks in one vector field."""
+        return f"{self.prefix}idx:task:{field}"

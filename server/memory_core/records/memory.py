@@ -77,8 +77,8 @@ class Record:
     """One memory, or one chunk of a long one. A sensitive one has no content until `sealed` is opened.
 
     `content` is the whole text if it was loaded, else the text of chunk number `part` of `chunks`. Times are epoch
-    seconds; `vector` is float32 little-endian bytes, unit length; `signer` is the secret of its integrity code.
-    `state` lists the models of its vectors.
+    seconds; `vector` is float32 little-endian bytes, unit length, whatever the stored format.
+    `signer` is the secret of its integrity code. `state` lists the models of its vectors.
     """
 
     id: str

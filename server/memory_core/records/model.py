@@ -1,15 +1,16 @@
 """The embedding models of a namespace, from its `meta` record.
 
-Each model has its own vector field and its own index, so a search never compares vectors of two models.
+Each model has its own vector field and its own index, so a search never compares vectors of two models. So has each
+format of a model's vectors: half precision (float16), or float32 in namespaces of older releases.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
-from memory_core.records.keys import Keys, vector_field
+from memory_core.records.keys import Keys, model_key, vector_field
 from memory_core.records.names import split_labels
 from memory_core.redis_client import Client
 
@@ -27,30 +28,51 @@ class Phase(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """One model of a namespace, and the version of the index over its vectors."""
+    """One model of a namespace, the version of the index over its vectors, and their format: `half` or float32."""
 
     name: str
     dimension: int
     version: int = 1
+    half: bool = True
 
     @property
     def field(self) -> str:
-        return vector_field(self.name)
+        return vector_field(self.name, half=self.half)
+
+    @property
+    def key(self) -> str:
+        """The name of the model in keys, whatever the format."""
+        return model_key(self.name)
 
     @property
     def sealed_field(self) -> str:
-        """The hash field of the vectors of sensitive memories, which is not indexed."""
-        return f"sealed_{self.field}"
+        """The hash field of the vectors of sensitive memories, which is not indexed. It holds either format."""
+        return f"sealed_{self.key}"
+
+    @property
+    def label(self) -> str:
+        """The value of the indexed field `model` of chunks that have its vector."""
+        return self.field if self.half else self.name
+
+    @property
+    def vector_bytes(self) -> int:
+        """The length of one stored vector."""
+        return self.dimension * (2 if self.half else 4)
+
+    @property
+    def precision(self) -> str:
+        """The data type of its index."""
+        return "float16" if self.half else "float32"
 
     def is_ready(self, state: str | bytes | None) -> bool:
         """Whether a chunk has its vector, by the value of its field `model`."""
         text = state.decode(errors="replace") if isinstance(state, bytes) else state
-        return self.name in split_labels(text)
+        return self.label in split_labels(text)
 
     def has_failed(self, state: str | bytes | None) -> bool:
         """Whether it failed to embed a chunk, by the value of its field `model`."""
         text = state.decode(errors="replace") if isinstance(state, bytes) else state
-        return FAILED + self.name in split_labels(text)
+        return FAILED + self.label in split_labels(text)
 
     def __str__(self) -> str:
         return f"{self.name} ({self.dimension} dimensions)"
@@ -71,7 +93,8 @@ class Models:
 
 
 FIELDS = (
-    "model", "dimension", "version", "other_model", "other_dimension", "other_version", "phase", "switched_at",
+    "model", "dimension", "version", "field", "other_model", "other_dimension", "other_version", "other_field",
+    "phase", "switched_at",
 )  # fmt: skip
 
 
@@ -104,10 +127,16 @@ def parse(values: Sequence[bytes | None]) -> Models | None:
         return None
     other = None
     if "other_model" in row:
-        other = Model(row["other_model"], int(row["other_dimension"]), int(row["other_version"]))
+        other = _model(row, "other_")
     return Models(
-        Model(row["model"], int(row["dimension"]), int(row.get("version", 1))),
+        _model(row, ""),
         other,
         Phase(row["phase"]) if other else None,
         float(row.get("switched_at", 0)),
     )
+
+
+def _model(row: Mapping[str, str], prefix: str) -> Model:
+    name = row[f"{prefix}model"]
+    half = row.get(f"{prefix}field") != vector_field(name, half=False)
+    return Model(name, int(row[f"{prefix}dimension"]), int(row.get(f"{prefix}version", 1)), half)

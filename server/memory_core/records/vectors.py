@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from memory_core.errors import InvalidArgument
+from memory_core.records.model import Model
 
 Matrix = NDArray[np.float32]
 _EPSILON = 1e-6
@@ -26,22 +27,27 @@ def normalise(vectors: Matrix, dimension: int) -> Matrix:
 
 
 def to_bytes(vector: Matrix) -> bytes:
-    """Encode as the float32 little-endian bytes that Redis indexes."""
+    """Encode as float32, as in messages and exports."""
     return vector.astype("<f4", copy=False).tobytes()
 
 
 def from_bytes(data: bytes, dimension: int) -> Matrix:
-    """Decode stored vectors to shape (n, dimension)."""
+    """Decode float32 vectors to shape (n, dimension)."""
     return np.frombuffer(data, dtype="<f4").reshape(-1, dimension)
 
 
-def to_half(vector: bytes) -> bytes:
-    """Shorten float32 bytes to float16, for caches."""
-    return np.frombuffer(vector, dtype="<f4").astype("<f2").tobytes()
+def to_stored(vector: Matrix, model: Model) -> bytes:
+    """Encode in the format of a model's field and index."""
+    return vector.astype("<f2" if model.half else "<f4").tobytes()
 
 
-def from_half(data: bytes, dimension: int) -> bytes:
-    """Lengthen float16 bytes to those of a unit vector in float32. Raises InvalidArgument for another length."""
+def to_float32(data: bytes, dimension: int) -> bytes:
+    """Decode one stored vector to float32 bytes. The length tells the format; other lengths stay unchanged."""
     if len(data) != 2 * dimension:
-        raise InvalidArgument(f"{len(data)} bytes are no float16 vector of {dimension} dimensions")
-    return to_bytes(normalise(np.frombuffer(data, dtype="<f2").astype(np.float32).reshape(1, dimension), dimension))
+        return data
+    return np.frombuffer(data, dtype="<f2").astype("<f4").tobytes()
+
+
+def from_stored(data: bytes, dimension: int) -> Matrix:
+    """Decode one stored vector of either format to shape (dimension,). Raises ValueError for another length."""
+    return from_bytes(to_float32(data, dimension), dimension).reshape(dimension)

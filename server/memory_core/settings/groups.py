@@ -54,7 +54,7 @@ class HnswSettings(SettingsGroup):
     """The graph of the Redis index; used when an index is made."""
 
     m: int = Field(default=16, ge=4, le=512, description="edges of each node: recall and memory use grow with it")
-    ef_construction: int = Field(default=200, ge=16, le=4096, description="candidates examined when a vector is added")
+    ef_construction: int = Field(default=100, ge=16, le=4096, description="candidates examined when a vector is added")
     ef_runtime: int = Field(default=100, ge=10, le=4096, description="candidates examined by a search")
 
 
@@ -106,7 +106,7 @@ class LifetimeSettings(SettingsGroup):
 class CacheSettings(SettingsGroup):
     """Vectors of texts seen before, kept in the process and in Redis."""
 
-    entries: int = Field(default=10_000, ge=1, le=10_000_000, description="vectors kept in the process, 1.5 kB each")
+    entries: int = Field(default=10_000, ge=1, le=10_000_000, description="vectors kept in the process, 0.8 kB each")
     policy: Literal["lru", "lfu", "ttl"] = Field(
         default="lru", description="which entry is evicted: least recently used, least often used, or oldest"
     )

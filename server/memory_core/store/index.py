@@ -15,6 +15,7 @@ from memory_core.package_data import resource
 from memory_core.records import keys
 from memory_core.records.model import Model, Models, read_models
 from memory_core.redis_client import Client
+from memory_core.settings.groups import HnswSettings
 from memory_core.settings.settings import VectorStoreSettings
 
 if TYPE_CHECKING:
@@ -55,14 +56,14 @@ async def ensure_index(
         await client.xgroup_create(names.jobs(model.name), keys.GROUP, id="0", mkstream=True)
     known = await _known_fields(client, index)
     prefixes, alias = [names.memory_prefix, names.chunk_prefix], names.index_alias if behind_alias else None
-    fields = memory_fields(settings.with_model(model))
+    fields = memory_fields(model, settings.hnsw)
     if known is None or (alias and await _known_fields(client, alias) is None):
         await create_index(client, index, prefixes, fields, scan=scan, alias=alias)
     if known is not None:
         await _add_fields(client, index, [field for field in fields if (field.as_name or field.name) not in known])
-    if await _known_fields(client, names.task_index(model.name)) is None:
+    if await _known_fields(client, names.task_index(model.field)) is None:
         fields = _read_schema(_TASK, model).redis_fields
-        await create_index(client, names.task_index(model.name), [names.task_vector("")], fields, scan=scan)
+        await create_index(client, names.task_index(model.field), [names.task_vector("")], fields, scan=scan)
 
 
 async def drop_index(client: Client, index: str) -> None:
@@ -170,9 +171,9 @@ def _ignoring(*texts: str) -> Generator[None]:
             raise
 
 
-def memory_fields(settings: VectorStoreSettings) -> list[Any]:
+def memory_fields(model: Model, graph: HnswSettings) -> list[Any]:
     """Return the fields of the memory index for a model and its graph settings."""
-    schema = _read_schema(_MEMORY, settings.model, settings.hnsw.model_dump())
+    schema = _read_schema(_MEMORY, model, graph.model_dump())
     schema.fields["source_text"].path = "source"
     return schema.redis_fields
 
@@ -180,11 +181,13 @@ def memory_fields(settings: VectorStoreSettings) -> list[Any]:
 def _read_schema(path: str, model: Model, graph: dict[str, Any] | None = None) -> IndexSchema:
     """Read a schema whose field `vec` is the hash field with the vectors of a model."""
     from redisvl.schema import IndexSchema  # takes 150 ms, and most processes make no index
+    from redisvl.schema.fields import VectorDataType
 
     schema = IndexSchema.from_yaml(str(resource(path)))
     vectors: Any = schema.fields["vec"]
     vectors.path = model.field
-    vectors.attrs = vectors.attrs.model_copy(update={"dims": model.dimension, **(graph or {})})
+    datatype = VectorDataType(model.precision.upper())
+    vectors.attrs = vectors.attrs.model_copy(update={"dims": model.dimension, "datatype": datatype, **(graph or {})})
     return schema
 
 

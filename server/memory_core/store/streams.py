@@ -27,7 +27,7 @@ class BadMessage(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """A text of a memory to embed; `entry` is its stream id."""
+    """A text of a memory to embed; `entry` is its stream id. `half`: its vector is stored in half precision."""
 
     entry: str
     memory_id: str
@@ -38,6 +38,7 @@ class Job:
     seal: str
     body: bytes
     trace: str = ""
+    half: bool = False
 
     @classmethod
     def parse(cls, entry: bytes, fields: Fields) -> Job:
@@ -54,6 +55,7 @@ class Job:
                 seal=fields[b"seal"].decode(),
                 body=fields[b"body"],
                 trace=_trace(fields),
+                half=fields.get(b"half") == b"1",
             )
         except (KeyError, ValueError) as error:
             raise BadMessage(f"job {entry!r}: {error}") from error

@@ -25,7 +25,7 @@ from memory_core.records.keys import Keys
 from memory_core.records.names import NAME_PATTERN, SEPARATOR, check_name
 from memory_core.records.task_kind import TaskKind
 from memory_core.records.times import to_iso
-from memory_core.records.vectors import to_bytes
+from memory_core.records.vectors import to_stored
 from memory_core.redis_client import Client
 from memory_core.settings.groups import DAY
 from memory_core.settings.settings import Settings
@@ -373,7 +373,7 @@ async def _embed(service: TaskServices, caller: Caller, text: str) -> bytes:
         if text:
             model = await service.models.current(caller.namespace)
             (vector,) = await service.embeddings.embed([text], caller, model=model, wait=_EMBED_SECONDS)
-            return profile_vector(model, to_bytes(vector))
+            return profile_vector(model, to_stored(vector, model))
     return b""
 
 

@@ -57,7 +57,7 @@ class DriftWarnings:
 def drift(info: dict[bytes, Any], keys: Keys, settings: VectorStoreSettings) -> list[str]:
     """Return how an index differs from this release's; `info` is its FT.INFO."""
     actual = {text_of(one[b"attribute"]): _actual_field(one) for one in info[b"attributes"]}
-    declared = dict(map(_declared_field, memory_fields(settings)))
+    declared = dict(map(_declared_field, memory_fields(settings.model, settings.hnsw)))
     differences = [f"{name} is missing" for name in declared if name not in actual]
     differences += [f"{name} is not in this release" for name in actual if name not in declared]
     differences += [

@@ -17,7 +17,7 @@ from redis.exceptions import RedisError
 from memory_core.cancellation import cancel
 from memory_core.errors import MemoryServiceError
 from memory_core.records.keys import Keys
-from memory_core.records.vectors import from_bytes
+from memory_core.records.vectors import from_stored
 from memory_core.redis_client import Client
 from memory_core.store.connection import connect
 from memory_core.store.streams import BadMessage, entries
@@ -216,5 +216,5 @@ class _Reader:
             return [None for _ in batch]
         for number, vector in zip(asked, vectors, strict=True):
             # Redis has no vector of a sensitive memory or of another model: each waiter compares itself.
-            near[number] = audience.near(from_bytes(vector, model.dimension)[0], model) if vector else None
+            near[number] = audience.near(from_stored(vector, model.dimension), model) if vector else None
         return near

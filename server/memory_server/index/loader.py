@@ -26,6 +26,7 @@ from memory_core.records.memory import (
 from memory_core.records.model import Model
 from memory_core.records.names import SEPARATOR
 from memory_core.records.scope import Principal
+from memory_core.records.vectors import to_float32
 from memory_core.redis_client import Client
 from memory_server.engine.request_context import RequestContext
 
@@ -191,7 +192,7 @@ class RecordReader:
             return None
         if failure := self.integrity.check_head(self.keys.namespace, ref.memory_id, row):
             return _unverified(ref, row, failure)
-        vector = row[self.model.field] if self.model else None
+        vector = self._vector(row)
         record = parse(ref.memory_id, row, vector)
         if record is None:
             return None
@@ -215,8 +216,12 @@ class RecordReader:
         where = (self.keys.namespace, ref.memory_id, ref.chunk, record.content_hash)
         if failure := self.integrity.check_chunk(*where, text, row):
             return _unverified(ref, head, failure)
-        content, vector = text.decode(errors="replace"), row[self.model.field] if self.model else None
+        content, vector = text.decode(errors="replace"), self._vector(row)
         return replace(record, state=state, part=ref.chunk, content=content, vector=vector)
+
+    def _vector(self, row: _Row) -> bytes | None:
+        stored = row[self.model.field] if self.model else None
+        return to_float32(stored, self.model.dimension) if self.model and stored is not None else None
 
     def _sealed_vector(self, state: str, row: _Row) -> bytes | None:
         """Return the sealed vector, b"" if it is missing, so that opening it fails; None if none is expected."""

@@ -259,7 +259,7 @@ async def open_tasks(client: Client, keys: Keys, model: Model, *, limit: int, ti
 async def _tasks(
     client: Client, keys: Keys, query: Query, model: Model, timeout_ms: int, options: list[Any]
 ) -> list[str]:
-    command = _search(keys, query, timeout_ms, keys.task_index(model.name))
+    command = _search(keys, query, timeout_ms, keys.task_index(model.field))
     answer = await client.execute_command(*command, "NOCONTENT", *options)
     return [result[b"id"].decode()[len(keys.task_vector("")) :] for result in answer[b"results"]]
 

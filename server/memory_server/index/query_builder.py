@@ -77,7 +77,12 @@ def unfinished(model: Model) -> Query:
 def not_embedded(model: Model, before: float) -> Query:
     """Select all chunks without a vector of a model that were last changed before a time; to change the model only."""
     changed = _with(Query(), lambda query: f"@updated_at:[-inf ({query.bind(to_redis(before))}]")
-    return _with(changed, lambda query: f"-@model:{{{query.bind(model.name)}}}")
+    return _with(changed, lambda query: f"-@model:{{{query.bind(model.label)}}}")
+
+
+def other_format(source: Model, target: Model) -> Query:
+    """Select all chunks that have a vector in one format and not in the other; to change the format only."""
+    return _with(with_vector(Query(), source), lambda query: f"-@model:{{{query.bind(target.label)}}}")
 
 
 def living(now: float) -> Query:
@@ -87,7 +92,7 @@ def living(now: float) -> Query:
 
 def concerned_with(model: Model) -> Query:
     """Select every chunk that has a vector of a model, waits for one or failed; to change the model only."""
-    return having(Query(), "model", model.name, NO_VECTOR + model.name, FAILED + model.name)
+    return having(Query(), "model", model.label, NO_VECTOR + model.label, FAILED + model.label)
 
 
 def written_by(agent: str, since: float) -> Query:
@@ -154,16 +159,16 @@ def memories(query: Query) -> Query:
 
 def without_vector(query: Query, model: Model) -> Query:
     """Narrow a selection to what still waits for its vector of a model."""
-    return having(query, "model", NO_VECTOR + model.name)
+    return having(query, "model", NO_VECTOR + model.label)
 
 
 def failed(query: Query, model: Model) -> Query:
     """Narrow a selection to what a model failed to embed."""
-    return having(query, "model", FAILED + model.name)
+    return having(query, "model", FAILED + model.label)
 
 
 def with_vector(query: Query, model: Model) -> Query:
-    return having(query, "model", model.name)
+    return having(query, "model", model.label)
 
 
 def sensitive(query: Query) -> Query:

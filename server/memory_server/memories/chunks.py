@@ -18,7 +18,7 @@ from memory_core.records.ids import is_id
 from memory_core.records.keys import Keys
 from memory_core.records.memory import Record, filter_fields
 from memory_core.records.model import Model
-from memory_core.records.vectors import Matrix, to_bytes
+from memory_core.records.vectors import Matrix, to_stored
 from memory_server.engine.integrity_report import tampered
 from memory_server.engine.redis_backend import Backend
 from memory_server.engine.sidecars.embeddings import Embeddings
@@ -50,7 +50,7 @@ class ChunkedContent:
     record: Record | None = None
 
     def vector(self, number: int) -> bytes | None:
-        return None if self.vectors is None else to_bytes(self.vectors[number])
+        return None if self.vectors is None else to_stored(self.vectors[number], self.model)
 
 
 async def split_content(content: str) -> list[str]:

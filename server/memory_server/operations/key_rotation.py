@@ -20,7 +20,7 @@ from memory_core.records.keys import Keys
 from memory_core.records.memory import Record
 from memory_core.records.model import Model
 from memory_core.records.names import SEPARATOR
-from memory_core.records.vectors import Matrix, from_bytes
+from memory_core.records.vectors import Matrix, from_bytes, from_stored, to_stored
 from memory_core.redis_client import Client
 from memory_server.engine.redis_backend import Backend
 from memory_server.index import loader, queries
@@ -160,7 +160,9 @@ async def _replace(service: Service, namespace: str, closed: Record) -> bool:
     encoder = await encoder_of(service, namespace, record.owner, model, sensitive=record.is_sensitive)
     vectors = await _vectors(service, namespace, record, len(chunks), model)
     new, seal = replace(record, content_hash=encoder.content_hash(record.content)), service.backend.integrity.seal
-    most = max(len(chunks), record.chunks)
+    most, vector = max(len(chunks), record.chunks), None
+    if record.vector is not None:
+        vector = to_stored(from_stored(record.vector, model.dimension), model)
     answer = await service.backend.write(
         "rm1_reseal",
         [
@@ -179,7 +181,7 @@ async def _replace(service: Service, namespace: str, closed: Record) -> bool:
         before=closed.sealed.text if closed.sealed else b"",
         key=encoder.key_version,
         fields=flat(encoder.head(new, chunks)),
-        vector=encoder.vector(new, 0, record.vector),
+        vector=encoder.vector(new, 0, vector),
         job=encoder.job(new, 0, chunks[0]),
         pieces=most,
         seal=seal(namespace, record.id, record.rev),

@@ -1,5 +1,7 @@
 """Embeds a namespace's memories, tasks and agents with another model, while the current model answers.
 
+A change of format converts the stored vectors of memories and tasks instead.
+
 Each run reads from the records which vectors are missing, so an interrupted run can be started again.
 """
 
@@ -20,7 +22,8 @@ from memory_core.records.memory import Record
 from memory_core.records.model import Model
 from memory_core.records.names import SEPARATOR
 from memory_core.records.task import load_tasks, load_vectors
-from memory_core.records.vectors import to_bytes
+from memory_core.records.vectors import from_stored, to_stored
+from memory_core.redis_client import Client
 from memory_core.slices import slices
 from memory_core.store import sidecar
 from memory_server.agents.registry import self_description
@@ -39,6 +42,8 @@ Progress = Callable[[str, int, int], None]
 AT_ONCE = 2000
 """Texts that wait for their vectors at the same time."""
 _SLICE = 100
+_CONVERTED_AT_ONCE = 4
+"""Chunks converted by one Function call: each is inserted into two graphs."""
 _TRIES = 2
 """If a chunk changes between its loading and its job, the job is stale."""
 _POLL_SECONDS = 0.05
@@ -163,8 +168,32 @@ def no_sidecar(model: str) -> EmbeddingUnavailable:
     )
 
 
+async def convert(service: Service, namespace: str, source: Model, target: Model, progress: Progress) -> None:
+    """Add the vectors of a model in the target's format. Chunks without a valid vector are left to be embedded."""
+    keys, query, timeout = Keys(namespace), build.other_format(source, target), service.settings.search_timeout_ms
+    seen, refused = set[Ref](), set[Ref]()
+
+    async def fetch(client: Client) -> tuple[list[Ref], list[int]]:
+        limit = AT_ONCE + min(len(refused), candidates.MAX_DEPTH)
+        queries = [build.with_vector(build.Query(), target), build.everything()]
+        counts = await candidates.count_all(client, keys, queries, timeout)
+        return await candidates.some(client, keys, query, limit=limit, timeout_ms=timeout), counts
+
+    while True:
+        refs, counts = await service.namespaces.search(namespace, fetch)
+        progress("converting", *counts)
+        refused |= seen.intersection(refs)
+        refs = [ref for ref in refs if ref not in refused]
+        if not refs:
+            return
+        for part in slices(refs, _CONVERTED_AT_ONCE):
+            names = [keys.hash_of_chunk(ref.memory_id, ref.chunk) for ref in part]
+            await service.backend.write("rm1_convert_vectors", names, repeatable=True, model=target.name)
+        seen.update(refs)
+
+
 async def embed_tasks(service: Service, namespace: str, model: Model, other: Model) -> None:
-    """Embed open tasks that have only the other model's vector. Vectors find tasks with a similar description."""
+    """Embed or convert open tasks that have only the other vector. Vectors find tasks with a similar description."""
     keys, timeout = Keys(namespace), service.settings.search_timeout_ms
     ids = await service.namespaces.search(
         namespace, lambda client: candidates.open_tasks(client, keys, other, limit=_MOST_TASKS, timeout_ms=timeout)
@@ -172,15 +201,27 @@ async def embed_tasks(service: Service, namespace: str, model: Model, other: Mod
     known = await service.backend.read(lambda client: load_vectors(client, keys, ids, model)) if ids else []
     lacking = [name for name, vector in zip(ids, known, strict=True) if vector is None]
     for part in slices(lacking, _TEXTS_AT_ONCE):
-        tasks = await service.backend.read(lambda client, part=part: load_tasks(client, keys, part))
-        vectors = await _embed(service.embeddings, namespace, model, [task.description for task in tasks])
+        vectors = await _task_vectors(service, keys, part, model, other)
         await service.backend.write(
             "rm1_task_vectors",
-            [keys.task_vector(task.id) for task in tasks],
+            [keys.task_vector(task_id) for task_id in vectors],
             repeatable=True,
             field=model.field,
-            vectors=vectors,
+            vectors=list(vectors.values()),
         )
+
+
+async def _task_vectors(
+    service: Service, keys: Keys, ids: Sequence[str], model: Model, other: Model
+) -> dict[str, bytes]:
+    """Return vectors by task id: embedded, or converted if only the format differs."""
+    if model.name == other.name:
+        found = await service.backend.read(lambda client: load_vectors(client, keys, ids, other))
+        pairs = [(name, vector) for name, vector in zip(ids, found, strict=True) if vector]
+        return {name: to_stored(from_stored(vector, model.dimension), model) for name, vector in pairs}
+    tasks = await service.backend.read(lambda client: load_tasks(client, keys, ids))
+    vectors = await _embed(service.embeddings, keys.namespace, model, [task.description for task in tasks])
+    return dict(zip([task.id for task in tasks], vectors, strict=True))
 
 
 async def embed_agents(service: Service, namespace: str, model: Model) -> None:
@@ -206,4 +247,4 @@ async def _embed(embeddings: Embeddings, namespace: str, model: Model, texts: Se
         return []
     caller = Caller(namespace, CONSOLE)
     rows = await embeddings.embed(texts, caller, model=model, wait=_EMBED_SECONDS, secret=True)
-    return [to_bytes(row) for row in rows]
+    return [to_stored(row, model) for row in rows]

@@ -1,4 +1,4 @@
-"""Changes the embedding model of a namespace, or rebuilds its index, while searches and stores continue.
+"""Changes the model of a namespace or the format of its vectors, or rebuilds its index; searches and stores continue.
 
 It builds the next version of the index beside the current one, embeds everything with the next model, and switches with
 one Function call. The previous index stays up to date until it is dropped, so the change can be undone. Every step can
@@ -11,6 +11,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import PurePath
 
 from pydantic import BaseModel, Field
@@ -31,7 +32,15 @@ from memory_server.index import queries as candidates
 from memory_server.index import query_builder as build
 from memory_server.index.loader import Ref
 from memory_server.operations.quarantine import CONSOLE
-from memory_server.operations.reembed import Filling, Progress, embed_agents, embed_tasks, no_sidecar, sidecars_of
+from memory_server.operations.reembed import (
+    Filling,
+    Progress,
+    convert,
+    embed_agents,
+    embed_tasks,
+    no_sidecar,
+    sidecars_of,
+)
 from memory_server.service import Service
 
 log = logging.getLogger(__name__)
@@ -52,6 +61,7 @@ class Index(BaseModel):
 
     model: str
     dimension: int
+    precision: str
     index: str
     embedded: int = 0
     sidecars: list[str] = Field(default_factory=list)
@@ -93,6 +103,7 @@ async def look(service: Service, namespace: str) -> Reindexing:
         Index(
             model=model.name,
             dimension=model.dimension,
+            precision=model.precision,
             index=keys.index(model.version),
             embedded=number,
             sidecars=[one.id for one in living if one.model == model.name],
@@ -113,7 +124,7 @@ async def look(service: Service, namespace: str) -> Reindexing:
 
 
 async def choose(service: Service, namespace: str, name: str | None) -> Model:
-    """Find the target model: the named one, that of an unfinished change, or the current one.
+    """Find the target model: the named one, that of an unfinished change, or the current one in half precision.
 
     Raises:
         EmbeddingUnavailable: no sidecar of a new model is alive. Conflict: another change is in progress.
@@ -121,18 +132,20 @@ async def choose(service: Service, namespace: str, name: str | None) -> Model:
     """
     models = await _models(service, namespace)
     current, other = models.current, models.other
-    if other and (_is(other, name) if name is not None else models.phase is Phase.BUILDING):
-        return other
     is_own = name is None or _is(current, name)
-    if other and other.name != current.name and not (is_own and models.phase is Phase.SWITCHED):
+    if other and models.phase is Phase.BUILDING and (name is None or (is_own and other.name == current.name)):
+        return other
+    if other and name is not None and not is_own and _is(other, name):
+        return other
+    if other and other.field != current.field and not (is_own and models.phase is Phase.SWITCHED):
         hint = f"redis-memory reindex --namespace {namespace} --drop-old finishes that change, --back undoes it"
-        raise Conflict(f"the vectors of {other.name} are still kept", hint=hint)
+        raise Conflict(f"the vectors of {_kept(current, other)} are still kept", hint=hint)
     if name is None or is_own:
-        return current
+        return current if other else replace(current, half=True)
     for wanted in dict.fromkeys((name, PurePath(name).name)):
         if living := await sidecars_of(service.backend, wanted):
             new = Model(living[0].model, living[0].dimension)
-            if current.field == new.field:
+            if current.key == new.key:
                 message = f"vectors of {new} would be in the field of {current}"
                 raise InvalidArgument(message, hint="rename the folder of the new model")
             return new
@@ -145,10 +158,14 @@ async def would(service: Service, namespace: str, name: str | None, *, back: boo
     if back or drop_old:
         if models.other is None:
             raise Conflict(f"{namespace} has no previous model", hint="see --status")
-        return f"{models.other.name} would " + ("answer again" if back and models.phase != "building" else "be dropped")
+        outcome = "answer again" if back and models.phase != "building" else "be dropped"
+        return f"{_kept(models.current, models.other)} would {outcome}"
     target, keys = await choose(service, namespace, name), Keys(namespace)
-    if target.name == models.current.name:
+    if target.field == models.current.field:
         return "the index would be rebuilt beside the current one, which would then be dropped"
+    if target.name == models.current.name:
+        (left,) = await _count(service, keys, [build.other_format(models.current, target)])
+        return f"{left} vectors would be converted to {target.precision}, which would then answer"
     (lacking,) = await _count(service, keys, [build.not_embedded(target, redis_time.now())])
     return f"{lacking} texts would be embedded by {target}, which would then answer"
 
@@ -178,13 +195,13 @@ async def change(
         filling = await _switch(service, namespace, target, progress, leave_failed=leave_failed)
         before = models.current
     await _catch_up(filling, before)
-    rebuilt = before.name == target.name
+    rebuilt = before.field == target.field
     if rebuilt:
         await drop(service, namespace, progress, keep_seconds=keep_seconds)
     now = (await _models(service, namespace)).current
     return Reindexed(
         namespace=namespace,
-        done="the index was rebuilt" if rebuilt else "another model answers",
+        done=_done(before, now),
         model=now.name,
         index=Keys(namespace).index(now.version),
         asked=filling.asked,
@@ -194,12 +211,23 @@ async def change(
     )
 
 
+def _done(before: Model, now: Model) -> str:
+    if before.field == now.field:
+        return "the index was rebuilt"
+    return f"{now.precision} vectors answer" if before.name == now.name else "another model answers"
+
+
+def _kept(current: Model, other: Model) -> str:
+    """Name the other model, by its format if only that differs."""
+    return f"{other.name} in {other.precision}" if other.name == current.name else other.name
+
+
 async def back(service: Service, namespace: str, progress: Progress) -> Reindexed:
     """Switch back to the previous model, or cancel a change that has not switched; raises Conflict, and as `change`."""
     models = await _models(service, namespace)
     if models.other and models.phase is Phase.BUILDING:
         return await drop(service, namespace, progress)
-    if models.other is None or models.phase is Phase.DROPPING or models.other.name == models.current.name:
+    if models.other is None or models.phase is Phase.DROPPING or models.other.field == models.current.field:
         raise Conflict(f"{namespace} has no previous model", hint="use --model instead")
     return await change(service, namespace, models.other, progress)
 
@@ -219,7 +247,7 @@ async def drop(
     await _drop(service, namespace, models, progress)
     return Reindexed(
         namespace=namespace,
-        done=f"{models.other.name} ({Keys(namespace).index(models.other.version)}) was dropped",
+        done=f"{_kept(models.current, models.other)} ({Keys(namespace).index(models.other.version)}) was dropped",
         model=models.current.name,
         index=current,
         seconds=round(time.perf_counter() - started, 2),
@@ -250,6 +278,8 @@ async def _switch(
 ) -> Filling:
     before, target = (await _models(service, namespace)).current, await _begin(service, namespace, target)
     await _build(service, namespace, target, progress)
+    if target.name == before.name and target.field != before.field:
+        await convert(service, namespace, before, target, progress)
     filling = await Filling(service, namespace, target, progress).run()
     if filling.failed and not leave_failed:
         named = ", ".join(ref.memory_id for ref in filling.failed[:3]) + (", …" if len(filling.failed) > 3 else "")
@@ -268,7 +298,7 @@ async def _begin(service: Service, namespace: str, target: Model) -> Model:
     """From now on, stores embed with this model too. Return the model with the version of its index."""
     await _step(service.backend, namespace, "begin", target)
     models = await _models(service, namespace)
-    if models.other is None or models.other.name != target.name:
+    if models.other is None or models.other.field != target.field:
         raise Conflict("another change of model interfered", hint="see --status")
     return models.other
 
@@ -292,8 +322,9 @@ async def _catch_up(filled: Filling, before: Model) -> None:
     known = {*filled.unreadable, *filled.failed}
     try:
         await Filling(service, namespace, target, filled.progress, unreadable=known).run()
-        if target.name != before.name:
+        if target.field != before.field:
             await embed_tasks(service, namespace, target, before)
+        if target.name != before.name:
             await embed_agents(service, namespace, target)
     except MemoryServiceError as error:
         log.warning("%s answers in %s; recent texts are not embedded yet: %s", target.name, namespace, error.message)
@@ -313,10 +344,11 @@ async def _drop(service: Service, namespace: str, models: Models, progress: Prog
     async with store_errors():
         await client.ft(keys.index(models.current.version)).aliasupdate(keys.index_alias)
         await index.drop_index(client, keys.index(other.version))
+        if other.field != models.current.field:
+            await index.drop_index(client, keys.task_index(other.field))
         if other.name != models.current.name:
-            await index.drop_index(client, keys.task_index(other.name))
             await client.delete(keys.jobs(other.name))
-    if other.name != models.current.name:
+    if other.field != models.current.field:
         await _remove_vectors(service, namespace, other, progress)
     await _step(service.backend, namespace, "forget", other)
 

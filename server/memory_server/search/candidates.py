@@ -9,7 +9,7 @@ from memory_core.records.keys import Keys
 from memory_core.records.memory import Record
 from memory_core.records.model import Model
 from memory_core.records.scope import Principal
-from memory_core.records.vectors import to_bytes
+from memory_core.records.vectors import to_stored
 from memory_core.redis_client import Client
 from memory_server.engine.request_context import RequestContext
 from memory_server.index import loader, queries
@@ -124,7 +124,7 @@ class Search:
                     client,
                     Keys(self._namespace),
                     self.selected,
-                    to_bytes(vector),
+                    to_stored(vector, self.model),
                     model=self.model,
                     way=knn_policy.COMPARE if self.exact else knn_policy.choose(total, documents, depth),
                     depth=depth,

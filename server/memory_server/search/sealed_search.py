@@ -14,7 +14,7 @@ from memory_core.errors import KeyMissing, Tampered
 from memory_core.records.keys import Keys
 from memory_core.records.memory import SEALED_CODEC
 from memory_core.records.model import Model
-from memory_core.records.vectors import Matrix
+from memory_core.records.vectors import Matrix, from_stored
 from memory_core.redis_client import Client
 from memory_server.engine.namespaces import Namespaces
 from memory_server.index import queries
@@ -106,8 +106,8 @@ async def _fetch(
     closed: list[_SealedVector] = []
     for (row, which), values in zip(wanted, await service.backend.read(fetch), strict=True):
         owner, rev, content, codec, sealed, clear = values
-        if codec != SEALED_CODEC.encode() and clear is not None and len(clear) == rows[row].nbytes:
-            rows[row] = np.frombuffer(clear, "<f4")
+        if codec != SEALED_CODEC.encode() and clear is not None and len(clear) == model.vector_bytes:
+            rows[row] = from_stored(clear, model.dimension)
         elif (owner or b"", content or b"") == (which.owner.encode(), which.content_hash.encode()):
             try:
                 key = await service.vault.find(which.namespace, which.owner, key_id(sealed or b""))

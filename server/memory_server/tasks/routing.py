@@ -15,7 +15,7 @@ from memory_core.records.damage import execute, or_none
 from memory_core.records.keys import Keys
 from memory_core.records.task import Task, TaskPriority, load_tasks, load_vectors
 from memory_core.records.task_kind import TaskKind
-from memory_core.records.vectors import Matrix, from_bytes
+from memory_core.records.vectors import Matrix, from_stored
 from memory_core.redis_client import Client
 from memory_server.contract.tasks import Suited
 from memory_server.tasks.services import TaskServices
@@ -151,7 +151,7 @@ async def dispatch(service: TaskServices, namespace: str) -> None:
     items: list[dict[str, Any]] = []
     for task, vector in zip(tasks, vectors, strict=True):
         if task.kind.id in open_kinds:
-            row = from_bytes(vector, len(vector) // 4)[0] if vector else None
+            row = from_stored(vector, model.dimension) if vector else None
             ranked = rank(open_kinds[task.kind.id], Demand(task.kind, task.type, task.priority, row, task.avoid))
             items.append({"id": task.id, "candidates": [suited.agent for suited in ranked[:_MAX_CANDIDATES]]})
     answer = await service.backend.write(

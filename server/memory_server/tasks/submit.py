@@ -20,7 +20,7 @@ from memory_core.records.names import SEPARATOR, check_label, check_name
 from memory_core.records.task import Task, TaskState, load_vectors
 from memory_core.records.task_kind import TaskKind
 from memory_core.records.times import parse_time, to_redis
-from memory_core.records.vectors import Matrix, from_bytes, to_bytes
+from memory_core.records.vectors import Matrix, from_stored, to_stored
 from memory_core.settings.settings import Settings
 from memory_server.contract import validation
 from memory_server.contract.task_arguments import DistributeArguments
@@ -127,7 +127,7 @@ async def _submit(
         depends_on=args.depends_on or [],
         only=demand.kind.only,
         deadline=deadline,
-        vector=None if demand.vector is None else to_bytes(demand.vector),
+        vector=None if demand.vector is None else to_stored(demand.vector, model),
         vector_field=model.field,
         candidates=[suited.agent for suited in free_first[:_MAX_CANDIDATES]],
         quota=service.settings.tasks.open_tasks,
@@ -244,7 +244,7 @@ async def _nearest(service: TaskServices, caller: Caller, vector: Matrix, model:
     search = partial(
         queries.near_tasks,
         keys=keys,
-        vector=to_bytes(vector),
+        vector=to_stored(vector, model),
         model=model,
         timeout_ms=service.settings.search_timeout_ms,
     )
@@ -252,7 +252,7 @@ async def _nearest(service: TaskServices, caller: Caller, vector: Matrix, model:
         ids = await service.namespaces.search(caller.namespace, partial(search, k=k))
         rows = await service.backend.read(partial(load_vectors, keys=keys, task_ids=ids, model=model))
         pairs = zip(ids, rows, strict=True)
-        scores = {task_id: float(from_bytes(row, len(vector))[0] @ vector) for task_id, row in pairs if row}
+        scores = {task_id: float(from_stored(row, len(vector)) @ vector) for task_id, row in pairs if row}
         tasks = await visible_tasks(service.backend, caller, list(scores))
         found = sorted(((scores[task.id], task) for task in tasks), key=lambda pair: -pair[0])
         furthest = min(scores.values(), default=0.0)

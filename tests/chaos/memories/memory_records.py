@@ -54,7 +54,7 @@ async def unfinished(client: Client, keys: Keys) -> list[str]:
     if counted.sealed < counted.given:
         found.append(f"{counted.given - counted.sealed} audit entries are not sealed")
     hashes = await _hashes(client, keys)
-    if without := sum(one.model == NO_VECTOR + MODEL and _has_memory(keys, one, hashes) for one in hashes.values()):
+    if without := sum(one.model.startswith(NO_VECTOR) and _has_memory(keys, one, hashes) for one in hashes.values()):
         found.append(f"{without} chunks have no vector")
     return found
 
@@ -103,7 +103,7 @@ async def _read_records(client: Client, names: list[str]) -> dict[str, MemoryRec
     for name, head, fields, left in zip(names, rows[::3], rows[1::3], rows[2::3], strict=True):
         if fields:
             rev, model, expires_at, pieces = (value.decode() if value else "" for value in head)
-            vectors = sum(field.startswith(b"vec_") for field in fields)
+            vectors = sum(field.startswith((b"vec_", b"vec16_")) for field in fields)
             expires_in = None if left < 0 else left / 1000
             found[name] = MemoryRecord(name, int(rev or 0), model, expires_at, int(pieces or 1), vectors, expires_in)
     return found

@@ -82,6 +82,6 @@ def _print(result: Reindexing | Reindexed) -> None:
 
 def _line(index: Index, pieces: int) -> str:
     return (
-        f"{index.model} ({index.dimension} dimensions) in {index.index}: {index.embedded} of {pieces} texts, "
-        f"{len(index.sidecars)} sidecars"
+        f"{index.model} ({index.dimension} dimensions, {index.precision}) in {index.index}: "
+        f"{index.embedded} of {pieces} texts, {len(index.sidecars)} sidecars"
     )

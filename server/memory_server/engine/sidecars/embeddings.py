@@ -8,6 +8,7 @@ from collections import defaultdict, deque
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
 
+import numpy as np
 from cachetools import TTLCache
 
 from memory_core.cancellation import cancel
@@ -16,7 +17,7 @@ from memory_core.observe import tracing
 from memory_core.records import keys, redis_time
 from memory_core.records.ids import new_id
 from memory_core.records.model import Model
-from memory_core.records.vectors import Matrix, from_bytes, normalise, to_bytes
+from memory_core.records.vectors import Matrix, from_bytes, from_stored, normalise, to_stored
 from memory_core.store import sidecar
 from memory_core.store.streams import Ask, Reply
 from memory_server.engine.known_models import KnownModels
@@ -161,7 +162,8 @@ class Embeddings:
         if reply.error:
             raise EmbeddingUnavailable(f"the sidecar refused: {reply.error}", hint="see gpu_status")
         self._answering[model.name] = True
-        return [to_bytes(row) for row in normalise(from_bytes(reply.vectors, reply.dimension), model.dimension)]
+        rows = normalise(from_bytes(reply.vectors, reply.dimension), model.dimension)
+        return [to_stored(row, model) for row in rows]
 
     async def _check_alive(self, model: Model) -> None:
         if model.name in self._answering:
@@ -176,4 +178,4 @@ class Embeddings:
 
 
 def _rows(vectors: Vectors, texts: Sequence[str], model: Model) -> Matrix:
-    return from_bytes(b"".join(vectors[text] for text in texts), model.dimension)
+    return np.stack([from_stored(vectors[text], model.dimension) for text in texts])

@@ -11,10 +11,9 @@ from typing import Protocol
 from cachetools import LFUCache, LRUCache, TTLCache
 
 from memory_core.crypto.sealing import Key, Lock
-from memory_core.errors import InvalidArgument, Tampered
+from memory_core.errors import Tampered
 from memory_core.records.keys import Keys, digest
 from memory_core.records.model import Model
-from memory_core.records.vectors import from_half, to_half
 from memory_core.settings.settings import CacheSettings
 from memory_core.slices import slices
 from memory_server.engine.redis_backend import Backend
@@ -45,7 +44,7 @@ class Hits:
 
 
 class VectorCache:
-    """Vectors by model, agent and text, as bytes; `total` counts the hits of all agents."""
+    """Vectors by model, agent and text, as stored bytes; `total` counts the hits of all agents."""
 
     def __init__(self, backend: Backend, settings: CacheSettings) -> None:
         self._backend, self.settings = backend, settings
@@ -77,23 +76,22 @@ class VectorCache:
         most, lifetime = self.settings.redis_entries, self.settings.redis_ttl_seconds
         if not lifetime or not most:
             return
-        key, fields = Keys(asker.namespace).cached_vectors(model.name, asker.agent), list[bytes]()
+        key, fields = Keys(asker.namespace).cached_vectors(model.field, asker.agent), list[bytes]()
         for text, vector in list(vectors.items())[-most:]:
             name, lock = self._far(key, text)
-            half = to_half(vector)
-            fields += [name, lock.seal(half) if lock else half]
+            fields += [name, lock.seal(vector) if lock else vector]
         for part in slices(fields, 2 * _AT_ONCE):
             await self._backend.write("rm1_cache_vectors", [key], vectors=part, seconds=lifetime, most=most)
 
     async def _from_redis(self, asker: Asker, texts: Sequence[str], model: Model) -> Vectors:
-        key = Keys(asker.namespace).cached_vectors(model.name, asker.agent)
+        key = Keys(asker.namespace).cached_vectors(model.field, asker.agent)
         places = [self._far(key, text) for text in texts]
         found = await self._backend.read(lambda client: client.hmget(key, [name for name, _ in places]))
         known: Vectors = {}
         for text, value, (_, lock) in zip(texts, found, places, strict=True):
-            with suppress(Tampered, InvalidArgument):
-                if value:
-                    vector = from_half(lock.open(value) if lock else value, model.dimension)
+            with suppress(Tampered):
+                vector = lock.open(value) if value and lock else value
+                if vector and len(vector) == model.vector_bytes:
                     known[text] = self._near[_near(asker, text, model)] = vector
         return known
 
@@ -109,7 +107,7 @@ class VectorCache:
 
 
 def _near(asker: Asker, text: str, model: Model) -> _Near:
-    return model.name, asker.namespace, asker.agent, text
+    return model.field, asker.namespace, asker.agent, text
 
 
 def _make(settings: CacheSettings) -> MutableMapping[_Near, bytes]:

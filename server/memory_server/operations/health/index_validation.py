@@ -10,7 +10,7 @@ import numpy as np
 
 from memory_core.records.keys import Keys
 from memory_core.records.model import read_models
-from memory_core.records.vectors import Matrix, to_bytes
+from memory_core.records.vectors import Matrix, to_stored
 from memory_core.store.connection import store_errors
 from memory_server.index import queries as candidates
 from memory_server.operations.health.namespaces import index_info
@@ -104,7 +104,7 @@ async def _check_neighbours(report: DoctorReport, scan: RecordScan, queries: Mat
     for query, row in zip(queries, best, strict=True):
         async with store_errors():
             near = await candidates.graph_neighbours(
-                scan.client, scan.keys, to_bytes(query), model=scan.model, k=NEIGHBOURS, timeout_ms=timeout
+                scan.client, scan.keys, to_stored(query, scan.model), model=scan.model, k=NEIGHBOURS, timeout_ms=timeout
             )
         least = row[np.isfinite(row)].min() - _TOLERANCE
         found += min(sum(cosine >= least for _, cosine in near), int(np.isfinite(row).sum()))

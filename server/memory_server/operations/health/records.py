@@ -14,7 +14,7 @@ from memory_core.records.keys import Keys
 from memory_core.records.memory import SEALED_CODEC
 from memory_core.records.model import NO_VECTOR, Model
 from memory_core.records.names import SEPARATOR
-from memory_core.records.vectors import Matrix, from_bytes
+from memory_core.records.vectors import Matrix, from_bytes, from_stored, to_float32
 from memory_core.redis_client import Client
 from memory_core.settings.settings import Settings
 from memory_core.slices import slices
@@ -77,8 +77,8 @@ class RecordScan:
         """Return the keys of records that have a vector, and the vectors, shape (n, dimension)."""
         dimension = self.model.dimension
         pairs = [(name, row[0]) for name, row in (await self._load(names)).items() if row[0]]
-        fitting = [(name, vector) for name, vector in pairs if len(vector) == 4 * dimension]
-        matrix = from_bytes(b"".join(vector for _, vector in fitting), dimension)
+        fitting = [(name, vector) for name, vector in pairs if len(vector) == self.model.vector_bytes]
+        matrix = from_bytes(b"".join(to_float32(vector, dimension) for _, vector in fitting), dimension)
         return [name for name, _ in fitting], matrix
 
     async def _load(self, names: Sequence[str]) -> dict[str, list[Any]]:
@@ -94,10 +94,10 @@ class RecordScan:
         if codec == SEALED_CODEC.encode():
             return None
         if self.model.is_ready(model):
-            return None if _is_unit(vector, self.model.dimension) else RecordProblem.INVALID
+            return None if _is_unit(vector, self.model) else RecordProblem.INVALID
         if self.model.has_failed(model):
             return RecordProblem.FAILED
-        if model and NO_VECTOR + self.model.name not in model.decode(errors="replace").split(SEPARATOR):
+        if model and NO_VECTOR + self.model.label not in model.decode(errors="replace").split(SEPARATOR):
             return RecordProblem.OTHER_MODEL
         waited = redis_time.now() - float(updated or 0) > VECTOR_SECONDS
         return RecordProblem.MISSING if waited else None
@@ -142,8 +142,8 @@ def _is_live(row: Sequence[Any]) -> bool:
     return expires is None or float(expires) > redis_time.now()
 
 
-def _is_unit(vector: bytes | None, dimension: int) -> bool:
-    if vector is None or len(vector) != 4 * dimension:
+def _is_unit(vector: bytes | None, model: Model) -> bool:
+    if vector is None or len(vector) != model.vector_bytes:
         return False
-    length = float(np.linalg.norm(from_bytes(vector, dimension)[0].astype(np.float64)))
+    length = float(np.linalg.norm(from_stored(vector, model.dimension).astype(np.float64)))
     return abs(length - 1) < _UNIT_TOLERANCE  # false for NaN too
