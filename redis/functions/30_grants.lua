@@ -470,7 +470,7 @@ end)
 
 -- rm1_shorten_passed_on: let more of what is passed on under a grant end no later than the grant.
 -- KEYS: counters. Request: id, cursor. Answer: {cursor}, '0' after the last
-rm.serve('rm1_shorten_passed_on', function(request, _, names)
+rm.serve('rm1_shorten_passed_on', 'allow-oom', function(request, _, names)
   local entry = load_entry(names, redis.call('HGET', names.grant .. request.id, 'to'), request.id)
   return {cursor = entry and shorten_children(names, request.id, entry.ends, request.cursor) or '0'}
 end)

@@ -59,9 +59,7 @@ async def test_heartbeat_renews_at_most_250_leases_a_call(alice: Agent, calls: C
     assert _sizes(calls, "rm1_agent_heartbeat", "tokens") == [250, 250, 100]
 
 
-async def test_revoke_returns_when_all_that_was_passed_on_ended(
-    service: Service, namespace: str, calls: Calls
-) -> None:
+async def test_revoke_returns_when_all_that_was_passed_on_ended(service: Service, namespace: str, calls: Calls) -> None:
     names = ["alice", "bob", *(f"reader-{number}" for number in range(RECEIVERS))]
     requests = {name: RequestContext(Caller(namespace, name)) for name in names}
     for request in requests.values():

@@ -11,15 +11,16 @@ from memory_core.records.keys import Keys
 from memory_core.store.functions import library_code
 
 FREEING = """
-agent_lost agent_purged agent_release agent_unregister audit_trim bury change_model delete discard drop_events drop_jobs
-expire_grants hold_lease key_drop mark_vectors quarantine revoke seal settled task_sweep tidy token_revoke
+agent_lost agent_purged agent_release agent_reserved agent_unregister audit_trim bury change_model delete discard
+drop_events drop_jobs expire_grants hold_lease key_drop mark_vectors quarantine revoke seal settled shorten_passed_on
+task_sweep tidy token_revoke
 """.split()
 """Functions that free memory or end something. Redis also runs them while it is above `maxmemory`."""
 FREEING_IF_BRIEF = "agent_heartbeat task_cancel task_complete task_fail token_note".split()
 """Functions that end something with texts of the caller: then Redis runs only the form for short ones."""
 ADDING = """
-accept_transfer adopt adopt_authority agent_register agent_vector audit commit import import_agent import_grant
-key_issue key_rewrap key_turn offer_kept owner pieces requeue reseal share store task_assign task_claim task_requeue
+accept_transfer adopt adopt_authority agent_register agent_vector audit cache_vectors commit convert_vectors import
+import_agent import_grant key_issue key_rewrap key_turn offer_kept owner pieces requeue reseal share store task_assign task_claim task_requeue
 task_submit task_vectors token_issue touch update
 """.split()
 """Functions that add to Redis, which then refuses them."""

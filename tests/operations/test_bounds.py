@@ -14,7 +14,7 @@ from support.stack import Stack
 
 from memory_core.records.keys import Keys
 from memory_core.records.model import Model
-from memory_core.records.vectors import Matrix, from_bytes, normalise, to_bytes
+from memory_core.records.vectors import Matrix, normalise, to_stored
 from memory_core.settings.settings import CacheSettings
 from memory_server.engine.request_context import Caller
 from memory_server.engine.sidecars.vector_cache import VectorCache
@@ -74,7 +74,7 @@ async def test_churn_leaves_only_what_expires(stack: Stack, namespace: str) -> N
 
 async def test_cached_vectors_of_one_agent_are_bounded_and_small(stack: Stack, namespace: str) -> None:
     settings, caller = CacheSettings(redis_entries=50), Caller(namespace, "alice")
-    vectors = {f"question {number}": to_bytes(row) for number, row in enumerate(unit_vectors(500))}
+    vectors = {f"question {number}": to_stored(row, MODEL) for number, row in enumerate(unit_vectors(500))}
     cache, key = (
         VectorCache(stack.server.service.backend, settings),
         Keys(namespace).cached_vectors(MODEL.field, "alice"),
@@ -89,14 +89,13 @@ async def test_cached_vectors_of_one_agent_are_bounded_and_small(stack: Stack, n
     found = await fresh.get(caller, list(vectors), MODEL)
     assert len(found) == 50
     for text, vector in found.items():
-        (one,), (other,) = (from_bytes(row, MODEL.dimension) for row in (vector, vectors[text]))
-        assert float(one @ other) == pytest.approx(1, abs=1e-5)
+        assert vector == vectors[text]
 
 
 async def test_cached_vectors_of_many_agents_are_bounded(stack: Stack, namespace: str) -> None:
     cache, (row,) = VectorCache(stack.server.service.backend, CacheSettings()), unit_vectors(1)
     for number in range(AGENTS_CACHED + 10):
-        await cache.put(Caller(namespace, f"agent-{number}"), {"a question": to_bytes(row)}, MODEL)
+        await cache.put(Caller(namespace, f"agent-{number}"), {"a question": to_stored(row, MODEL)}, MODEL)
     keys = Keys(namespace)
     cached = [key async for key in stack.client.scan_iter(f"{keys.cached_vectors(MODEL.field, '')}*", count=1000)]
     assert len(cached) == await stack.client.zcard(keys.caches) == AGENTS_CACHED

@@ -51,7 +51,7 @@ def kinds() -> dict[str, bool]:
         if name == "jobs":
             rest, starred = keys.job_streams.removeprefix(keys.prefix) + "vec_", "*"
         if name == "cached_vectors":
-            rest, starred = rest.partition("vec_")[0], "*"
+            rest, starred = "emb:", "*"
         found[rest] = bool(starred)
     return found
 
