@@ -7,7 +7,6 @@ import re
 from pathlib import Path
 
 import numpy as np
-import pytest
 from support.churn import team
 from support.key_kinds import global_kinds, kinds
 from support.stack import Stack

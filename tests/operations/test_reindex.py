@@ -216,7 +216,8 @@ async def test_index_that_keeps_word_positions_is_rebuilt_without_them(
     found = await alice.search(words, mode="keyword", limit=3)
     await index.drop_index(stack.client, keys.index(1))
     definition = IndexDefinition(prefix=[keys.memory_prefix, keys.chunk_prefix])
-    fields = index.memory_fields(service.settings.vector_store)
+    settings = service.settings.vector_store
+    fields = index.memory_fields(settings.model, settings.hnsw)
     await stack.client.ft(keys.index(1)).create_index(fields, definition=definition, stopwords=[])
     await stack.client.ft(keys.index(1)).aliasadd(keys.index_alias)
     assert (await reindex.look(service, namespace)).drift == ["it keeps the positions of words, which no search uses"]
