@@ -36,13 +36,6 @@ local function save_entry(names, name, id, entry)
   redis.call('HSET', names.granted .. name, id, cmsgpack.pack(entry))
 end
 
-local function passes_on(via, token)
-  for _, part in pairs(via) do
-    if rm.contains(part.tokens, token) then return true end
-  end
-  return false
-end
-
 -- Link a grant to its parents, and to the memories that it passes on by id: a change of such a memory finds it there.
 local function link_grant(names, id, kind, via)
   for parent, part in pairs(via) do
@@ -53,12 +46,22 @@ local function link_grant(names, id, kind, via)
   end
 end
 
--- Unlink a grant from the parent of one part, and from the memories that the part passed on, except those that the
+-- All tokens that the parts of a grant pass on, as a set. Parts may name the same ones.
+local function tokens_of(via)
+  local found = {}
+  for _, part in pairs(via) do
+    for _, token in ipairs(part.tokens) do found[token] = true end
+  end
+  return found
+end
+
+-- Unlink a grant from the parents of some parts, and from the memories that the parts passed on, except those that the
 -- `rest` of the grant passes on.
-local function unlink_part(names, id, parent, part, rest)
-  redis.call('SREM', names.children .. parent, id)
-  for _, token in ipairs(part.tokens) do
-    if string.sub(token, 1, 2) == 'i:' and not passes_on(rest, token) then
+local function unlink_parts(names, id, parts, rest)
+  local kept = tokens_of(rest)
+  for parent in pairs(parts) do redis.call('SREM', names.children .. parent, id) end
+  for token in pairs(tokens_of(parts)) do
+    if string.sub(token, 1, 2) == 'i:' and not kept[token] then
       redis.call('SREM', names.reshared .. string.sub(token, 3), id)
     end
   end
@@ -88,7 +91,7 @@ local function end_children(names, id, now, ended)
     local part = entry and entry.via[id]
     if part then
       entry.via[id] = nil
-      unlink_part(names, child, id, part, entry.via)
+      unlink_parts(names, child, {[id] = part}, entry.via)
     end
     if entry and not keep_rest(names, child, name, entry, now, ended) then redis.call('SADD', children, child) end
   end
@@ -115,7 +118,7 @@ function end_grant(names, id, now, op, by, ended)
     redis.call('HDEL', names.offers .. grant.to, id)
   else
     local entry = load_entry(names, grant.to, id)
-    for parent, part in pairs(entry and entry.via or {}) do unlink_part(names, id, parent, part, {}) end
+    unlink_parts(names, id, entry and entry.via or {}, {})
     redis.call('HDEL', names.granted .. grant.to, id)
     ended.touched[grant.to] = true
     ended.grants = ended.grants + 1
@@ -144,22 +147,26 @@ end
 -- End the grants, or parts of them, that pass on a memory which their parents no longer cover by its new scope.
 function rm.narrow_grants(names, memory, scope)
   local now, carried, token = rm.now(), rm.set(rm.split(scope)), 'i:' .. memory
-  local links = names.reshared .. memory
+  local links, covers = names.reshared .. memory, {}
   for _, id in ipairs(redis.call('SMEMBERS', links)) do
     local grant = rm.read(names.grant .. id, 'from', 'to')
-    local entry = load_entry(names, grant.to, id)
+    local entry, changed = load_entry(names, grant.to, id), false
     for parent, part in pairs(entry and entry.via or {}) do
-      local above = load_entry(names, grant.from, parent)
-      if not (above and rm.intersects(above.own, carried)) then
-        part.tokens = rm.without(part.tokens, token)
+      -- Many grants have the same parents, so each is read once.
+      if covers[parent] == nil then
+        local above = load_entry(names, grant.from, parent)
+        covers[parent] = above ~= nil and rm.intersects(above.own, carried)
+      end
+      if not covers[parent] then
+        part.tokens, changed = rm.without(part.tokens, token), true
         if #part.tokens == 0 then
-          unlink_part(names, id, parent, part, entry.via)
+          unlink_parts(names, id, {[parent] = part}, entry.via)
           entry.via[parent] = nil
         end
       end
     end
-    if entry and not passes_on(entry.via, token) then redis.call('SREM', links, id) end
-    if entry then keep_rest(names, id, grant.to, entry, now, nothing_ended()) end
+    if entry and not tokens_of(entry.via)[token] then redis.call('SREM', links, id) end
+    if changed then keep_rest(names, id, grant.to, entry, now, nothing_ended()) end
   end
 end
 
@@ -338,13 +345,14 @@ local function shorten_children(names, parent, ends, cursor)
   return found[1]
 end
 
--- The limit of grants that pass on the same memory by its id, if a grant would exceed it.
-function rm.passing_problem(names, id, via)
-  for _, part in pairs(via) do
-    for _, token in ipairs(part.tokens) do
-      local links = names.reshared .. string.sub(token, 3)
-      if string.sub(token, 1, 2) == 'i:' and redis.call('SCARD', links) >= MOST.passing
-        and redis.call('SISMEMBER', links, id) == 0 then
+-- The limit of grants that pass on the same memory by its id, if a grant would exceed it. An agent may pass it on once
+-- more while it does so less often than is left for all, so no agent takes all.
+function rm.passing_problem(names, id, from, via)
+  for token in pairs(tokens_of(via)) do
+    local links = names.reshared .. string.sub(token, 3)
+    if string.sub(token, 1, 2) == 'i:' and redis.call('SISMEMBER', links, id) == 0 then
+      local left = MOST.passing - redis.call('SCARD', links)
+      if left < MOST.passing and redis.call('SINTERCARD', 2, links, names.granting .. from) >= left then
         return 'passed_on_too_often'
       end
     end
@@ -427,7 +435,7 @@ rm.serve('rm1_share', function(request, keys, names)
   local id = known or request.id
   local entry = {owner = to_owner, by = from, by_owner = owner, permission = request.permission,
     selector = request.selector, ends = ends, own = own, via = via}
-  local problem = rm.limit_problem(granted, id, entry) or rm.passing_problem(names, id, via)
+  local problem = rm.limit_problem(granted, id, entry) or rm.passing_problem(names, id, from, via)
   if problem then return {status = problem} end
   local proofs = request.proofs or {}
   if not rm.is_proven(entry, id, request.proof) or (new_owner and rm.is_outdated(names, from, proofs[1]))
@@ -453,7 +461,7 @@ rm.serve('rm1_share', function(request, keys, names)
   end
   if replaced then end_grant(names, replaced, now, 'revoked', from, nothing_ended()) end
   date_entry(entry, earlier or {own = {}, via = {}}, now)
-  for parent, part in pairs(earlier and earlier.via or {}) do unlink_part(names, id, parent, part, {}) end
+  unlink_parts(names, id, earlier and earlier.via or {}, {})
   rm.write_grant(names, id, request, entry, now)
   local cursor = known and shorten_children(names, id, ends, '0') or '0'
   rm.audit(names, now, request.audit, {id, to})

@@ -1,6 +1,6 @@
 -- The order of queued tasks: by priority, then the submitters take turns.
 
-local BAND = 2 ^ 44
+local BAND, KEPT_SECONDS = 2 ^ 44, 3600
 
 -- The turn that all tasks of a priority have reached, and the first turn that its submitter did not use.
 local function turns_reached(names, rank, submitter)
@@ -52,8 +52,17 @@ function rm.score_of(names, task)
   return rm.integer(tonumber(task.rank) * BAND + next_turn(names, task.rank, task.submitter))
 end
 
--- Forget the turns of a submitter, of all priorities.
+-- Forget the turns of a submitter, of all priorities. Those that are not reached yet are kept for a while: otherwise an
+-- agent whose only task is cancelled while another works on it would have the next turn again.
 function rm.forget_turns(names, submitter)
+  local ends = rm.integer(rm.now() / 1000 + KEPT_SECONDS * 1000)
   redis.call('UNLINK', names.turns_of .. submitter)
-  for rank = 0, 3 do redis.call('HDEL', names.turns, rank .. ':' .. submitter) end
+  for rank = 0, 3 do
+    local field, reached, unused = rank .. ':' .. submitter, turns_reached(names, rank, submitter)
+    if unused > reached then
+      redis.call('HPEXPIREAT', names.turns, ends, 'FIELDS', 1, field)
+    else
+      redis.call('HDEL', names.turns, field)
+    end
+  end
 end

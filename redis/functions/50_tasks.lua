@@ -2,7 +2,7 @@
 -- waiting -> pending -> leased -> completed | retrying | dead | cancelled
 
 local SUBMISSIONS_KEPT, TRIMMED_ONCE_IN = 10000, 100
-local LOOK_MORE = 8
+local LOOK_MORE, LOOK_MOST = 8, 256
 local CLAIM_BATCH = 8
 local VECTORS_KEPT = 8
 local KINDS = {agent = 64, namespace = 512}
@@ -150,18 +150,18 @@ local function assigned_to(names, name, held)
   return found
 end
 
--- The first task of a kind that is not avoided.
-local function first_of(names, kind, avoided)
-  local start, count = 0, 1
+-- The first task of a kind that is not avoided, from a position in its queue on: with its own position.
+local function first_of(names, kind, avoided, start)
+  local count = 1
   while true do
     local queued = redis.call('ZRANGE', names.backlog .. kind, start, start + count - 1, 'WITHSCORES')
     for position = 1, #queued, 2 do
       if not avoided[queued[position]] then
-        return {id = queued[position], score = tonumber(queued[position + 1])}
+        return {id = queued[position], score = tonumber(queued[position + 1]), at = start + (position - 1) / 2}
       end
     end
     if #queued < 2 * count then return nil end
-    start, count = start + count, count * LOOK_MORE
+    start, count = start + count, math.min(count * LOOK_MORE, LOOK_MOST)
   end
 end
 
@@ -171,7 +171,7 @@ local function heads_for(names, agent, avoided, wanted)
   for position = 1, #kinds, 2 do
     local spec = rm.spec_of(names, kinds[position], kinds[position + 1])
     if spec and rm.is_able(agent, spec) then
-      local first = first_of(names, kinds[position], avoided)
+      local first = first_of(names, kinds[position], avoided, 0)
       if first then heads[#heads + 1] = {kind = kinds[position], first = first} end
     end
   end
@@ -262,7 +262,8 @@ local function lease_best(names, agent, secrets, now, keep)
       return lease(names, best.id, task, agent, secrets[#leased + 1], now, keep)
     end)
     if found then leased[#leased + 1] = found else skipped = skipped + 1 end
-    if head then head.first = first_of(names, head.kind, avoided) else assigned[#assigned] = nil end
+    -- The tasks before this one are avoided, and this one left the queue.
+    if head then head.first = first_of(names, head.kind, avoided, best.at) else assigned[#assigned] = nil end
   end
   return leased, held + #leased
 end

@@ -130,7 +130,7 @@ local function import_problem(names, request, entry, now)
   if lacks_parent(names, request, now) then return 'no_parent' end
   if #entry.own == 0 and not next(entry.via) then return 'no_memories' end
   return rm.limit_problem(rm.load_entries(names.granted .. request.to, to_owner, now), request.id, entry)
-    or rm.passing_problem(names, request.id, entry.via)
+    or rm.passing_problem(names, request.id, request.from, entry.via)
 end
 
 local function microseconds(seconds)

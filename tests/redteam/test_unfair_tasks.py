@@ -1,0 +1,42 @@
+"""An agent takes the turns of others in the queues."""
+
+from __future__ import annotations
+
+import pytest
+from support.stack import Stack
+from support.task_functions import TaskNamespace
+
+from memory_core.records.task import TaskPriority
+
+pytestmark = pytest.mark.redteam
+
+
+async def test_agent_that_cancels_and_submits_again_takes_turns_with_others(stack: Stack, namespace: str) -> None:
+    tasks = TaskNamespace(stack.client, namespace)
+    await tasks.register("worker", capacity=100)
+    wanted = [await tasks.submit(by="victim") for _ in range(4)]
+    got: list[str] = []
+    for _ in range(12):
+        greedy = await tasks.submit(by="mallory")
+        (lease,) = await tasks.claim("worker")
+        got.append(lease["id"])
+        await tasks.cancel(greedy, by="mallory")
+    assert set(wanted) <= set(got), "starved"
+
+
+async def test_claim_of_many_tasks_behind_avoided_ones_is_cheap(stack: Stack, namespace: str) -> None:
+    tasks = TaskNamespace(stack.client, namespace)
+    await tasks.register("mallory", "idle", capacity=1000)
+    for _ in range(600):
+        await tasks.submit(by="mallory", priority=TaskPriority.CRITICAL, claim=600, quota=10000)
+    for _ in range(6):
+        for lease in await tasks.claim("mallory", 100):
+            answer = await tasks.fail("mallory", lease["lease_token"])
+            assert answer["status"] == "reassigned"
+    await tasks.sweep()
+    for _ in range(3000):
+        await tasks.submit(by="mallory", claim=600, quota=10000)
+    await stack.client.config_resetstat()
+    assert len(await tasks.claim("mallory", 100)) == 100
+    spent = (await stack.client.info("commandstats"))["cmdstat_zrange"]["usec"]
+    assert spent < 10_000, f"the claim read queues for {spent / 1000} ms"
