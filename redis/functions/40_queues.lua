@@ -297,6 +297,16 @@ function rm.requeue_assigned(names, id, task, now, reason, keep)
   return rm.make_pending(names, id, task, now, keep)
 end
 
+-- Queue a task that its agent did not claim in time, and offer it to others first. `team` is for `has_another`.
+function rm.end_assignment(names, id, task, now, keep, team)
+  local name = task.assigned
+  local failed = rm.append(rm.split(task.avoid), name)
+  if has_another(names, team, rm.read_kind(task.kind_spec), rm.set(failed), now) then
+    avoid(names, id, task, name, now, now)
+  end
+  rm.requeue_assigned(names, id, task, now, 'not claimed in time', keep)
+end
+
 local function change_count(key, field, change)
   if redis.call('HINCRBY', key, field, change) <= 0 then redis.call('HDEL', key, field) end
 end

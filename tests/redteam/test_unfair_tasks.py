@@ -40,3 +40,22 @@ async def test_claim_of_many_tasks_behind_avoided_ones_is_cheap(stack: Stack, na
     assert len(await tasks.claim("mallory", 100)) == 100
     spent = (await stack.client.info("commandstats"))["cmdstat_zrange"]["usec"]
     assert spent < 10_000, f"the claim read queues for {spent / 1000} ms"
+
+
+async def test_agent_that_lets_a_task_wait_does_not_get_it_again_at_once(stack: Stack, namespace: str) -> None:
+    tasks = TaskNamespace(stack.client, namespace)
+    await tasks.register("mallory", "worker")
+    task = await tasks.submit(to=["mallory"], claim=60)
+    assert await tasks.field(task, "assigned") == "mallory"
+    await stack.client.zadd(tasks.keys.unclaimed, {task: 1})
+    await tasks.sweep()
+    assert (await tasks.assign(task, "mallory", "worker"))["assigned"] == {task: "worker"}
+
+
+async def test_only_able_agent_gets_a_task_again_that_it_let_wait(stack: Stack, namespace: str) -> None:
+    tasks = TaskNamespace(stack.client, namespace)
+    await tasks.register("worker")
+    task = await tasks.submit(to=["worker"], claim=60)
+    await stack.client.zadd(tasks.keys.unclaimed, {task: 1})
+    await tasks.sweep()
+    assert (await tasks.assign(task, "worker"))["assigned"] == {task: "worker"}
