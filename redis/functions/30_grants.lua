@@ -428,6 +428,7 @@ rm.serve('rm1_share', function(request, keys, names)
   local ends = request.seconds and now + request.seconds * 1000000 or math.huge
   if request.answers then ends = end_of_answer(request, answered, held) end
   if not ends then return {status = 'no_offer'} end
+  if request.kind ~= 'i' and #owners * #request.values > OF_PAIR.tokens then return {status = 'too_many_of_pair'} end
   local own, via = rm.select_tokens(names, request, owners, rm.parents_among(held))
   if not own then return {status = 'not_found', missing = via} end
   local granted, over = rm.load_entries(names.granted .. to, to_owner, now)

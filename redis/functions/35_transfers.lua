@@ -98,13 +98,15 @@ end
 
 -- rm1_accept_transfer: give an agent the owner ids that an offer transfers to it. `proofs` are the codes of the offer
 -- that the server has checked.
--- KEYS: audit, counters, agent. Answer: {status = accepted | not_found}
+-- KEYS: audit, counters, agent. Answer: {status = accepted | not_found | too_many_owner_ids}
 rm.serve('rm1_accept_transfer', function(request, _, names)
   local name, now = request.agent, rm.now()
   local offer = waiting_offers(names, name, now)[request.id]
   if not offer or offer.selector ~= WHOLE then return {status = 'not_found'} end
   local owners, rest = divide_kept(names, offer.by, offer.own, request.proofs)
   if #owners == 0 then return {status = 'not_found'} end
+  local own = rm.split(redis.call('HGET', names.agent .. name, 'owners'))
+  if #own + #owners > rm.OWNERS_READ then return {status = 'too_many_owner_ids'} end
   save_kept(names, offer.by, rest)
   rm.add_owners(names, name, owners, request.proofs)
   for _, owner in ipairs(owners) do

@@ -1,6 +1,6 @@
 -- The registry of agents. KEYS[1] is the agent's hash.
 
-local CONTEXTS_READ = 1000
+local CONTEXTS_READ = 4000
 local UNUSED_SECONDS = 86400
 local PROFILE = {'registered_at', 'type', 'capabilities', 'context_window', 'max_tasks', 'heartbeat_seconds',
   'description', 'profile', 'status', 'load', 'metrics', 'last_seen', 'last_claim', 'last_answer'}
@@ -99,11 +99,14 @@ local function delete_owners(names, owners, proofs)
 end
 
 -- When the last memory of an owner id expires, in milliseconds: as the numbers in its contexts, which nothing raises any
--- more. 0 if there are none; nil if one never expires, or there are too many to look at.
-local function end_of_memories(names, owner)
-  local contexts, last = redis.call('HKEYS', names.seq .. owner), 0
-  if #contexts == 0 then return 0 end
-  if #contexts > CONTEXTS_READ then return nil end
+-- more. 0 if there are none; nil if one never expires, or there are too many to look at. `budget` says how many contexts
+-- the call still looks at.
+local function end_of_memories(names, owner, budget)
+  local number, last = redis.call('HLEN', names.seq .. owner), 0
+  if number == 0 then return 0 end
+  if number > budget.contexts then return nil end
+  budget.contexts = budget.contexts - number
+  local contexts = redis.call('HKEYS', names.seq .. owner)
   for _, ends in ipairs(redis.call('HPEXPIRETIME', names.seq .. owner, 'FIELDS', #contexts, unpack(contexts))) do
     if ends == -1 then return nil end
     last = math.max(last, ends)
@@ -114,9 +117,9 @@ end
 -- Let the owner ids that an agent leaves expire with their memories. Forgets those without any, unless they are `offered`
 -- to another agent. Returns the others.
 local function expire_owners(names, owners, offered)
-  local used, soonest = {}, rm.now() / 1000 + UNUSED_SECONDS * 1000
+  local used, soonest, budget = {}, rm.now() / 1000 + UNUSED_SECONDS * 1000, {contexts = CONTEXTS_READ}
   for _, owner in ipairs(owners) do
-    local ends = end_of_memories(names, owner)
+    local ends = end_of_memories(names, owner, budget)
     if ends == 0 and not offered then
       drop_key(names, owner)
       redis.call('DEL', names.owner .. owner)
@@ -194,6 +197,6 @@ end)
 -- rm1_agent_purged: forget an owner id that has no memories left. KEYS: tombstones, owner. Answer: {status}
 rm.serve('rm1_agent_purged', 'allow-oom', function(request, keys, names)
   redis.call('SREM', keys[1], request.owner)
-  redis.call('DEL', keys[2], names.seq .. request.owner)
+  redis.call('UNLINK', keys[2], names.seq .. request.owner)
   return {status = 'ok'}
 end)

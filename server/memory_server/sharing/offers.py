@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from memory_core.errors import Conflict
 from memory_core.records import offer_proof, owners, redis_time
 from memory_core.records.codec import unpack
 from memory_core.records.damage import or_none
@@ -26,7 +27,7 @@ async def answer_offer(service: MemoryServices, request: RequestContext, args: O
     Raises:
         NotFound: no offer with that id waits for the caller.
         QuotaExceeded: a transfer does not fit into the caller's quota; the offer still waits.
-        Conflict: the other agent has reached its limit of grants.
+        Conflict: the other agent has reached its limit of grants, or the caller its limit of transfers.
     """
     offer_id = check_id(args.offer_id, "offer_id")
     if not args.accept:
@@ -94,6 +95,9 @@ async def _take_over(
         audited_call=request.call,
         audit=request.caller.audit("answer_offer", [offer.id]),
     )
+    if answer["status"] == "too_many_owner_ids":
+        message = "you would hold what more than 1000 agents left, the limit for one agent"
+        raise Conflict(message, hint="let another agent accept it; the offer still waits")
     if answer["status"] != "accepted":
         raise no_offer(offer.id)
     return OfferAnswer(
