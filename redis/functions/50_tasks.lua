@@ -31,24 +31,31 @@ end
 
 -- Whether a task's kind would be one more than its submitter may have open. Each claim looks at the queue of each kind.
 -- Of the queues of all, an agent may open more while it has fewer than are free, so no agent takes them all.
-local function is_kind_too_many(names, request)
-  local kinds, kind = names.kinds_of .. request.audit.who, nil
-  for position = 1, #request.fields, 2 do
-    if request.fields[position] == 'kind' then kind = request.fields[position + 1] end
-  end
+local function is_kind_too_many(names, submitter, kind)
+  local kinds = names.kinds_of .. submitter
   if redis.call('HEXISTS', kinds, kind) == 1 then return false end
   local own, free = redis.call('HLEN', kinds), KINDS.namespace - redis.call('HLEN', names.kinds)
   return own >= KINDS.agent or (own >= free and redis.call('HEXISTS', names.kinds, kind) == 0)
 end
 
+-- The limit that one more open task would exceed, as an answer; nil if none.
+local function limit_reached(names, submitter, kind, request)
+  if rm.number(names.counters, 'open_tasks') >= request.quota then return {status = 'quota'} end
+  local own = rm.number(names.counters, 'open_tasks:' .. submitter)
+  if (request.own_quota or 0) > 0 and own >= request.own_quota then return {status = 'own_quota'} end
+  if is_kind_too_many(names, submitter, kind) then return {status = 'too_many_kinds'} end
+end
+
+local function kind_of(request)
+  for position = 1, #request.fields, 2 do
+    if request.fields[position] == 'kind' then return request.fields[position + 1] end
+  end
+end
+
 -- The answer to a submission that is refused, else nil and the dependencies that have not ended.
 local function check_submission(names, request, now)
-  if rm.number(names.counters, 'open_tasks') >= request.quota then
-    return {status = 'quota'}
-  end
-  local own = rm.number(names.counters, 'open_tasks:' .. request.audit.who)
-  if (request.own_quota or 0) > 0 and own >= request.own_quota then return {status = 'own_quota'} end
-  if is_kind_too_many(names, request) then return {status = 'too_many_kinds'} end
+  local reached = limit_reached(names, request.audit.who, kind_of(request), request)
+  if reached then return reached end
   if request.only ~= '' and not rm.load_agent(names, request.only) then return {status = 'unknown_agent'} end
   for _, id in ipairs(request.depends_on) do
     if redis.call('EXISTS', names.task .. id) == 0 then return {status = 'unknown_dependency', id = id} end
@@ -415,13 +422,17 @@ local function revive(names, id, task, now)
 end
 
 -- rm1_task_requeue: queue a dead task again with all its attempts.
--- KEYS: leases. Answer: {status = pending | waiting | unknown | not_dead | ended_dependency | unknown_agent, id, state,
+-- KEYS: leases. Answer: {status = pending | waiting | unknown | not_dead | ended_dependency | unknown_agent | quota |
+--                  own_quota | too_many_kinds, id, state,
 --                        agent}
 rm.serve('rm1_task_requeue', function(request, _, names)
   local id, now = request.id, rm.now()
   local task = rm.load_task(names, id)
   if not may_manage(names, task, request) then return {status = 'unknown'} end
   if task.state ~= 'dead' then return {status = 'not_dead', state = task.state} end
+  request.quota = request.quota or math.huge  -- servers of earlier releases send none
+  local reached = limit_reached(names, task.submitter, task.kind, request)
+  if reached then return reached end
   local problem, blockers = blockers_among(names, rm.split(redis.call('HGET', names.task .. id, 'depends_on') or ''))
   if problem then return problem end
   local only = cmsgpack.unpack(task.kind_spec).only

@@ -163,9 +163,10 @@ class TaskNamespace:
         answer = await self.call("rm1_task_cancel", id=task_id, agent=by, admin=False, reason="no", audit=_audit(by))
         return answer["status"]
 
-    async def requeue(self, task_id: str, by: str = "lead") -> Answer:
+    async def requeue(self, task_id: str, by: str = "lead", *, quota: int = 1000, own_quota: int = 0) -> Answer:
         """Requeue a dead task."""
-        return await self.call("rm1_task_requeue", id=task_id, agent=by, admin=False, audit=_audit(by))
+        quotas = {"quota": quota, "own_quota": own_quota}
+        return await self.call("rm1_task_requeue", id=task_id, agent=by, admin=False, audit=_audit(by), **quotas)
 
     async def assign(self, task_id: str, *candidates: str) -> Answer:
         """Assign a queued task to the first eligible candidate."""

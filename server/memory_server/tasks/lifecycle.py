@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from memory_core.errors import Conflict, InvalidArgument, LeaseLost, NotFound, StoreFull, echo
+from memory_core.errors import Conflict, InvalidArgument, LeaseLost, NotFound, QuotaExceeded, StoreFull, echo
 from memory_core.records.agent import held_since, load_agent
 from memory_core.records.codec import unpack
 from memory_core.records.keys import Keys
@@ -13,6 +13,7 @@ from memory_core.records.names import check_label
 from memory_core.records.task import Task, TaskState, load_tasks
 from memory_core.records.times import to_iso
 from memory_core.redis_client import Client
+from memory_core.settings.settings import Settings
 from memory_server.contract import validation
 from memory_server.contract.tasks import TaskAnswer, TaskEvent, TaskListAnswer, TaskStateAnswer, TaskView
 from memory_server.engine.damage import readable
@@ -68,9 +69,11 @@ async def requeue_task(service: TaskServices, request: RequestContext, task_id: 
 
     Raises:
         NotFound: the caller submitted no task with that id. Conflict: it is not dead, depends on a failed task, or
-            its `assign_to` left.
+            its `assign_to` left. QuotaExceeded: too many tasks are open.
     """
-    answer = await act_on_task(service, request, "rm1_task_requeue", task_id, "requeue_task")
+    limits = open_limits(service.settings)
+    answer = await act_on_task(service, request, "rm1_task_requeue", task_id, "requeue_task", **limits)
+    raise_for_limit(answer["status"], service.settings)
     if answer["status"] == "not_dead":
         raise Conflict(f"the task is {answer['state']}, not dead", hint="only dead tasks are requeued")
     if answer["status"] == "ended_dependency":
@@ -79,6 +82,28 @@ async def requeue_task(service: TaskServices, request: RequestContext, task_id: 
         message = f"it is only for {answer['agent']}, which is not registered"
         raise Conflict(message, hint="submit it again for another agent")
     return TaskStateAnswer(task_id=task_id, state=answer["state"])
+
+
+def open_limits(settings: Settings) -> dict[str, int]:
+    """Return what a Function that opens a task needs to know: how many may be open in all, and of one agent."""
+    return {"quota": settings.tasks.open_tasks, "own_quota": settings.quotas.open_tasks}
+
+
+def raise_for_limit(status: str, settings: Settings) -> None:
+    """Raise QuotaExceeded if a Function opened no task because of a limit."""
+    match status:
+        case "quota":
+            message = "this namespace has reached its limit of open tasks"
+            raise QuotaExceeded(message, hint="wait until some have ended", retry_after=5.0)
+        case "own_quota":
+            message = f"you have {settings.quotas.open_tasks} open tasks, the limit for one agent"
+            raise QuotaExceeded(message, hint="wait until some have ended, or cancel_task", retry_after=5.0)
+        case "too_many_kinds":
+            message = "too many combinations of assign_to, required_capabilities and min_context_window"
+            hint = "use a combination of your open tasks again"
+            raise QuotaExceeded(f"your open tasks have {message}", hint=hint, retry_after=5.0)
+        case _:
+            return
 
 
 async def list_tasks(service: TaskServices, caller: Caller, states: Sequence[TaskState], limit: int) -> TaskListAnswer:

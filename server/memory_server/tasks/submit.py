@@ -10,7 +10,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from memory_core.errors import Conflict, InvalidArgument, MemoryServiceError, NotFound, QuotaExceeded, echo
+from memory_core.errors import Conflict, InvalidArgument, MemoryServiceError, NotFound, echo
 from memory_core.records import redis_time
 from memory_core.records.authority import Effect
 from memory_core.records.ids import new_id
@@ -28,7 +28,15 @@ from memory_server.contract.tasks import DistributeAnswer, SimilarTask, Suited, 
 from memory_server.contract.untrusted_text import word
 from memory_server.engine.request_context import Caller, RequestContext
 from memory_server.index import queries
-from memory_server.tasks.lifecycle import DESCRIPTION_BYTES, check_capabilities, find_task, no_task, visible_tasks
+from memory_server.tasks.lifecycle import (
+    DESCRIPTION_BYTES,
+    check_capabilities,
+    find_task,
+    no_task,
+    open_limits,
+    raise_for_limit,
+    visible_tasks,
+)
 from memory_server.tasks.routing import Demand, able, note_assigned, rank, roster
 from memory_server.tasks.services import TaskServices
 
@@ -130,8 +138,7 @@ async def _submit(
         vector=None if demand.vector is None else to_stored(demand.vector, model),
         vector_field=model.field,
         candidates=[suited.agent for suited in free_first[:_MAX_CANDIDATES]],
-        quota=service.settings.tasks.open_tasks,
-        own_quota=service.settings.quotas.open_tasks,
+        **open_limits(service.settings),
         idempotency=_idempotency(args),
         audited_call=request.call,
         audit=request.caller.audit("distribute_task", [task_id]),
@@ -172,20 +179,11 @@ def _idempotency(args: DistributeArguments) -> dict[str, Any] | None:
 
 
 def _raise_for(answer: dict[str, Any], args: DistributeArguments, settings: Settings) -> None:
+    raise_for_limit(answer["status"], settings)
     match answer["status"]:
-        case "own_quota":
-            message = f"you have {settings.quotas.open_tasks} open tasks, the limit for one agent"
-            raise QuotaExceeded(message, hint="wait until some have ended, or cancel_task", retry_after=5.0)
-        case "too_many_kinds":
-            message = "too many combinations of assign_to, required_capabilities and min_context_window"
-            hint = "use a combination of your open tasks again"
-            raise QuotaExceeded(f"your open tasks have {message}", hint=hint, retry_after=5.0)
         case "idempotency_conflict":
             message = "this idempotency_key was used for another task within the last day"
             raise Conflict(message, hint="use a new key for a new task")
-        case "quota":
-            message = "this namespace has reached its limit of open tasks"
-            raise QuotaExceeded(message, hint="wait until some have ended", retry_after=5.0)
         case "unknown_agent":
             raise NotFound(f"no agent {echo(args.assign_to)} is registered here", hint="see list_agents")
         case "unknown_dependency":
