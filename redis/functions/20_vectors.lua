@@ -1,7 +1,7 @@
 -- Vectors of memories and the jobs that produce them.
 
 local MISSING, FAILED = 'none:', 'failed:'
-local DEAD_JOBS_KEPT = 10000
+local DEAD_JOBS_KEPT, ID_BYTES, ERROR_BYTES = 10000, 64, 1024
 
 -- A sealed vector cannot be checked here; the server checks it when it opens it.
 function rm.is_invalid(vector)
@@ -199,12 +199,14 @@ local function mark_failed(names, hash, request)
 end
 
 -- rm1_bury: move a job that failed too often to the dead jobs. If its text failed, and not only the job, the chunk is
--- named and marked. KEYS: jobs, dead jobs, then at most one mem or chunk key. Answer: {status}
+-- named and marked. A job that is gone adds nothing, so that nobody grows Redis by this above `maxmemory`.
+-- KEYS: jobs, dead jobs, then at most one mem or chunk key. Answer: {status}
 rm.serve('rm1_bury', 'allow-oom', function(request, keys, names)
   if keys[3] then mark_failed(names, keys[3], request) end
-  redis.call('XADD', keys[2], 'MAXLEN', '~', DEAD_JOBS_KEPT, '*', 'id', request.id, 'rev', request.rev,
-    'error', request.error)
-  redis.call('XACKDEL', keys[1], request.group, 'ACKED', 'IDS', 1, request.entry)
+  if redis.call('XACKDEL', keys[1], request.group, 'ACKED', 'IDS', 1, request.entry)[1] ~= -1 then
+    redis.call('XADD', keys[2], 'MAXLEN', '~', DEAD_JOBS_KEPT, '*', 'id', string.sub(request.id, 1, ID_BYTES), 'rev',
+      request.rev, 'error', string.sub(request.error, 1, ERROR_BYTES))
+  end
   return {status = 'ok'}
 end)
 

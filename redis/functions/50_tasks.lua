@@ -2,7 +2,7 @@
 -- waiting -> pending -> leased -> completed | retrying | dead | cancelled
 
 local SUBMISSIONS_KEPT, TRIMMED_ONCE_IN = 10000, 100
-local LOOK_MORE, LOOK_MOST = 8, 256
+local LOOK = {more = 8, most = 256}
 local CLAIM_BATCH = 8
 local VECTORS_KEPT = 8
 local KINDS = {agent = 64, namespace = 512}
@@ -46,15 +46,13 @@ local function limit_reached(names, submitter, kind, request)
   if is_kind_too_many(names, submitter, kind) then return {status = 'too_many_kinds'} end
 end
 
-local function kind_of(request)
-  for position = 1, #request.fields, 2 do
-    if request.fields[position] == 'kind' then return request.fields[position + 1] end
-  end
-end
-
 -- The answer to a submission that is refused, else nil and the dependencies that have not ended.
 local function check_submission(names, request, now)
-  local reached = limit_reached(names, request.audit.who, kind_of(request), request)
+  local kind
+  for position = 1, #request.fields, 2 do
+    if request.fields[position] == 'kind' then kind = request.fields[position + 1] end
+  end
+  local reached = limit_reached(names, request.audit.who, kind, request)
   if reached then return reached end
   if request.only ~= '' and not rm.load_agent(names, request.only) then return {status = 'unknown_agent'} end
   for _, id in ipairs(request.depends_on) do
@@ -168,7 +166,7 @@ local function first_of(names, kind, avoided, start)
       end
     end
     if #queued < 2 * count then return nil end
-    start, count = start + count, math.min(count * LOOK_MORE, LOOK_MOST)
+    start, count = start + count, math.min(count * LOOK.more, LOOK.most)
   end
 end
 
