@@ -64,7 +64,7 @@ async def lose_vectors(stack: Stack, namespace: str, memory_id: str, *numbers: i
     for number in numbers:
         name = Keys(namespace).hash_of_chunk(memory_id, number)
         await stack.client.hdel(name, MODEL.field, MODEL.sealed_field)
-        await stack.client.hset(name, "model", f"none:{MODEL.name}")
+        await stack.client.hset(name, "model", f"none:{MODEL.label}")
 
 
 async def wrong_vectors(service: Service, namespace: str, memory_id: str) -> list[Ref]:
@@ -148,7 +148,7 @@ async def test_failed_text_is_left_by_recovery_and_reported(
     await bury(stack, namespace, memory_id)
     await sweep(server.service, patience=0)
     assert await stack.client.xlen(Keys(namespace).jobs(MODEL.name)) == 0
-    assert await state(stack, namespace, memory_id) == f"failed:{MODEL.name}"
+    assert await state(stack, namespace, memory_id) == f"failed:{MODEL.label}"
 
     answer = await alice.call("semantic_search", query="barge")
     assert answer["hits"][0]["memory"]["vector"] == "failed"
@@ -204,7 +204,7 @@ async def test_late_bury_of_another_revision_or_model_marks_nothing(
 ) -> None:
     memory_id = await alice.store(OLD, wait=True)
     await bury(stack, namespace, memory_id, **other)
-    assert await state(stack, namespace, memory_id) == f"none:{MODEL.name}"
+    assert await state(stack, namespace, memory_id) == f"none:{MODEL.label}"
     await stack.client.delete(Keys(namespace).dead_jobs)
 
 
