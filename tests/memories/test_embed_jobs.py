@@ -217,7 +217,7 @@ async def test_commit_after_a_bury_ends_the_failure(stack: Stack, alice: Agent, 
     names = [keys.jobs(MODEL.name), keys.events, keys.memory(memory_id)]
     items = [item | {"dimension": MODEL.dimension}]
     await functions.call(stack.client, "rm1_commit", names, items=items, model=MODEL.name, group=GROUP)
-    assert await state(stack, namespace, memory_id) == MODEL.name
+    assert await state(stack, namespace, memory_id) == MODEL.label
     await stack.client.delete(keys.dead_jobs)
 
 
@@ -255,7 +255,7 @@ async def test_bad_job_does_not_stop_recovery_of_other_texts(
 
     async def is_recovered() -> bool:
         await sweep(server.service, patience=0)
-        return await state(stack, namespace, memory_id) == MODEL.name and not await stack.client.xlen(stream)
+        return await state(stack, namespace, memory_id) == MODEL.label and not await stack.client.xlen(stream)
 
     await wait_until(is_recovered)
 
@@ -272,7 +272,7 @@ async def test_job_sealed_under_a_retired_key_is_replaced(
 
     async def is_recovered() -> bool:
         await sweep(server.service, patience=0)
-        return await state(stack, namespace, memory_id) == MODEL.name
+        return await state(stack, namespace, memory_id) == MODEL.label
 
     await wait_until(is_recovered)
     assert await wrong_vectors(server.service, namespace, memory_id) == []

@@ -72,7 +72,7 @@ MUTATIONS: dict[str, tuple[str, list[tuple[str, str]]]] = {
     ),
     "an agent leases what it cannot do any more": (
         "assigned_task_is_queued_when_its_agent_cannot_do_it_any_more",
-        [("  if not rm.is_able(agent, cmsgpack.unpack(task.kind_spec)) then\n", "  if false then\n")],
+        [("  if not rm.is_able(agent, rm.read_kind(task.kind_spec)) then\n", "  if false then\n")],
     ),
     "pinned tasks outlive their agent": (
         "pinned_task_ends_when_its_agent_leaves",
@@ -82,8 +82,8 @@ MUTATIONS: dict[str, tuple[str, list[tuple[str, str]]]] = {
         "pinned_task_ends_when_its_agent_leaves",
         [
             (
-                "not rm.load_agent(names, only) or rm.is_before_holder(",
-                "not rm.load_agent(names, only) or rm.contains({}, ",
+                "'registered_at') == 0\n    or rm.is_before_holder(",
+                "'registered_at') == 0\n    or rm.contains({}, ",
             )
         ],
     ),
