@@ -165,8 +165,9 @@ class TaskNamespace:
 
     async def requeue(self, task_id: str, by: str = "lead", *, quota: int = 1000, own_quota: int = 0) -> Answer:
         """Requeue a dead task."""
-        quotas = {"quota": quota, "own_quota": own_quota}
-        return await self.call("rm1_task_requeue", id=task_id, agent=by, admin=False, audit=_audit(by), **quotas)
+        limits = {"quota": quota, "own_quota": own_quota}
+        request: dict[str, Any] = {"id": task_id, "agent": by, "admin": False, "audit": _audit(by), **limits}
+        return await self.call("rm1_task_requeue", **request)
 
     async def assign(self, task_id: str, *candidates: str) -> Answer:
         """Assign a queued task to the first eligible candidate."""
