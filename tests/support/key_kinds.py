@@ -118,7 +118,7 @@ async def held(client: Client, namespace: str) -> Held:
 
 
 async def _expiring_fields(client: Client, key: str, kind: str) -> int:
-    if kind != "seq:":
+    if kind not in ("seq:", "turns"):
         return 0
     fields = await client.hkeys(key)
     times = await client.execute_command("HTTL", key, "FIELDS", len(fields), *fields)
