@@ -200,10 +200,37 @@ async def test_default_user_can_do_nothing(tmp_path: Path) -> None:
         redis.kill()
 
 
+async def test_restart_of_redis_keeps_what_functions_wrote(tmp_path: Path) -> None:
+    redis = RedisServer(tmp_path)
+    redis.acl_file.write_text(acl_text())
+    redis.start()
+    try:
+        async with connect(redis.url_of(SERVER)) as server:
+            team = await Team(server, "fake", 16).open()
+            memory = await team.store("kept over a restart", ring=False)
+            before = await server.hgetall(team.names.memory(memory))
+            # One read, several commands in the append-only file: the consumer, the delivery and the position.
+            async with connect(redis.url_of(SIDECAR)) as sidecar:
+                stream = team.jobs
+                await sidecar.xgroup_create(stream, "again", id="0")
+                assert await sidecar.xreadgroup("again", "one", {stream: ">"})
+        redis.kill()
+        redis.start()
+        async with connect(redis.url_of(SERVER)) as server, connect(redis.url_of(SIDECAR)) as sidecar:
+            assert before
+            assert await server.hgetall(team.names.memory(memory)) == before
+            assert await server.hget(team.names.agent("alice"), "owners") == team.owner.encode()
+            assert (await sidecar.xpending(stream, "again"))["pending"] == 1
+    finally:
+        redis.kill()
+
+
 def test_every_command_is_named() -> None:
-    words = resource("redis/users.acl").read_text().split()
+    default, *users = resource("redis/users.acl").read_text().splitlines()
+    words = " ".join(users).split()
     assert not [word for word in words if word.startswith(("+@", "&", "~*", "nopass", ">", "all"))]
-    assert words.count("-@all") == words.count("resetchannels") == words.count("user")
+    assert words.count("-@all") == words.count("resetchannels") == words.count("user") == len(users)
+    assert default.split()[:4] == ["user", "default", "off", "resetpass"]
 
 
 async def allowed(admin: Client, user: str, commands: Sequence[str]) -> list[str]:
