@@ -38,7 +38,7 @@ DAMAGE: dict[str, Plant] = {
     "a grant without record that is due": lambda client, keys: client.zadd(keys.grants_due, {"ghost": 1}),
     **{
         f"{name} of another type": lambda client, keys, name=name: client.set(getattr(keys, name), "damaged")
-        for name in ("chores", "tombstones", "agents", "leases", "unclaimed", "grants_due", "events", "kinds", "tokens")
+        for name in "chores tombstones quarantined agents leases unclaimed grants_due events kinds tokens".split()
     },
 }
 
