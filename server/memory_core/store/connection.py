@@ -29,6 +29,7 @@ from memory_core.errors import (
     StoreUnavailable,
     UnsafeStart,
 )
+from memory_core.records.damage import is_wrong_type
 from memory_core.redis_client import Client
 from memory_core.settings.settings import Settings
 from memory_core.store.cluster import ClusterClient
@@ -145,6 +146,9 @@ async def store_errors(*, writing: bool = False, deadline: float = COMMAND_SECON
         if str(error).startswith("MISCONF") and _NO_SPACE in str(error):
             message = "the disk of Redis is full: reads work, writes do not"
             raise StoreFull(message, hint="free space on it, then retry") from error
+        if is_wrong_type(error):
+            message = "a key in Redis is of another type than the servers write"
+            raise StoreRefused(message, hint="`redis-memory doctor` finds what cannot be read") from error
         if isinstance(error, _REFUSING) or str(error).startswith(_REFUSALS):
             raise StoreRefused(f"Redis refuses: {str(error)[:120]}", hint="fix Redis, then retry") from error
         raise
