@@ -16,12 +16,12 @@ from support.redis_users import MIGRATE, SERVER, SIDECAR, VIEW, acl_text, denial
 from support.stack import Agent, Server, Stack
 from support.task_helpers import complete, fail, joined, lease, submit
 
-from memory_core.errors import StoreUnavailable
+from memory_core.errors import StoreRefused, StoreUnavailable
 from memory_core.package_data import resource
 from memory_core.records.keys import Keys
 from memory_core.redis_client import Client
-from memory_core.store.connection import check_server, connect
-from memory_core.store.functions import load_library
+from memory_core.store.connection import check_server, connect, store_errors
+from memory_core.store.functions import call, load_library
 from memory_server.operations.sweeper import sweep
 
 USERS = (SERVER, SIDECAR, MIGRATE, VIEW)
@@ -145,6 +145,18 @@ async def test_function_runs_with_its_callers_permissions(acl_redis: RedisServer
         assert await admin.execute_command("FCALL", "sly", 0) == b"OK"
         with pytest.raises(redis_errors.ResponseError, match="ACL failure in script"):
             await as_sidecar.execute_command("FCALL", "sly", 0)
+
+
+async def test_command_that_an_older_acl_file_lacks_is_named(acl_redis: RedisServer) -> None:
+    keys = Keys("team")
+    async with connect(acl_redis.url) as admin, connect(acl_redis.url_of(SERVER)) as server:
+        await admin.execute_command("ACL", "SETUSER", SERVER, "-zcard")
+        try:
+            with pytest.raises(StoreRefused, match="zcard"):
+                async with store_errors():
+                    await call(server, "rm1_tidy", [keys.leases], prefix=keys.prefix)
+        finally:
+            await admin.execute_command("ACL", "SETUSER", SERVER, "+zcard")
 
 
 async def test_compromised_sidecar_can_read_and_damage_every_namespace(as_sidecar: Client) -> None:
