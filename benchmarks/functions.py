@@ -15,7 +15,7 @@ import uvloop
 
 from benchmarks import results
 from benchmarks.tasks import redis_with
-from benchmarks.worst_cases import memories, records, sharing, tasks
+from benchmarks.worst_cases import memories, records, sharing, tasks, tidy, two_formats
 from benchmarks.worst_cases.busy_namespace import CASES, BusyNamespace, Call, WorstCase, checked
 from memory_core.records.codec import pack, unpack
 from memory_core.store.functions import RELEASE
@@ -23,8 +23,8 @@ from memory_core.store.functions import RELEASE
 ROUNDS = 5
 LIMIT_MS = 10.0
 _OWN_COMMANDS = {"cmdstat_fcall", "cmdstat_config|resetstat"}
-MODULES = (memories, tasks, sharing, records)
-"""They fill CASES."""
+MODULES = (memories, records, sharing, tasks, tidy, two_formats)
+"""They fill CASES, in this order: the last ones change the namespace."""
 
 
 async def call_measured(team: BusyNamespace, function: str, call: Call) -> tuple[float, int, dict[str, Any]]:

@@ -24,7 +24,7 @@ from memory_core.records.names import SEPARATOR
 from memory_core.records.task import TaskPriority
 from memory_core.records.task_kind import TaskKind
 from memory_core.records.times import NEVER, to_redis
-from memory_core.records.vectors import normalise, to_bytes
+from memory_core.records.vectors import normalise, to_stored
 from memory_core.redis_client import Client
 from memory_core.settings.settings import VectorStoreSettings
 from memory_core.store import functions
@@ -154,9 +154,9 @@ class BusyNamespace:
         return {"who": who, "op": op, "ids": list(ids), "nonce": new_id(), "key": "k" * 16, "mac": "m" * 64, **more}
 
     def vector(self) -> bytes:
-        """A random vector of unit length."""
+        """A random vector of unit length, in the format of the namespace's model."""
         row = self._rows.standard_normal(384).astype(np.float32)
-        return to_bytes(normalise(row.reshape(1, -1), 384)[0])
+        return to_stored(normalise(row.reshape(1, -1), 384)[0], self.model)
 
     # Memories.
 

@@ -26,9 +26,12 @@ from memory_server.memories.record_encoder import flat
 CHUNKS = limit_of("memories.chunks", "_SLICE")
 TEXTS = limit_of("operations.reembed", "_TEXTS_AT_ONCE")
 MARKED = limit_of("operations.reindex", "_SLICE")
-REQUEUED = limit_of("operations.sweeper", "_AT_ONCE")
+REQUEUED, LOST = limit_of("operations.embed_jobs", "_AT_ONCE"), limit_of("operations.embed_jobs", "MOST_JOBS")
 ADOPTED = limit_of("operations.verify_integrity", "_ADOPTED_AT_ONCE")
 TOUCHED = limit_of("service", "_TOUCHES_PER_CALL")
+CACHED, CACHES = limit_of("engine.sidecars.vector_cache", "_AT_ONCE"), 200
+_MOST_CACHED = 1000
+"""The most that the setting for one agent allows."""
 LIMIT = "limits.content_bytes"
 COMMITTED, PASSED_ON = 8, 128
 _OWNER = agent(2)
@@ -51,7 +54,7 @@ async def _update(team: BusyNamespace) -> Call:
     return await update(team, memory_id, owner, holder, [*team.held, grant])
 
 
-@worst("rm1_update", f"a new tag of a memory that {PASSED_ON} grants pass on", "MOST.passing of 30_grants.lua")
+@worst("rm1_update", f"a new tag of a memory that {PASSED_ON} grants pass on", "MOST.passing of 32_grant_limits.lua")
 async def _narrow(team: BusyNamespace) -> Call:
     owner, between = agent(500), agent(3)
     (memory_id,) = await team.stored(1, owner)
@@ -107,7 +110,7 @@ def _delete(team: BusyNamespace, ids: Sequence[str]) -> Call:
     for memory_id in ids:
         named += [keys.memory(memory_id), keys.use(memory_id)]
     request = {
-        "ids": list(ids), "owners": [owner], "writer": None, "since": 0,
+        "ids": list(ids), "agent": _OWNER, "owners": [owner], "writer": None, "since": 0,
         "audit": team.audit(_OWNER, "clear_memory", ids),
     }  # fmt: skip
     return Call(named, request, {"deleted": list(ids)})
@@ -170,6 +173,11 @@ async def _settled(team: BusyNamespace) -> Call:
 
 @worst("rm1_commit", f"{COMMITTED} vectors of memories of 1 MiB", "streams/jobs.py, COMMIT_AT_ONCE")
 async def _commit(team: BusyNamespace) -> Call:
+    return await commit(team)
+
+
+async def commit(team: BusyNamespace) -> Call:
+    """A call of rm1_commit."""
     ids = await team.stored(COMMITTED, _OWNER, vector=False)
     stream = team.keys.jobs(team.model.name)
     read = await team.client.xreadgroup(GROUP, "bench", {stream: ">"}, count=10_000)
@@ -186,6 +194,29 @@ async def _commit(team: BusyNamespace) -> Call:
     return Call(named, request, {"verdicts": ["ok"] * COMMITTED})
 
 
+@worst("rm1_drop_jobs", f"{COMMITTED} jobs of memories that are gone", "streams/jobs.py, COMMIT_AT_ONCE")
+async def _drop_jobs(team: BusyNamespace) -> Call:
+    stream = team.keys.jobs(team.model.name)
+    entries = [await team.client.xadd(stream, {"id": new_id(), "body": "b"}) for _ in range(COMMITTED)]
+    items = [{"entry": entry, "rev": 1, "hash": "h"} for entry in entries]
+    named = [stream, *(team.keys.memory(new_id()) for _ in items)]
+    return Call(named, {"group": GROUP, "items": items}, {"dropped": COMMITTED})
+
+
+@worst("rm1_cache_vectors", f"{CACHED} of {_MOST_CACHED} vectors, one agent too many", "vector_cache.py, _AT_ONCE")
+async def _cache_vectors(team: BusyNamespace) -> Call:
+    def new() -> dict[bytes, bytes]:
+        return {bytes.fromhex(digest(new_id())): team.vector() for _ in range(_MOST_CACHED)}
+
+    keys, (own, oldest) = team.keys, (team.keys.cached_vectors(team.model.field, agent(one)) for one in (2, 3))
+    for key in (own, oldest):
+        await team.client.hset(key, mapping=new())
+    others = {keys.cached_vectors(team.model.field, agent(100 + number)): number for number in range(1, CACHES)}
+    await team.client.zadd(keys.caches, {**others, oldest: 0})
+    vectors = [part for pair in list(new().items())[:CACHED] for part in pair]
+    return Call([own], {"seconds": 86_400, "most": _MOST_CACHED, "vectors": vectors}, {"status": "ok"})
+
+
 @worst("rm1_bury", "one job", "one job")
 async def _bury(team: BusyNamespace) -> Call:
     stream = team.keys.jobs(team.model.name)
@@ -194,12 +225,17 @@ async def _bury(team: BusyNamespace) -> Call:
     return Call([stream, team.keys.dead_jobs], request, {"status": "ok"})
 
 
-@worst("rm1_requeue", f"{REQUEUED} long chunks", "operations/sweeper.py, a page")
+@worst("rm1_requeue", f"{REQUEUED} long chunks, {LOST} lost jobs", "operations/embed_jobs.py, MOST_JOBS")
 async def _requeue(team: BusyNamespace) -> Call:
     ids = await team.stored(REQUEUED, _OWNER, long=False, vector=False)
     text = max(team.long_chunks, key=len)
     items = [{"id": one, "piece": 0, "rev": 1, "hash": digest(one), "job": {"body": text}} for one in ids]
-    request = {"model": team.model.name, "items": items}
+    stream, pipe = team.keys.jobs(team.model.name), team.client.pipeline(transaction=False)
+    for _ in range(LOST):
+        pipe.xadd(stream, {"id": new_id(), "body": text})
+    lost = [entry.decode() for entry in await pipe.execute()]
+    await team.client.xreadgroup(GROUP, "bench", {stream: ">"}, count=10_000)
+    request = {"group": GROUP, "model": team.model.name, "items": items, "lost": lost}
     return Call([team.keys.job_streams, *map(team.keys.memory, ids)], request, {"queued": REQUEUED})
 
 

@@ -140,6 +140,12 @@ def _imported(team: BusyNamespace, number: int, *, vector: bool, long: bool = Tr
     return Call(named, request, {"status": "imported", "fates": ["new"] * number})
 
 
+@worst("rm1_hold_lease", "a renewal", "one lease")
+async def _hold_lease(team: BusyNamespace) -> Call:
+    request = {"holder": "server", "milliseconds": 10_000}
+    return Call([f"{team.keys.prefix}sweeper"], request, {"held": True})
+
+
 @worst("rm1_release", "the release of the library", "one text")
 async def _release(_: BusyNamespace) -> Call:
     return Call([], {})

@@ -52,7 +52,7 @@ async def _share_ids(team: BusyNamespace) -> Call:
     return share(team, _FROM, _TO, "i", team.memories[2000 : 2000 + IDS])
 
 
-@worst("rm1_share", f"{IDS} labels, to a holder of 4,096 tokens, with an offer", "MOST of 30_grants.lua")
+@worst("rm1_share", f"{IDS} labels, to a holder of 4,096 tokens, with an offer", "MOST of 32_grant_limits.lua")
 async def _share_labels(team: BusyNamespace) -> Call:
     await team.client.delete(team.keys.granted(agent(22)))
     await team.grant_all(agent(22), GRANTS - IDS // TOKENS - 1)

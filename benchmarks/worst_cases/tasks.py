@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from typing import Any
 
 from benchmarks.worst_cases.busy_namespace import (
@@ -22,16 +23,20 @@ from benchmarks.worst_cases.busy_namespace import (
     worst,
 )
 from memory_core.records.ids import new_id
+from memory_core.records.keys import digest
 from memory_core.records.names import SEPARATOR
 from memory_core.records.task_kind import TaskKind
 from memory_core.records.times import to_redis
 from memory_server.agents.registry import RENEWED_AT_ONCE as TOKENS
 
-ASSIGNED = limit_of("tasks.routing", "_BATCH")
+ASSIGNED = limit_of("tasks.routing", "_ASSIGNED_AT_ONCE")
+RANKED = limit_of("tasks.routing", "_MAX_CANDIDATES")
 CANDIDATES = limit_of("tasks.submit", "_MAX_CANDIDATES")
 DEPENDENCIES = limit_of("tasks.submit", "_MAX_DEPENDENCIES")
-DEPENDENTS, SLICE = 200, 32
-CLAIMED = 50
+DEPENDENTS, SLICE, INBOX, CONTEXTS = 200, 32, 1000, 1000
+AVOIDED = 1000
+PAUSE_SECONDS = 60
+CLAIMED = limit_of("tasks.leases", "_LEASED_AT_ONCE")
 _SUBMITTER = agent(1)
 
 
@@ -57,32 +62,50 @@ async def _submit(team: BusyNamespace) -> Call:
 
 @worst("rm1_task_submit", f"{CANDIDATES} candidates, all without room", "tasks/submit.py, _MAX_CANDIDATES")
 async def _submit_routed(team: BusyNamespace) -> Call:
-    names = [agent(number) for number in range(20, 20 + CANDIDATES)]
+    names = [agent(number) for number in range(60, 60 + CANDIDATES)]
     for name in names:
         await team.client.hset(team.keys.agent(name), "max_tasks", 0)
     return team.submission(_SUBMITTER, payload=PAYLOAD_BYTES, text=TEXT_BYTES, to=names)
 
 
-@worst("rm1_task_assign", f"{ASSIGNED} tasks, each with {AGENTS} candidates without room", "tasks/routing.py, _BATCH")
+@worst("rm1_task_assign", f"{ASSIGNED} tasks, each with {RANKED} other candidates without room", "tasks/routing.py")
 async def _assign(team: BusyNamespace) -> Call:
     ids = await team.submitted(ASSIGNED, _SUBMITTER)
-    names = [agent(number) for number in range(20, 20 + CANDIDATES)]
+    names = [agent(number) for number in range(100, 100 + ASSIGNED * RANKED)]
+    pipe = team.client.pipeline(transaction=False)
     for name in names:
-        await team.client.hset(team.keys.agent(name), "max_tasks", 0)
-    candidates = (names * AGENTS)[: AGENTS - 1]
-    return _call(team, "", {}, items=[{"id": one, "candidates": candidates} for one in ids])
+        pipe.xadd(team.keys.inbox(name), {"task": new_id(), "score": 1})
+        pipe.hset(team.keys.agent(name), "max_tasks", 1)
+    await pipe.execute()
+    items = [{"id": one, "candidates": names[number::ASSIGNED]} for number, one in enumerate(ids)]
+    return _call(team, "", {"assigned": []}, items=items)
 
 
-@worst("rm1_task_claim", f"{CLAIMED} tasks of {KINDS} kinds that the agent can do", "limit, at most 100")
+@worst("rm1_task_assign", f"{ASSIGNED} tasks that {RANKED - 1} of their candidates failed at", "tasks/routing.py")
+async def _assign_avoided(team: BusyNamespace) -> Call:
+    ids = await team.submitted(ASSIGNED, _SUBMITTER)
+    names = [agent(number) for number in range(700, 700 + RANKED)]
+    pipe = team.client.pipeline(transaction=False)
+    for name in names[:-1]:
+        pipe.zadd(team.keys.avoided(name), dict.fromkeys(ids, time.time() + HOUR))
+    await pipe.execute()
+    answer = {"assigned": dict.fromkeys(ids, names[-1])}
+    return _call(team, "", answer, items=[{"id": one, "candidates": names} for one in ids])
+
+
+@worst("rm1_task_claim", f"{CLAIMED} tasks of {KINDS} kinds that the agent can do", "tasks/leases.py, _LEASED_AT_ONCE")
 async def _claim(team: BusyNamespace) -> Call:
     name = agent(5)
-    await team.client.hset(
-        team.keys.agent(name),
-        mapping={"capabilities": SEPARATOR.join(skill for kind in team.kinds for skill in kind.capabilities)},
-    )
+    await _queue_all_kinds(team, name)
+    return await _claiming(team, name)
+
+
+async def _queue_all_kinds(team: BusyNamespace, name: str) -> None:
+    """Submit a task of each kind, and let the agent be able to do all."""
+    able = SEPARATOR.join(skill for kind in team.kinds for skill in kind.capabilities)
+    await team.client.hset(team.keys.agent(name), "capabilities", able)
     calls = [team.submission(agent(30 + number // 30), kind) for number, kind in enumerate(team.kinds)]
     await team.all("rm1_task_submit", calls)
-    return await _claiming(team, name)
 
 
 async def _claiming(team: BusyNamespace, name: str, number: int = CLAIMED) -> Call:
@@ -90,25 +113,52 @@ async def _claiming(team: BusyNamespace, name: str, number: int = CLAIMED) -> Ca
     return _call(team, name, {"status": "claimed", "held": held + number}, secrets=["s" * 16] * CLAIMED)
 
 
-@worst("rm1_task_claim", f"{CLAIMED} of 950 tasks in the agent's inbox", "max_tasks, at most 1000")
+@worst("rm1_task_claim", f"{CLAIMED} of {INBOX} in the agent's inbox, and {KINDS} kinds", "max_tasks, at most 1000")
 async def _claim_inbox(team: BusyNamespace) -> Call:
     name = agent(6)
     await team.register(name)
-    await _full_inbox(team, name, 950)
-    await team.client.hset(team.keys.agent(name), "capabilities", "none")
+    await _full_inbox(team, name, INBOX)
+    await _free_hands(team, name)
+    await _queue_all_kinds(team, name)
     return await _claiming(team, name)
 
 
-@worst("rm1_task_claim", "none of 150 queued tasks that the agent failed; another can do them", "tasks/50, LOOK_FAR")
+async def _free_hands(team: BusyNamespace, name: str) -> None:
+    """End the leases of an agent without a trace, so that it has the capacity for as many as before."""
+    pipe = team.client.pipeline(transaction=False)
+    for raw in await team.client.smembers(team.keys.held(name)):
+        task_id = raw.decode()
+        entry = await team.client.hget(team.keys.task(task_id), "entry")
+        pipe.xdel(team.keys.inbox(name), entry)
+        pipe.zrem(team.keys.leases, task_id)
+        pipe.delete(team.keys.task(task_id), team.keys.history(task_id))
+    pipe.delete(team.keys.held(name))
+    await pipe.execute()
+
+
+async def _avoiding(team: BusyNamespace, name: str, kind: TaskKind) -> None:
+    """Let an agent and another one be able to do a kind of task, whose first tasks the agent failed at."""
+    for able in (name, agent(AGENTS - 1)):
+        await team.client.hset(team.keys.agent(able), "capabilities", SEPARATOR.join(kind.capabilities))
+    queued = await team.client.zrange(team.keys.backlog(kind.id), 0, AVOIDED - 1)
+    ids = [raw.decode() for raw in queued] or await team.submitted(AVOIDED, agent(29), kind)
+    await team.client.zadd(team.keys.avoided(name), dict.fromkeys(ids, time.time() + HOUR))
+
+
+@worst("rm1_task_claim", f"none of {AVOIDED} queued tasks that the agent failed at", "AVOIDED_KEPT of 39_avoided.lua")
 async def _claim_avoided(team: BusyNamespace) -> Call:
-    name, kind = agent(7), TaskKind(("only-two",))
-    await team.client.hset(team.keys.agent(name), "capabilities", SEPARATOR.join(kind.capabilities))
-    last = agent(AGENTS - 1)
-    await team.client.hset(team.keys.agent(last), "capabilities", SEPARATOR.join(kind.capabilities))
-    if await team.client.zcard(team.keys.backlog(kind.id)) < 150:
-        for one in await team.submitted(150, agent(29), kind):
-            await team.client.hset(team.keys.task(one), "avoid", name)
+    name = agent(7)
+    await _avoiding(team, name, TaskKind(("only-two",)))
     return await _claiming(team, name, 0)
+
+
+@worst("rm1_task_claim", f"{CLAIMED} behind {AVOIDED} that the agent failed at", "AVOIDED_KEPT of 39_avoided.lua")
+async def _claim_behind(team: BusyNamespace) -> Call:
+    name, kind = agent(24), TaskKind(("two-more",))
+    await _avoiding(team, name, kind)
+    await team.submitted(CLAIMED, agent(29), kind)
+    await _free_hands(team, name)
+    return await _claiming(team, name)
 
 
 async def _dependents(team: BusyNamespace, task_id: str, number: int = DEPENDENTS) -> None:
@@ -133,7 +183,7 @@ async def _fail_dead(team: BusyNamespace) -> Call:
     return _failing(team, name, task_id, token, {"status": "dead"}, retry=False)
 
 
-@worst("rm1_task_fail", f"a retry of a task that none of {AGENTS} other agents can do", "none: all agents are read")
+@worst("rm1_task_fail", f"a retry of a task that none of {AGENTS} other agents can do", "COMPARED of 39_avoided.lua")
 async def _fail_retry(team: BusyNamespace) -> Call:
     name = agent(8)
     ((task_id, token),) = (await team.leased(1, name)).items()
@@ -155,6 +205,13 @@ async def _cancel(team: BusyNamespace) -> Call:
     return _call(team, _SUBMITTER, {"status": "cancelled"}, id=task_id, reason="r" * TEXT_BYTES)
 
 
+@worst("rm1_task_cancel", f"{SLICE} dependents with {DEPENDENCIES} dependencies each", "BATCH of 40_queues.lua")
+async def _cancel_blockers(team: BusyNamespace) -> Call:
+    task_id, *others = await team.submitted(DEPENDENCIES, _SUBMITTER)
+    await team.submitted(SLICE, _SUBMITTER, after=[task_id, *others])
+    return _call(team, _SUBMITTER, {"status": "cancelled"}, id=task_id, reason="r" * TEXT_BYTES)
+
+
 @worst("rm1_task_requeue", f"a dead task with {DEPENDENCIES} dependencies", "tasks/submit.py, _MAX_DEPENDENCIES")
 async def _requeue(team: BusyNamespace) -> Call:
     ((task_id, token),) = (await team.leased(1, agent(8))).items()
@@ -164,10 +221,17 @@ async def _requeue(team: BusyNamespace) -> Call:
     return _call(team, _SUBMITTER, {"status": "waiting"}, id=task_id)
 
 
-@worst("rm1_task_sweep", f"{SLICE} due of each of four kinds, {DEPENDENTS} dependents", "BATCH of 40_queues.lua")
+@worst("rm1_task_sweep", f"{SLICE} due of each of four kinds, {DEPENDENTS} dependents", "SWEPT of 50_tasks.lua")
 async def _sweep(team: BusyNamespace) -> Call:
+    await _due(team)
+    return _call(team, "", {})
+
+
+async def _due(team: BusyNamespace) -> list[str]:
+    """Let leases expire, and what else a sweep handles. Returns the leased tasks."""
     keys, client, over = team.keys, team.client, to_redis(time.time() - 1)
-    for task_id in await team.leased(SLICE, agent(8), until=time.time() - 1):
+    leased = list(await team.leased(SLICE, agent(8), until=time.time() - 1))
+    for task_id in leased:
         avoid = SEPARATOR.join(agent(number) for number in range(ATTEMPTS - 1))
         await client.hset(keys.task(task_id), "avoid", avoid)
     for task_id in await team.submitted(SLICE, _SUBMITTER, to=[agent(9)]):
@@ -179,7 +243,49 @@ async def _sweep(team: BusyNamespace) -> Call:
     for task_id in await team.submitted(SLICE, _SUBMITTER):
         await client.zadd(keys.deadlines, {task_id: over})
         await _dependents(team, task_id, 2)
-    return _call(team, "", {})
+    return leased
+
+
+async def _unable(team: BusyNamespace, ids: Sequence[str]) -> None:
+    """Let no agent be able to do some tasks, each of its own kind."""
+    pipe = team.client.pipeline(transaction=False)
+    for task_id in ids:
+        pipe.hset(team.keys.task(task_id), "kind_spec", TaskKind((f"only-{task_id}",)).spec)
+    await pipe.execute()
+
+
+@worst("rm1_task_sweep", f"the same, and none of {AGENTS} agents can do the leased tasks", "COMPARED of 39_avoided.lua")
+async def _sweep_unable(team: BusyNamespace) -> Call:
+    await _until_swept(team)
+    await _unable(team, await _due(team))
+    return _call(team, "", {"more": True})
+
+
+async def _until_swept(team: BusyNamespace) -> None:
+    """Sweep what earlier cases left due."""
+    more = True
+    while more:
+        more = (await team.call("rm1_task_sweep", [team.keys.leases], {"keep": KEEP}))["more"]
+
+
+@worst("rm1_task_sweep", f"after a pause: {AGENTS} agents, leases and assignments", "tasks.open_tasks, max_tasks")
+async def _sweep_pause(team: BusyNamespace) -> Call:
+    await _until_swept(team)
+    keys, name, at = team.keys, agent(25), time.time()
+    await team.leased(max(AGENTS - await team.client.zcard(keys.leases), 0), name)
+    await team.submitted(max(AGENTS - await team.client.zcard(keys.unclaimed), 0), _SUBMITTER, to=[agent(9)])
+    await team.client.hset(keys.counters, "team_at", to_redis(at - PAUSE_SECONDS))
+    return _call(team, "", {"more": False})
+
+
+@worst("rm1_agent_reserved", f"{SLICE} for an agent that left, {DEPENDENTS} dependents", "BATCH of 40_queues.lua")
+async def _reserved(team: BusyNamespace) -> Call:
+    name = f"left-{new_id().lower()}"
+    await team.register(name)
+    for task_id in await team.submitted(SLICE, _SUBMITTER, TaskKind(only=name)):
+        await _dependents(team, task_id, DEPENDENTS // SLICE + 1)
+    await team.client.delete(team.keys.agent(name))
+    return _agent_call(team, name, {"ended": SLICE, "more": True})
 
 
 @worst("rm1_agent_register", "a new name with 64 capabilities, 16 KiB description, a vector", "one agent")
@@ -203,11 +309,13 @@ async def _heartbeat(team: BusyNamespace) -> Call:
     return _agent_call(team, name, {"lost": []}, tokens=tokens, fields=["metrics", "m" * TEXT_BYTES, "load", 1])
 
 
-async def _losing(team: BusyNamespace, name: str) -> None:
+async def _losing(team: BusyNamespace, name: str, *, able: bool = True) -> None:
     held = await team.client.scard(team.keys.held(name))
     for task_id in await team.leased(max(100 - held, 0), name):
         avoid = SEPARATOR.join(agent(number) for number in range(900, 900 + ATTEMPTS - 2))
         await team.client.hset(team.keys.task(task_id), "avoid", avoid)
+    if not able:
+        await _unable(team, [one.decode() for one in await team.client.smembers(team.keys.held(name))])
 
 
 @worst("rm1_agent_lost", f"{SLICE} of 100 leased tasks", "BATCH of 40_queues.lua")
@@ -218,6 +326,15 @@ async def _lost(team: BusyNamespace) -> Call:
     await team.client.zadd(team.keys.agents, {name: 1})
     await team.client.hset(team.keys.agent(name), "metrics", "m" * TEXT_BYTES)
     return _agent_call(team, name, {"status": "dead", "taken": SLICE})
+
+
+@worst("rm1_agent_lost", "100 leased tasks of kinds that no agent can do", "COMPARED of 39_avoided.lua")
+async def _lost_unable(team: BusyNamespace) -> Call:
+    name = agent(26)
+    await team.register(name)
+    await _losing(team, name, able=False)
+    await team.client.zadd(team.keys.agents, {name: 1})
+    return _agent_call(team, name, {"status": "dead", "more": True})
 
 
 @worst("rm1_agent_release", f"{SLICE} of 100 leased tasks", "BATCH of 40_queues.lua")
@@ -248,6 +365,18 @@ async def _unregister(team: BusyNamespace) -> Call:
     owner = team.owners[name]
     request = {"memories": "keep", "target": "", "known": [owner], "proofs": {owner: "c" * 80}}
     return _agent_call(team, name, {"status": "more"}, **request)
+
+
+@worst("rm1_agent_unregister", f"no grants, {CONTEXTS} contexts", "CONTEXTS_READ of 60_agents.lua")
+async def _unregister_contexts(team: BusyNamespace) -> Call:
+    name = f"left-{new_id().lower()}"
+    await team.register(name)
+    owner = team.owners[name]
+    seq, contexts = team.keys.seq(owner), [digest(new_id()) for _ in range(CONTEXTS)]
+    await team.client.hset(seq, mapping=dict.fromkeys(contexts, 1))
+    await team.client.hexpire(seq, HOUR, *contexts)
+    request = {"memories": "keep", "target": "", "known": [owner], "proofs": {owner: "c" * 80}}
+    return _agent_call(team, name, {"status": "unregistered"}, **request)
 
 
 @worst("rm1_agent_purged", "one owner id", "one owner id")

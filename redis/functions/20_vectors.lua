@@ -212,7 +212,7 @@ end)
 local function drop_jobs(names, request)
   local model = #request.lost > 0 and find_model(rm.models(names), request.model)
   if not model then return end
-  local jobs = names.job_streams .. model.field
+  local jobs = names.job_streams .. model.key
   redis.call('XACKDEL', jobs, request.group, 'ACKED', 'IDS', #request.lost, unpack(request.lost))
   redis.call('XDEL', jobs, unpack(request.lost))
 end

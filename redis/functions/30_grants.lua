@@ -3,10 +3,6 @@
 local KEPT_SECONDS = 30 * 86400
 -- How many grants one call ends or shortens, so that Redis never stalls: each may pass on hundreds of memories.
 local AT_ONCE = 32
--- What one agent holds, and what it holds of one other, which it did not ask for. `passing` is how many grants pass on
--- the same memory by its id: an update of it looks at all of them.
-local MOST = {grants = 256, tokens = 4096, offers = 256, passing = 128}
-local OF_PAIR = {grants = 64, tokens = 512, offers = 64}
 
 local function end_time(microseconds)
   return microseconds == math.huge and 'inf' or rm.seconds(microseconds)
@@ -174,90 +170,10 @@ function rm.load_entries(key, owner, now)
   return active, over
 end
 
-local function pass_on(via, parent, entry, token)
-  via[parent] = via[parent] or {tokens = {}, ends = entry.ends}
-  table.insert(via[parent].tokens, token)
-end
-
--- Pass on a memory under the grants that cover it. Returns whether any does.
-local function pass_on_memory(via, parents, carried, id)
-  local covering = {}
-  for _, token in ipairs(carried) do
-    for parent, entry in pairs(parents.by_token[token] or {}) do covering[parent] = entry end
-  end
-  for parent, entry in pairs(covering) do pass_on(via, parent, entry, 'i:' .. id) end
-  return next(covering) ~= nil
-end
-
--- Tokens for memories by id. Each memory must be the grantor's own, or covered by a grant that it may pass on.
-local function share_ids(names, owners, parents, ids)
-  local own, via = {}, {}
-  for _, id in ipairs(ids) do
-    local found = redis.call('HMGET', names.memory .. id, 'owner', 'scope', 'expires_at')
-    if not found[1] or rm.has_expired(found[3]) then return nil, id end
-    local covered = rm.contains(owners, found[1])
-    if covered then own[#own + 1] = 'i:' .. id end
-    covered = covered or pass_on_memory(via, parents, rm.split(found[2]), id)
-    if not covered then return nil, id end
-  end
-  return own, via
-end
-
--- Tokens for all memories with some labels: the grantor's own, and those of others that it may pass on.
-local function share_labels(kind, owners, parents, values)
-  local own, via = {}, {}
-  for _, owner in ipairs(owners) do
-    for _, value in ipairs(values) do own[#own + 1] = kind .. ':' .. owner .. ':' .. value end
-  end
-  for value in pairs(rm.set(values)) do
-    for _, given in ipairs(parents.by_label[kind .. ':' .. value] or {}) do
-      pass_on(via, given.parent, given.entry, given.token)
-    end
-  end
-  return own, via
-end
-
-local function count_tokens(entry)
-  local number = #entry.own
-  for _, part in pairs(entry.via) do number = number + #part.tokens end
-  return number
-end
-
--- Whether an earlier list holds all tokens, so that what they cover is not new.
-local function all_in(tokens, earlier)
-  local known = rm.set(earlier or {})
-  for _, token in ipairs(tokens) do
-    if not known[token] then return false end
-  end
-  return true
-end
-
 local function find_entry(entries, by, selector)
   for id, entry in pairs(entries) do
     if entry.by == by and entry.selector == selector then return id, entry end
   end
-end
-
--- How many entries there are besides one, and how many tokens they have; with `by`, only those of that grantor.
-local function count_entries(entries, besides, by)
-  local number, tokens = 0, 0
-  for id, entry in pairs(entries) do
-    if id ~= besides and (not by or entry.by == by) then
-      number = number + 1
-      tokens = tokens + count_tokens(entry)
-    end
-  end
-  return number, tokens
-end
-
--- The limit that a grantee would exceed with a grant; nil if none.
-function rm.limit_problem(granted, id, entry)
-  local new = count_tokens(entry)
-  local number, tokens = count_entries(granted, id, entry.by)
-  if number >= OF_PAIR.grants or tokens + new > OF_PAIR.tokens then return 'too_many_of_pair' end
-  number, tokens = count_entries(granted, id)
-  if number >= MOST.grants then return 'too_many_grants' end
-  if tokens + new > MOST.tokens then return 'too_many_tokens' end
 end
 
 -- The current owner id of an agent, or the candidate; all its owner ids; and whether the candidate is to be issued.
@@ -296,21 +212,6 @@ function rm.write_offer(names, id, request, entry, at)
   rm.emit_grant(names, 'offered', id, request.from)
 end
 
--- Whether an agent has as many offers waiting as it may.
-function rm.has_all_offers(offers)
-  return count_entries(offers) >= MOST.offers
-end
-
--- Give each part of a renewed grant the time since when it covers what it covers, and no later end than the grant's.
-local function date_entry(entry, earlier, now)
-  entry.at = all_in(entry.own, earlier.own) and earlier.at or now
-  for parent, part in pairs(entry.via) do
-    local before = earlier.via[parent]
-    part.ends = math.min(part.ends, entry.ends)
-    part.at = before and all_in(part.tokens, before.tokens) and before.at or now
-  end
-end
-
 -- End what a share replaces: other grants of the same selector between the same agents, as imports can leave them, and
 -- what was passed on under a grant that no longer lets its holder write. Returns whether that is all.
 function rm.end_replaced(names, granted, id, request, earlier, now, ended)
@@ -338,19 +239,6 @@ local function shorten_children(names, parent, ends, cursor)
   return found[1]
 end
 
--- The limit of grants that pass on the same memory by its id, if a grant would exceed it.
-function rm.passing_problem(names, id, via)
-  for _, part in pairs(via) do
-    for _, token in ipairs(part.tokens) do
-      local links = names.reshared .. string.sub(token, 3)
-      if string.sub(token, 1, 2) == 'i:' and redis.call('SCARD', links) >= MOST.passing
-        and redis.call('SISMEMBER', links, id) == 0 then
-        return 'passed_on_too_often'
-      end
-    end
-  end
-end
-
 -- The offer that a two-way share makes: none if the other direction is shared already, or becomes so by this share.
 -- `lasts` is when the grant that accepts it ends at the latest. An offer that waits already for the same answer keeps
 -- its id; any other is replaced, so that an answer never accepts what its receiver has not seen.
@@ -359,33 +247,12 @@ local function plan_offer(request, held, offers, from_owner, to_owner, now, ends
   if not request.offer or find_entry(held, request.to, request.selector) then return nil end
   local id, before = find_entry(offers, request.from, request.selector)
   if not id and rm.has_all_offers(offers) then return nil, nil, 'too_many_offers' end
-  if not id and count_entries(offers, nil, request.from) >= OF_PAIR.offers then return nil, nil, 'too_many_of_pair' end
+  if not id and rm.has_all_offers_of(offers, request.from) then return nil, nil, 'too_many_of_pair' end
   local is_same = id == request.offer or id and before.permission == request.permission and before.lasts == ends
   local wait = request.seconds and ends or now + request.offer_seconds * 1000000
   local entry = {owner = to_owner, by = request.from, by_owner = from_owner, selector = request.selector,
     permission = request.permission, at = now, ends = wait, lasts = ends, own = {request.selector}, via = {}}
   return is_same and id or request.offer, entry, nil, not is_same and id or nil
-end
-
--- The grants under which an agent may pass on memories of others, by the tokens and by the labels that they give.
-function rm.parents_among(held)
-  local by_token, by_label = {}, {}
-  for parent, entry in pairs(held) do
-    for _, token in ipairs(entry.permission == 'write' and entry.own or {}) do
-      by_token[token] = by_token[token] or {}
-      by_token[token][parent] = entry
-      local of, value = string.match(token, '^([cty]):[^:]+:(.+)$')
-      local label = of and of .. ':' .. value
-      if label then by_label[label] = rm.append(by_label[label] or {}, {parent = parent, entry = entry, token = token}) end
-    end
-  end
-  return {by_token = by_token, by_label = by_label}
-end
-
--- Tokens for what a share selects: own ones, and those to pass on. If it selects an unknown id, nil and the id.
-function rm.select_tokens(names, request, owners, parents)
-  if request.kind == 'i' then return share_ids(names, owners, parents, request.values) end
-  return share_labels(request.kind, owners, parents, request.values)
 end
 
 -- When a grant that accepts an offer ends: with the grant whose other direction it is, but no later than was offered.
@@ -452,7 +319,7 @@ rm.serve('rm1_share', function(request, keys, names)
     if expired.left > 0 then end_grant(names, past, now, 'expired', '', expired) end
   end
   if replaced then end_grant(names, replaced, now, 'revoked', from, nothing_ended()) end
-  date_entry(entry, earlier or {own = {}, via = {}}, now)
+  rm.date_entry(entry, earlier or {own = {}, via = {}}, now)
   for parent, part in pairs(earlier and earlier.via or {}) do unlink_part(names, id, parent, part, {}) end
   rm.write_grant(names, id, request, entry, now)
   local cursor = known and shorten_children(names, id, ends, '0') or '0'

@@ -6,189 +6,7 @@ rm.BATCH = 32
 rm.OPEN = {'waiting', 'pending', 'leased', 'retrying'}
 
 local BLOCKERS_A_TASK, SETTLED_AT_ONCE = 32, 4
--- Six rounds of the sweeper: it calls each namespace more often, so servers or Redis were down for longer gaps.
-local PAUSE_SECONDS = 30
-local HISTORY_KEPT = 200
-local TYPE_COUNTS_KEPT = 400
-local AVOIDED_KEPT, COMPARED_MOST = 1000, 1024
-
-local TASK = {'state', 'kind', 'kind_spec', 'open_kind', 'open_kind_spec', 'rank', 'score', 'submitter', 'assigned',
-  'entry', 'avoid', 'attempt', 'max_retries', 'lease_seconds', 'lease_token', 'fence', 'lease_until', 'holders',
-  'claim_seconds', 'type', 'last_call', 'leased_at'}
-
-local TEXTS = {'state', 'kind', 'open_kind', 'submitter', 'type'}
-local NUMBERS = {'rank', 'attempt', 'max_retries', 'lease_seconds', 'claim_seconds'}
-local NUMBERS_LEASED = {'leased_at', 'lease_until', 'fence'}
 local DAMAGED_KEPT_SECONDS = 7 * 86400
-
-function rm.load_task(names, id)
-  return rm.read(names.task .. id, unpack(TASK))
-end
-
--- The requirements of a task; nil if they cannot be read.
-function rm.read_kind(packed)
-  local kind = rm.unpack(packed)
-  if kind and type(kind.window) == 'number' and type(kind.only) == 'string' and type(kind.capabilities) == 'table' then
-    return kind
-  end
-end
-
-local function missing_number(task, fields)
-  for _, field in ipairs(fields) do
-    if not tonumber(task[field]) then return field end
-  end
-end
-
--- Why a task's record cannot be used; nil if it can be.
-function rm.damage_of(task)
-  if not task.state then return 'it has no record' end
-  for _, field in ipairs(TEXTS) do
-    if not task[field] then return 'its record has no ' .. field end
-  end
-  local field = missing_number(task, NUMBERS) or (task.score and missing_number(task, {'score'}))
-    or (task.state == 'leased' and missing_number(task, NUMBERS_LEASED))
-  if field then return 'its ' .. field .. ' is not a number' end
-  if not (rm.read_kind(task.kind_spec) and rm.read_kind(task.open_kind_spec)) then return 'its kind is unreadable' end
-  if task.assigned and not string.match(task.entry or '', '^%d+%-%d+$') then return 'its entry is no stream id' end
-  if task.state == 'leased' and not task.assigned then return 'no agent holds it' end
-end
-
--- Shift the ends of what had time left at the time `last`.
-local function shift_deadlines(names, last, by)
-  for _, key in ipairs({names.leases, names.unclaimed, names.agents}) do
-    local found = redis.call('ZRANGEBYSCORE', key, '(' .. rm.seconds(last), '(+inf', 'WITHSCORES')
-    for position = 1, #found, 2 do
-      local ends = rm.seconds(tonumber(found[position + 1]) * 1000000 + by)
-      redis.call('ZADD', key, ends, found[position])
-      local task = names.task .. found[position]
-      if key == names.leases and redis.call('HEXISTS', task, 'lease_until') == 1 then
-        redis.call('HSET', task, 'lease_until', ends)
-      end
-    end
-  end
-end
-
--- The time of a call about tasks or agents. After a pause in which no server called, because servers or Redis were down,
--- or Redis's clock was set, leases, assignments and agents have as much time left as before it: none could be renewed.
-function rm.team_now(names)
-  local now, last = rm.now(), rm.number(names.counters, 'team_at') * 1000000
-  local pause = now - last
-  if last > 0 and math.abs(pause) > PAUSE_SECONDS * 1000000 then shift_deadlines(names, last, pause) end
-  if math.abs(pause) >= 1000000 then redis.call('HSET', names.counters, 'team_at', rm.seconds(now)) end
-  return now
-end
-
-function rm.add_history(names, id, now, entry)
-  entry.at = rm.seconds(now)
-  if redis.call('RPUSH', names.history .. id, cmsgpack.pack(entry)) > HISTORY_KEPT then
-    redis.call('LTRIM', names.history .. id, -HISTORY_KEPT, -1)
-  end
-end
-
--- Write an event for the agent that the task is assigned to, and for the submitter while it has its name.
-function rm.emit_task(names, op, id, by, task)
-  local to, created_at = {task.assigned}, redis.call('HGET', names.task .. id, 'created_at')
-  if task.submitter ~= task.assigned and not rm.is_before_holder(names, task.submitter, created_at) then
-    to[#to + 1] = task.submitter
-  end
-  rm.emit(names, 'task', op, id, by, {to = table.concat(to, '\31')})
-end
-
--- Write both: a history entry, and an event by its agent.
-function rm.record(names, id, task, now, entry)
-  rm.add_history(names, id, now, entry)
-  rm.emit_task(names, entry.op, id, entry.agent, task)
-end
-
--- A registered agent; nil for any other name, and for a damaged record: registering again repairs it.
-function rm.load_agent(names, name)
-  local agent = rm.read(names.agent .. name, 'registered_at', 'capabilities', 'context_window', 'max_tasks', 'status',
-    'heartbeat_seconds', 'last_claim')
-  if not agent.registered_at or missing_number(agent, {'context_window', 'max_tasks', 'heartbeat_seconds'}) then
-    return nil
-  end
-  agent.name, agent.has = name, rm.set(rm.split(agent.capabilities))
-  agent.window, agent.most = tonumber(agent.context_window), tonumber(agent.max_tasks)
-  return agent
-end
-
-local function has_skills(agent, kind)
-  if agent.window < kind.window then return false end
-  for _, capability in ipairs(kind.capabilities) do
-    if not agent.has[capability] then return false end
-  end
-  return true
-end
-
-function rm.is_able(agent, kind)
-  if kind.only ~= '' and kind.only ~= agent.name then return false end
-  return has_skills(agent, kind)
-end
-
-local function is_alive(names, name, now)
-  local deadline = redis.call('ZSCORE', names.agents, name)
-  return deadline and tonumber(deadline) * 1000000 > now
-end
-
-local function has_capacity(names, agent)
-  return redis.call('XLEN', names.inbox .. agent.name) < agent.most
-end
-
--- The agent at a position of the team; false if it takes no tasks. Each is read once for all tasks of a call.
-local function team_member(names, team, position)
-  local agent = rm.load_agent(names, team.names[position])
-  team.agents[position] = agent and agent.status ~= 'draining' and agent or false
-  return team.agents[position]
-end
-
--- Whether a living agent that did not fail at a task could take it. `team` is one table for all tasks of a call, empty at
--- first. Of more agents than are compared one is taken to be able.
-local function has_another(names, team, kind, failed, now)
-  if not kind or kind.only ~= '' then return false end
-  if not team.names then
-    team.agents = {}
-    team.names = redis.call('ZRANGE', names.agents, '+inf', '(' .. rm.seconds(now), 'BYSCORE', 'REV', 'LIMIT', 0,
-      COMPARED_MOST)
-  end
-  for position = 1, #team.names do
-    local agent = team.agents[position]
-    if agent == nil then agent = team_member(names, team, position) end
-    if agent and has_skills(agent, kind) and not failed[agent.name] then return true end
-  end
-  return #team.names == COMPARED_MOST
-end
-
--- Offer a task to others first, for as long as an assignment waits for its claim, from the time of its retry.
-local function avoid(names, id, task, name, now, due)
-  local key = names.avoided .. name
-  redis.call('ZADD', key, rm.seconds(due + tonumber(task.claim_seconds) * 1000000), id)
-  redis.call('ZREMRANGEBYRANK', key, 0, -AVOIDED_KEPT - 1)
-  local last = tonumber(redis.call('ZRANGE', key, -1, -1, 'WITHSCORES')[2])
-  redis.call('EXPIRE', key, math.max(math.ceil(last - now / 1000000), 1))
-end
-
--- The tasks that an agent failed at and that others are still offered first.
-function rm.avoided_by(names, name, now)
-  redis.call('ZREMRANGEBYSCORE', names.avoided .. name, '-inf', rm.seconds(now))
-  return rm.set(redis.call('ZRANGE', names.avoided .. name, 0, -1))
-end
-
--- Whether an agent failed at a task and others are still offered it first.
-local function is_avoided(names, id, name, now)
-  local ends = redis.call('ZSCORE', names.avoided .. name, id)
-  return ends and tonumber(ends) * 1000000 > now
-end
-
--- Record a sign of life of an agent.
-function rm.touch_agent(names, agent, now)
-  redis.call('ZADD', names.agents, rm.seconds(now + 2 * tonumber(agent.heartbeat_seconds) * 1000000), agent.name)
-  redis.call('HSET', names.agent .. agent.name, 'last_seen', rm.seconds(now))
-  if agent.status == 'dead' then
-    agent.status = 'active'
-    redis.call('HSET', names.agent .. agent.name, 'status', 'active')
-    rm.emit(names, 'agent', 'alive', agent.name, agent.name, {})
-  end
-end
 
 function rm.queue_task(names, id, task)
   if not task.score then
@@ -245,8 +63,8 @@ function rm.assign_to_first(names, id, task, candidates, now)
   local kind = rm.read_kind(task.kind_spec)
   for _, name in ipairs(kind and candidates or {}) do
     local agent = rm.load_agent(names, name)
-    if agent and agent.status ~= 'draining' and is_alive(names, name, now) and rm.is_able(agent, kind)
-        and has_capacity(names, agent) and not is_avoided(names, id, name, now) then
+    if agent and agent.status ~= 'draining' and rm.is_alive(names, name, now) and rm.is_able(agent, kind)
+        and rm.has_capacity(names, agent) and not rm.is_avoided(names, id, name, now) then
       rm.assign(names, id, task, name)
       redis.call('ZADD', names.unclaimed, rm.seconds(now + tonumber(task.claim_seconds) * 1000000), id)
       rm.add_history(names, id, now, {op = 'assigned', agent = name})
@@ -307,23 +125,6 @@ function rm.count_open(names, task, change)
   change_count(names.counters, 'open_tasks:' .. task.submitter, change)
   change_count(names.kinds_of .. task.submitter, task.kind, change)
   if change > 0 then redis.call('PERSIST', names.submitted .. task.submitter) end
-end
-
-function rm.is_registered(names, name)
-  return redis.call('HEXISTS', names.agent .. name, 'registered_at') == 1
-end
-
--- Count what a registered agent did with a task, for its type. After many types no further ones are counted: all are
--- read whenever a task is routed.
-function rm.count_performance(names, name, type, counts)
-  if not rm.is_registered(names, name) then return end
-  local key = names.performance .. name
-  for count, change in pairs(counts) do
-    local field = count .. ':' .. type
-    if redis.call('HLEN', key) < TYPE_COUNTS_KEPT or redis.call('HEXISTS', key, field) == 1 then
-      redis.call('HINCRBY', key, field, change)
-    end
-  end
 end
 
 -- Forget the turns of a submitter without open tasks, and its list of tasks with the last of them.
@@ -470,8 +271,8 @@ function rm.fail_attempt(names, id, task, now, how)
     return 'dead'
   end
   local due = now + math.floor(how.delay * 1000000)
-  local another = has_another(names, how.team, rm.read_kind(task.kind_spec), rm.set(failed), now)
-  if another then avoid(names, id, task, name, now, due) end
+  local another = rm.has_another(names, how.team, rm.read_kind(task.kind_spec), rm.set(failed), now)
+  if another then rm.avoid(names, id, task, name, now, due) end
   if how.delay == 0 then return rm.make_pending(names, id, task, now, how.keep), now, another end
   redis.call('HSET', names.task .. id, 'state', 'retrying', 'next_at', rm.seconds(due))
   redis.call('ZADD', names.delayed, rm.seconds(due), id)
@@ -493,15 +294,18 @@ local function release_task(names, id, name, now, request)
   return rm.requeue_assigned(names, id, task, now, request.reason, request.keep)
 end
 
--- Take up to BATCH tasks from an agent. Returns how many went on and how many ended, and whether more are left.
+-- Take up to BATCH tasks from an agent, fewer if agents are compared for them. Returns how many went on and how many
+-- ended, and whether more are left.
 function rm.release_tasks(names, name, now, request)
   local entries = redis.call('XRANGE', names.inbox .. name, '-', '+', 'COUNT', rm.BATCH)
-  local counts = {pending = 0, dead = 0}
+  local counts, left = {pending = 0, dead = 0}, rm.BATCH
   request.team = {}
   for _, entry in ipairs(entries) do
     local state = rm.attempt(names.inbox .. name, entry[1], release_task, names, entry[2][2], name, now, request)
     if state then counts[state] = counts[state] + 1 end
     drop_entry(names, name, entry[1])
+    left = left - rm.cost_of_compared(request.team)
+    if left <= 0 then break end
   end
   return counts.pending, counts.dead, redis.call('XLEN', names.inbox .. name) > 0
 end

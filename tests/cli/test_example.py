@@ -27,5 +27,5 @@ async def test_example_team_completes_all_tasks_after_an_agent_is_killed() -> No
     assert killed < taken < completed
     assert "handoff" in lines[taken + 1]
     assert "read the arguments" in lines[taken + 1]
-    assert "6 of 6 tasks completed; coder was killed and reviewer took its task over." in lines
+    assert "7 of 7 tasks completed; coder was killed and reviewer took its task over." in lines
     assert process.returncode == 0

@@ -13,11 +13,12 @@ from benchmarks import functions as benchmark
 from benchmarks.functions import call_measured
 from benchmarks.worst_cases.busy_namespace import CASES, BusyNamespace, Call, Request, agent
 from benchmarks.worst_cases.sharing import share
+from benchmarks.worst_cases.tasks import ASSIGNED, RANKED
 from support import embedder_fixtures
 
 from memory_core.records.codec import unpack
 from memory_core.records.ids import new_id
-from memory_core.records.keys import digest
+from memory_core.records.keys import GROUP, digest
 from memory_core.records.names import SEPARATOR
 from memory_core.redis_client import Client
 from memory_core.store.functions import library_code
@@ -174,7 +175,7 @@ async def test_heartbeat_runs_two_commands_per_lease(team: BusyNamespace) -> Non
 
 
 @pytest.mark.parametrize("number", [1, 200])
-async def test_transfer_writes_each_owner_id_once(team: BusyNamespace, number: int) -> None:
+async def test_transfer_runs_three_commands_per_owner_id(team: BusyNamespace, number: int) -> None:
     owners, keys = [new_id() for _ in range(number)], team.keys
     await team.client.hset(keys.agent("left"), "kept", SEPARATOR.join(owners))
     offer = {
@@ -186,7 +187,32 @@ async def test_transfer_writes_each_owner_id_once(team: BusyNamespace, number: i
     call = Call([keys.audit, keys.counters, keys.agent(HOLDER)], request)
     _, commands, answer = await call_measured(team, "rm1_accept_transfer", call)
     assert answer["status"] == "accepted"
-    assert commands <= number + 40
+    assert commands <= 3 * number + 40
     held = (await team.client.hget(keys.agent(HOLDER), "owners")).decode().split(SEPARATOR)
     assert held == [team.owners[HOLDER], *owners]
     assert await team.client.hget(keys.owner(owners[-1]), "agent") == HOLDER.encode()
+
+
+async def test_assignment_reads_a_bounded_number_of_candidates(team: BusyNamespace) -> None:
+    names = [agent(number) for number in range(8)]
+    ids = await team.submitted(ASSIGNED, OWNER)
+    pipe = team.client.pipeline(transaction=False)
+    for name in names:
+        pipe.hset(team.keys.agent(name), "max_tasks", 0)
+    await pipe.execute()
+    candidates = (names * RANKED)[:RANKED]
+    request: Request = {"items": [{"id": one, "candidates": candidates} for one in ids]}
+    _, commands, _ = await call_measured(team, "rm1_task_assign", Call([team.keys.leases], request))
+    assert commands <= 4 * ASSIGNED * RANKED <= MOST_COMMANDS
+
+
+async def test_requeue_removes_lost_jobs_of_half_precision_vectors(team: BusyNamespace) -> None:
+    assert team.model.half
+    stream = team.keys.jobs(team.model.name)
+    (memory_id,) = await team.stored(1, OWNER, long=False, vector=False)
+    lost = [entry.decode() for entry, _ in await team.client.xrange(stream)]
+    item = {"id": memory_id, "piece": 0, "rev": 1, "hash": digest(memory_id), "job": {"body": "text"}}
+    request: Request = {"group": GROUP, "model": team.model.name, "items": [item], "lost": lost}
+    call = Call([team.keys.job_streams, team.keys.memory(memory_id)], request, {"queued": 1})
+    await call_measured(team, "rm1_requeue", call)
+    assert [entry.decode() in lost for entry, _ in await team.client.xrange(stream)] == [False]

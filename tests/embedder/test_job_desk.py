@@ -126,9 +126,9 @@ async def test_job_that_cannot_be_embedded_is_buried_at_last_delivery(
 @pytest.mark.parametrize(
     ("text", "wrong", "state"),
     [
-        (BAD_WORD, {}, b"failed:fake"),
-        ("fine", {"body": "\xff".encode("latin-1")}, b"none:fake"),
-        ("fine", {"model": "another"}, b"none:fake"),
+        (BAD_WORD, {}, b"failed:vec16_fake"),
+        ("fine", {"body": "\xff".encode("latin-1")}, b"none:vec16_fake"),
+        ("fine", {"model": "another"}, b"none:vec16_fake"),
     ],
     ids=["bad text", "bad body", "other model"],
 )

@@ -64,7 +64,7 @@ async def lose_vectors(stack: Stack, namespace: str, memory_id: str, *numbers: i
     for number in numbers:
         name = Keys(namespace).hash_of_chunk(memory_id, number)
         await stack.client.hdel(name, MODEL.field, MODEL.sealed_field)
-        await stack.client.hset(name, "model", f"none:{MODEL.name}")
+        await stack.client.hset(name, "model", f"none:{MODEL.label}")
 
 
 async def wrong_vectors(service: Service, namespace: str, memory_id: str) -> list[Ref]:
@@ -148,7 +148,7 @@ async def test_failed_text_is_left_by_recovery_and_reported(
     await bury(stack, namespace, memory_id)
     await sweep(server.service, patience=0)
     assert await stack.client.xlen(Keys(namespace).jobs(MODEL.name)) == 0
-    assert await state(stack, namespace, memory_id) == f"failed:{MODEL.name}"
+    assert await state(stack, namespace, memory_id) == f"failed:{MODEL.label}"
 
     answer = await alice.call("semantic_search", query="barge")
     assert answer["hits"][0]["memory"]["vector"] == "failed"
@@ -204,7 +204,7 @@ async def test_late_bury_of_another_revision_or_model_marks_nothing(
 ) -> None:
     memory_id = await alice.store(OLD, wait=True)
     await bury(stack, namespace, memory_id, **other)
-    assert await state(stack, namespace, memory_id) == f"none:{MODEL.name}"
+    assert await state(stack, namespace, memory_id) == f"none:{MODEL.label}"
     await stack.client.delete(Keys(namespace).dead_jobs)
 
 
@@ -217,7 +217,7 @@ async def test_commit_after_a_bury_ends_the_failure(stack: Stack, alice: Agent, 
     names = [keys.jobs(MODEL.name), keys.events, keys.memory(memory_id)]
     items = [item | {"dimension": MODEL.dimension}]
     await functions.call(stack.client, "rm1_commit", names, items=items, model=MODEL.name, group=GROUP)
-    assert await state(stack, namespace, memory_id) == MODEL.name
+    assert await state(stack, namespace, memory_id) == MODEL.label
     await stack.client.delete(keys.dead_jobs)
 
 
@@ -255,7 +255,7 @@ async def test_bad_job_does_not_stop_recovery_of_other_texts(
 
     async def is_recovered() -> bool:
         await sweep(server.service, patience=0)
-        return await state(stack, namespace, memory_id) == MODEL.name and not await stack.client.xlen(stream)
+        return await state(stack, namespace, memory_id) == MODEL.label and not await stack.client.xlen(stream)
 
     await wait_until(is_recovered)
 
@@ -272,7 +272,7 @@ async def test_job_sealed_under_a_retired_key_is_replaced(
 
     async def is_recovered() -> bool:
         await sweep(server.service, patience=0)
-        return await state(stack, namespace, memory_id) == MODEL.name
+        return await state(stack, namespace, memory_id) == MODEL.label
 
     await wait_until(is_recovered)
     assert await wrong_vectors(server.service, namespace, memory_id) == []

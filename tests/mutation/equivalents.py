@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-_TASKS = "redis/functions/50_tasks.lua"
-
 EQUIVALENT: dict[tuple[str, str], str] = {
     (
-        _TASKS,
+        "redis/functions/52_claims.lua",
         "return one.score < other.score or (one.score == other.score and one.id < other.id) -> "
         "return one.score < other.score or (one.score == other.score and one.id <= other.id)",
     ): "two different tasks never have the same id",
@@ -16,7 +14,7 @@ EQUIVALENT: dict[tuple[str, str], str] = {
         "if #request.fields > 1 then redis.call('HSET', keys[1], unpack(request.fields)) end",
     ): "fields come in pairs of name and value",
     (
-        "redis/functions/30_grants.lua",
+        "redis/functions/31_selections.lua",
         "if not found[1] or rm.has_expired(found[3]) then return nil, id end -> "
         "if not found[2] or rm.has_expired(found[3]) then return nil, id end",
     ): "a memory that has an owner has a scope",

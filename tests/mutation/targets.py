@@ -106,7 +106,7 @@ TARGETS = {
         ),
     ),
     "grants": Target(
-        ("redis/functions/30_grants.lua",),
+        tuple(f"redis/functions/{name}.lua" for name in ("30_grants", "31_selections", "32_grant_limits")),
         (
             *(
                 "tests/sharing/test_grant_records.py",
@@ -122,7 +122,19 @@ TARGETS = {
         ),
     ),
     "tasks": Target(
-        tuple(f"redis/functions/{name}.lua" for name in ("38_turns", "40_queues", "50_tasks", "60_agents")),
+        tuple(
+            f"redis/functions/{name}.lua"
+            for name in (
+                "36_task_records",
+                "37_team",
+                "38_turns",
+                "39_avoided",
+                "40_queues",
+                "50_tasks",
+                "52_claims",
+                "60_agents",
+            )
+        ),
         (
             *(
                 _BEHAVIOUR,

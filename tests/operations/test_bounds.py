@@ -23,7 +23,7 @@ MODEL = Model("all-MiniLM-L6-v2", 384)
 AGENTS_CACHED = 200
 DOCS = (Path(__file__).parents[2] / "docs/inside.md").read_text()
 ENDINGS = {"expires", "removed", "trimmed", "fixed"}
-UNSEEN = {"chores", "jobs:dead", "mark", "sealer", "unsettled"}
+UNSEEN = {"avoided:", "chores", "damaged", "jobs:dead", "mark", "sealer", "unsettled"}
 """Kinds that Redis has only for moments, or after failures."""
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
+from typing import Any
 from urllib.parse import quote
 
 import httpx2
@@ -20,6 +21,7 @@ from memory_core.records.keys import AUDITED, NAMESPACES, Keys
 from memory_core.redis_client import Client
 from memory_core.settings.settings import Settings
 from memory_server.engine import redis_backend
+from memory_server.engine.damage import discard
 from memory_server.events.retention import trim_events
 from memory_server.operations.health.namespaces import check_namespaces
 from memory_server.operations.health.report import DoctorReport, Inspection
@@ -253,3 +255,19 @@ async def test_damage_in_one_key_stops_no_function(stack: Stack, alice: Agent, k
     assert set(await _damaged(stack.client, keys)) == {keys.events, keys.audit, keys.counters}
     counted = await reader.counters(stack.client, keys)
     assert counted.given > 0
+
+
+async def test_many_damaged_entries_are_removed_in_slices(
+    service: Service, stack: Stack, keys: Keys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write, sizes = service.backend.write, list[int]()
+
+    async def counted(function: str, names: list[str], **request: Any) -> dict[str, Any]:
+        sizes.append(len(request["entries"]))
+        return await write(function, names, **request)
+
+    monkeypatch.setattr(service.backend, "write", counted)
+    await stack.client.sadd(keys.tombstones, *(f"odd{number}" for number in range(250)))
+    await discard(service.backend, keys.tombstones, sorted(await stack.client.smembers(keys.tombstones)), "odd")
+    assert sizes == [100, 100, 50]
+    assert not await stack.client.exists(keys.tombstones)

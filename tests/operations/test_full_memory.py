@@ -98,7 +98,7 @@ class Deployment:
 
     async def is_embedded(self, memory_id: str) -> bool:
         """Whether a memory has its vector."""
-        return bool(await self.client.hexists(self.keys.memory(memory_id), "vec_fake"))
+        return bool(await self.client.hexists(self.keys.memory(memory_id), "vec16_fake"))
 
     async def operations(self) -> list[str]:
         """The operations in the audit."""
@@ -298,8 +298,8 @@ async def test_sweeper_frees_on_a_full_redis(team: Deployment) -> None:
     await client.zadd(keys.chores, {f"{long}:99": 0})
     forgotten = await team.ann.store("Its job is lost.")
     await wait_until(lambda: team.is_embedded(forgotten))
-    await client.hdel(keys.memory(forgotten), "vec_fake")
-    await client.hset(keys.memory(forgotten), "model", "none:fake")
+    await client.hdel(keys.memory(forgotten), "vec16_fake")
+    await client.hset(keys.memory(forgotten), "model", "none:vec16_fake")
     async with team.full():
         await client.delete(SWEEPER)
         await asyncio.sleep(1.2)  # the lease, the grant and the agent's silence end
@@ -386,7 +386,7 @@ async def test_model_change_is_ended_on_a_full_redis(team: Deployment) -> None:
     kept = await team.ann.store("Has two vectors.")
     await wait_until(lambda: team.is_embedded(kept))
     key, other = team.keys.memory(kept), {"other_model": "old", "other_field": "vec_old", "other_dimension": 16}
-    await team.client.hset(key, mapping={"vec_old": b"x" * 64, "model": "fake\x1fold"})
+    await team.client.hset(key, mapping={"vec_old": b"x" * 64, "model": "vec16_fake\x1fold"})
     await team.client.hset(team.keys.meta, mapping={**other, "other_version": 7, "phase": "dropping"})
     async with team.full():
         result = await team.shell.run("reindex", "--drop-old", "--namespace", NS)
@@ -441,10 +441,11 @@ async def test_operator_relieves_a_full_redis(team: Deployment) -> None:
 async def test_what_doctor_advises_for_a_full_redis_works(team: Deployment) -> None:
     options: dict[str, Any] = {**OPTIONS, "redis_url": team.redis.url}
     settings = Settings.load(**options)
+    before = await _used(team)
     for number in range(8):
         await team.ann.store(os.urandom(200_000).hex(), context="large", wait=False, metadata={"n": number})
-    used = int((await team.client.info("memory"))["used_memory"])
-    await team.client.config_set("maxmemory", used - 500_000)
+    used = await _used(team)
+    await team.client.config_set("maxmemory", (before + used) // 2)
     try:
         fault = await _memory_fault(settings)
         assert fault is not None
@@ -458,6 +459,11 @@ async def test_what_doctor_advises_for_a_full_redis_works(team: Deployment) -> N
         assert await _memory_fault(settings) is None
     finally:
         await team.client.config_set("maxmemory", "0")
+
+
+async def _used(team: Deployment) -> int:
+    """The bytes that Redis uses."""
+    return int((await team.client.info("memory"))["used_memory"])
 
 
 async def _memory_fault(settings: Settings) -> Finding | None:

@@ -86,7 +86,10 @@ SELECTIONS = {
     "unfinished": (build.unfinished(MODEL), "@model:{<none:vec16_minilm>}"),
     "not embedded": (build.not_embedded(MODEL, 5.0), "@updated_at:[-inf (<5.000000>] -@model:{<vec16_minilm>}"),
     "living": (build.living(5.0), "@expires_at:[(<5.000000> inf]"),
-    "concerned with a model": (build.concerned_with(MODEL), "@model:{<vec16_minilm>|<none:vec16_minilm>}"),
+    "concerned with a model": (
+        build.concerned_with(MODEL),
+        "@model:{<vec16_minilm>|<none:vec16_minilm>|<failed:vec16_minilm>}",
+    ),
     "written by": (build.written_by("eve", 5.0), "@writer:{<eve>} @updated_at:[<5.000000> inf] @part:{<head>}"),
     "kept by": (build.kept_by(("o1", "o2"), 5.0), "@owner:{<o1>|<o2>} -@expires_at:[-inf <5.000000>]"),
     "kept by no owner": (build.kept_by((), 5.0), "@owner:{<->} -@expires_at:[-inf <5.000000>]"),

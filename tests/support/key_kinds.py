@@ -61,7 +61,7 @@ def global_kinds() -> set[str]:
     assert all(key.startswith(kind) for kind, key in _OF_ALL.items())
     named = {value for name, value in vars(module).items() if name.isupper() and str(value).startswith("rm:")}
     built = {name for name, value in vars(module).items() if getattr(value, "__module__", "") == module.__name__}
-    helpers = {"digest", "namespace_of", "lane_of", "vector_field", "Keys", "_Key", "_KeyOf"}
+    helpers = {"digest", "namespace_of", "lane_of", "model_key", "vector_field", "Keys", "_Key", "_KeyOf"}
     assert named <= set(_OF_ALL.values()), "a constant of keys.py is missing here"
     assert len(built - helpers) == len(_OF_ALL) - len(named), "a function of keys.py is missing here"
     return set(_OF_ALL)

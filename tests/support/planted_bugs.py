@@ -291,7 +291,7 @@ BUGS = {
         ("tests/tasks/test_task_mutations.py::test_unchanged_library_has_every_behaviour",),
     ),
     "a task for one agent goes to others": Bug(
-        _LUA + "40_queues.lua",
+        _LUA + "37_team.lua",
         [("  if kind.only ~= '' and kind.only ~= agent.name then return false end\n", "")],
         ("tests/tasks/test_task_mutations.py::test_unchanged_library_has_every_behaviour",),
     ),

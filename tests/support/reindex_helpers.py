@@ -55,7 +55,7 @@ async def sidecar_of(stack: Stack, model: str, name: str) -> AsyncGenerator[Side
     )
     sidecar.start()
     try:
-        await wait_until(lambda: is_ready(stack.client, name))
+        await wait_until(lambda: is_ready(stack.client, name), 60)
         yield sidecar
     finally:
         sidecar.stop()

@@ -89,9 +89,64 @@ async def test_sweep_reads_each_agent_once_for_all_expired_leases(client: Client
     for window in range(32):
         await tasks.submit(needs=["lua"], window=window, lease=AT_ONCE)
     await tasks.claim("me", 32)
-    _, commands = await cost(client, tasks.call("rm1_task_sweep"))
+    answer, sweeps = {"more": True}, 0
+    while answer["more"]:
+        answer, commands = await cost(client, tasks.call("rm1_task_sweep"))
+        assert commands < AGENTS + 32 * PER_LEASE
+        sweeps += 1
     assert await client.zcard(tasks.keys.leases) == 0
-    assert commands < AGENTS + 32 * PER_LEASE
+    assert 1 < sweeps <= 32
+
+
+async def test_lost_agent_with_tasks_that_none_can_do_is_released_in_slices(client: Client) -> None:
+    tasks = TaskNamespace(client, "lost")
+    await tasks.register(*(f"unable{number}" for number in range(AGENTS)))
+    await tasks.register("me", able=["lua"], capacity=1000)
+    for _ in range(32):
+        await tasks.submit(needs=["lua"])
+    await tasks.claim("me", 32)
+    release = tasks.call("rm1_agent_release", [tasks.keys.agent("me")], agent="me", reason="gone")
+    answer, commands = await cost(client, release)
+    assert (answer["taken"], answer["more"]) == (4, True)
+    assert commands < AGENTS + 4 * PER_LEASE
+
+
+async def test_claim_behind_avoided_tasks_passes_each_of_them_once(client: Client) -> None:
+    commands = list[int]()
+    for namespace, avoided in (("behind", True), ("before", False)):
+        tasks = await team_with_avoided_tasks(client, namespace)
+        if not avoided:
+            await client.delete(tasks.keys.avoided("me"))
+            await tasks.claim("me", AVOIDED)
+        for _ in range(50):
+            await tasks.submit(needs=["lua"])
+        leased, number = await cost(client, tasks.claim("me", 50))
+        assert len(leased) == 50
+        commands.append(number)
+    assert commands[0] <= commands[1] + 20
+
+
+async def test_task_that_moves_up_behind_the_rank_of_a_claim_is_leased(client: Client) -> None:
+    tasks = await team_with_avoided_tasks(client, "moves")
+    own = [await tasks.submit(by="me", needs=["lua"]) for _ in range(3)]
+    later = [await tasks.submit(by="another", needs=["lua"]) for _ in range(3)]
+    assert {lease["id"] for lease in await tasks.claim("me", 50)} == {*own, *later}
+
+
+async def test_pause_runs_two_commands_per_lease(client: Client) -> None:
+    tasks = TaskNamespace(client, "pause")
+    await tasks.register("me", capacity=1000)
+    for _ in range(200):
+        await tasks.submit()
+    await tasks.claim("me", 100)
+    await tasks.claim("me", 100)
+    ends = dict(await client.zrange(tasks.keys.leases, 0, -1, withscores=True))
+    await client.hincrbyfloat(tasks.keys.counters, "team_at", -100)
+    _, commands = await cost(client, tasks.call("rm1_task_sweep"))
+    assert commands < 2 * 200 + 40
+    for task_id, score in await client.zrange(tasks.keys.leases, 0, -1, withscores=True):
+        assert score == pytest.approx(ends[task_id] + 100, abs=20)
+        assert float(await client.hget(tasks.keys.task(task_id.decode()), "lease_until")) == pytest.approx(score)
 
 
 async def test_claim_from_a_full_inbox_costs_a_bounded_number_of_commands_a_task(client: Client) -> None:

@@ -52,7 +52,7 @@ MUTATIONS: dict[str, tuple[str, list[tuple[str, str]]]] = {
     ),
     "agents that failed are not avoided": (
         "failed_task_goes_to_another_agent",
-        [("  if another then avoid(names, id, task, name, now, due) end\n", "")],
+        [("  if another then rm.avoid(names, id, task, name, now, due) end\n", "")],
     ),
     "agents that failed are avoided forever": (
         "failed_task_returns_to_the_only_agent",
@@ -72,7 +72,7 @@ MUTATIONS: dict[str, tuple[str, list[tuple[str, str]]]] = {
     ),
     "an agent leases what it cannot do any more": (
         "assigned_task_is_queued_when_its_agent_cannot_do_it_any_more",
-        [("  if not rm.is_able(agent, cmsgpack.unpack(task.kind_spec)) then\n", "  if false then\n")],
+        [("  if not rm.is_able(agent, rm.read_kind(task.kind_spec)) then\n", "  if false then\n")],
     ),
     "pinned tasks outlive their agent": (
         "pinned_task_ends_when_its_agent_leaves",
@@ -82,8 +82,8 @@ MUTATIONS: dict[str, tuple[str, list[tuple[str, str]]]] = {
         "pinned_task_ends_when_its_agent_leaves",
         [
             (
-                "not rm.load_agent(names, only) or rm.is_before_holder(",
-                "not rm.load_agent(names, only) or rm.contains({}, ",
+                "'registered_at') == 0\n    or rm.is_before_holder(",
+                "'registered_at') == 0\n    or rm.contains({}, ",
             )
         ],
     ),
@@ -104,8 +104,8 @@ MUTATIONS: dict[str, tuple[str, list[tuple[str, str]]]] = {
         "pinned_task_waits_for_its_agent_while_it_is_silent",
         [
             (
-                "  if kind.only ~= '' and kind.only ~= agent.name then return false end\n  return has_skills",
-                "  return has_skills",
+                "  if kind.only ~= '' and kind.only ~= agent.name then return false end\n  return rm.has_skills",
+                "  return rm.has_skills",
             )
         ],
     ),
@@ -140,7 +140,7 @@ MUTATIONS: dict[str, tuple[str, list[tuple[str, str]]]] = {
     "no quota": ("namespace_task_quota_is_enforced", [(">= request.quota then", "< 0 then")]),
     "no check of capabilities": (
         "only_capable_agents_get_a_task",
-        [("    if not agent.has[capability] then return false end\n", "")],
+        [("    if not string.find(agent.has, rm.searchable(capability), 1, true) then return false end\n", "")],
     ),
     "no check of the context window": (
         "only_capable_agents_get_a_task",
@@ -342,7 +342,7 @@ MUTATIONS: dict[str, tuple[str, list[tuple[str, str]]]] = {
         "failed_task_does_not_wait_for_incapable_agents",
         [
             (
-                "if agent and has_skills(agent, kind) and not failed",
+                "if agent and rm.has_skills(agent, kind) and not failed",
                 "if agent and not failed",
             )
         ],

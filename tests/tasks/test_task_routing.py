@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator
+from typing import Any
 
 import pytest
 import pytest_asyncio
 from support.embedder_fixtures import wait_until
 from support.stack import Agent, Refused, Server, Stack, in_own_task, serving
+from support.task_functions import TaskNamespace
 from support.task_helpers import claim, complete, fail, joined, lease, show, submit
+
+from memory_server.service import Service
+from memory_server.tasks.routing import dispatch
 
 
 @pytest_asyncio.fixture(loop_scope="session")
@@ -174,3 +179,24 @@ async def test_parties_see_all_able_agents_see_part_others_see_nothing(
         assert (seen["task"]["description"], seen["task"].get("payload"), seen["history"]) == ("Mend it.", None, [])
         with pytest.raises(Refused, match="no task"):
             await show(other, task_id)
+
+
+async def test_dispatch_assigns_all_tasks_with_few_candidates_a_call(
+    service: Service, stack: Stack, namespace: str, lead: Agent, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await submit(lead)
+    tasks = TaskNamespace(stack.client, namespace)
+    await tasks.register(*(f"worker{number}" for number in range(40)), capacity=1)
+    for _ in range(31):
+        await tasks.submit()
+    write, candidates = service.backend.write, list[list[int]]()
+
+    async def recorded(function: str, keys: list[str], **request: Any) -> dict[str, Any]:
+        if function == "rm1_task_assign" and request["prefix"] == tasks.keys.prefix:
+            candidates.append([len(item["candidates"]) for item in request["items"]])
+        return await write(function, keys, **request)
+
+    monkeypatch.setattr(service.backend, "write", recorded)
+    await dispatch(service, namespace)
+    assert await stack.client.zcard(tasks.keys.unclaimed) == 32
+    assert candidates == [[16] * 8] * 4

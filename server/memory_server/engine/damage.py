@@ -10,17 +10,20 @@ from contextlib import asynccontextmanager
 from typing import TypeVar
 
 from memory_core.records.damage import UNREADABLE
+from memory_core.slices import slices
 from memory_server.engine.redis_backend import Backend
 
 T = TypeVar("T")
 Entry = bytes | str
 _SHOWN = 100
+_AT_ONCE = 100
 
 
 async def discard(backend: Backend, key: str, entries: Sequence[Entry], error: BaseException | str) -> None:
     """Remove entries of a key, and report them."""
     why = error if isinstance(error, str) else f"{type(error).__name__}: {error}"
-    await backend.write("rm1_discard", [key], repeatable=True, entries=list(entries), why=why[:_SHOWN])
+    for part in slices(entries, _AT_ONCE):
+        await backend.write("rm1_discard", [key], repeatable=True, entries=list(part), why=why[:_SHOWN])
 
 
 @asynccontextmanager

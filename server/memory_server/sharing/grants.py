@@ -1,6 +1,6 @@
 """Sharing memories with other agents, and revoking that: one write, however many memories.
 
-The Functions in redis/functions/30_grants.lua enforce all rules on who may share what.
+The Functions in redis/functions/30_grants.lua and the two files after it enforce all rules on who may share what.
 """
 
 from __future__ import annotations

@@ -7,6 +7,7 @@ import json
 import random
 import secrets
 import time
+from contextlib import suppress
 from typing import Any
 
 from memory_core.errors import MemoryServiceError, NotFound, after_write
@@ -42,6 +43,8 @@ _CLOCK_SKEW_SECONDS = 0.05
 _FAILURE_CHARS = 2 * DESCRIPTION_BYTES
 """How much of earlier errors and handoffs comes with a task: those of the last attempt always fit."""
 _FAILURES = ("failed", "expired", "lost")
+_LEASED_AT_ONCE = 32
+"""Leases that one Function call gives; it blocks Redis meanwhile."""
 
 
 async def get_pending_tasks(service: TaskServices, request: RequestContext, args: PendingArguments) -> PendingAnswer:
@@ -137,6 +140,18 @@ async def fail_task(service: TaskServices, request: RequestContext, args: FailAr
 
 
 async def _claim(service: TaskServices, request: RequestContext, limit: int) -> dict[str, Any]:
+    """Lease up to `limit` tasks, in slices. A failure after the first slice leaves the others to the next claim."""
+    answer = await _claim_slice(service, request, min(limit, _LEASED_AT_ONCE))
+    tasks, is_full = list[Any](answer["tasks"]), len(answer["tasks"]) == _LEASED_AT_ONCE
+    with suppress(MemoryServiceError):
+        while is_full and (left := limit - len(tasks)) > 0:
+            answer = await _claim_slice(service, request, min(left, _LEASED_AT_ONCE))
+            tasks += answer["tasks"]
+            is_full = len(answer["tasks"]) == _LEASED_AT_ONCE
+    return answer | {"tasks": tasks}
+
+
+async def _claim_slice(service: TaskServices, request: RequestContext, limit: int) -> dict[str, Any]:
     keys = Keys(request.caller.namespace)
     answer = await service.backend.write(
         "rm1_task_claim",

@@ -17,12 +17,15 @@ from memory_core.records.task import Task, TaskPriority, load_tasks, load_vector
 from memory_core.records.task_kind import TaskKind
 from memory_core.records.vectors import Matrix, from_stored
 from memory_core.redis_client import Client
+from memory_core.slices import slices
 from memory_server.contract.tasks import Suited
 from memory_server.tasks.services import TaskServices
 
 _BATCH = 32
-_MAX_CANDIDATES = _BATCH + 8
-"""Each task of a batch may fill up an agent, and a few more may have become busy."""
+_ASSIGNED_AT_ONCE = 8
+"""Tasks that one Function call assigns: it reads the candidates of each, and blocks Redis meanwhile."""
+_MAX_CANDIDATES = _ASSIGNED_AT_ONCE + 8
+"""Each task of a call may fill up an agent, and a few more may have become busy."""
 _MIN_DELAY_SECONDS = 0.01
 _SECONDS_PER_AGENT = 0.0005
 _ROSTER_SECONDS = 0.25
@@ -140,25 +143,30 @@ async def dispatch(service: TaskServices, namespace: str) -> None:
     parsed = {name: kind for name, kind in specs.items() if kind}
     for name in {kind.only for kind in parsed.values()} - {"", *(agent.name for agent in team)}:
         await end_reserved(service, namespace, name)
-    agents = [agent for agent in team if agent.room]
-    open_kinds = {name: fit for name, kind in parsed.items() if (fit := able(agents, kind, now))}
+    open_kinds = {name: fit for name, kind in parsed.items() if (fit := _free(able(team, kind, now)))}
     if not open_kinds:
         return
     tasks = await service.backend.read(lambda client: _first_queued(client, keys, list(open_kinds)))
     model = await service.models.current(namespace)
     task_ids = [task.id for task in tasks]
     vectors = await service.backend.read(lambda client: load_vectors(client, keys, task_ids, model))
-    items: list[dict[str, Any]] = []
-    for task, vector in zip(tasks, vectors, strict=True):
-        if task.kind.id in open_kinds:
+    known = [(task, vector) for task, vector in zip(tasks, vectors, strict=True) if task.kind.id in open_kinds]
+    for part in slices(known, _ASSIGNED_AT_ONCE):
+        items: list[dict[str, Any]] = []
+        for task, vector in part:
             row = from_stored(vector, model.dimension) if vector else None
-            ranked = rank(open_kinds[task.kind.id], Demand(task.kind, task.type, task.priority, row, task.avoid))
+            demand = Demand(task.kind, task.type, task.priority, row, task.avoid)
+            ranked = rank(_free(able(team, task.kind, now)), demand)
             items.append({"id": task.id, "candidates": [suited.agent for suited in ranked[:_MAX_CANDIDATES]]})
-    answer = await service.backend.write(
-        "rm1_task_assign", [keys.leases], repeatable=True, prefix=keys.prefix, items=items
-    )
-    for name in dict(answer["assigned"]).values():
-        note_assigned(service, namespace, name)
+        answer = await service.backend.write(
+            "rm1_task_assign", [keys.leases], repeatable=True, prefix=keys.prefix, items=items
+        )
+        for name in dict(answer["assigned"]).values():
+            note_assigned(service, namespace, name)
+
+
+def _free(agents: Iterable[Agent]) -> list[Agent]:
+    return [agent for agent in agents if agent.room]
 
 
 def settle_soon(service: TaskServices, namespace: str, answer: dict[str, Any]) -> None:

@@ -178,4 +178,5 @@ class Embeddings:
 
 
 def _rows(vectors: Vectors, texts: Sequence[str], model: Model) -> Matrix:
-    return np.stack([from_stored(vectors[text], model.dimension) for text in texts])
+    rows = [from_stored(vectors[text], model.dimension) for text in texts]
+    return np.array(rows, dtype=np.float32).reshape(len(texts), model.dimension)

@@ -1,0 +1,65 @@
+-- Records and histories of tasks.
+
+local HISTORY_KEPT = 200
+
+local TASK = {'state', 'kind', 'kind_spec', 'open_kind', 'open_kind_spec', 'rank', 'score', 'submitter', 'assigned',
+  'entry', 'avoid', 'attempt', 'max_retries', 'lease_seconds', 'lease_token', 'fence', 'lease_until', 'holders',
+  'claim_seconds', 'type', 'last_call', 'leased_at'}
+
+local TEXTS = {'state', 'kind', 'open_kind', 'submitter', 'type'}
+local NUMBERS = {'rank', 'attempt', 'max_retries', 'lease_seconds', 'claim_seconds'}
+local NUMBERS_LEASED = {'leased_at', 'lease_until', 'fence'}
+
+function rm.load_task(names, id)
+  return rm.read(names.task .. id, unpack(TASK))
+end
+
+-- The requirements of a task; nil if they cannot be read.
+function rm.read_kind(packed)
+  local kind = rm.unpack(packed)
+  if kind and type(kind.window) == 'number' and type(kind.only) == 'string' and type(kind.capabilities) == 'table' then
+    return kind
+  end
+end
+
+function rm.missing_number(task, fields)
+  for _, field in ipairs(fields) do
+    if not tonumber(task[field]) then return field end
+  end
+end
+
+-- Why a task's record cannot be used; nil if it can be.
+function rm.damage_of(task)
+  if not task.state then return 'it has no record' end
+  for _, field in ipairs(TEXTS) do
+    if not task[field] then return 'its record has no ' .. field end
+  end
+  local field = rm.missing_number(task, NUMBERS) or (task.score and rm.missing_number(task, {'score'}))
+    or (task.state == 'leased' and rm.missing_number(task, NUMBERS_LEASED))
+  if field then return 'its ' .. field .. ' is not a number' end
+  if not (rm.read_kind(task.kind_spec) and rm.read_kind(task.open_kind_spec)) then return 'its kind is unreadable' end
+  if task.assigned and not string.match(task.entry or '', '^%d+%-%d+$') then return 'its entry is no stream id' end
+  if task.state == 'leased' and not task.assigned then return 'no agent holds it' end
+end
+
+function rm.add_history(names, id, now, entry)
+  entry.at = rm.seconds(now)
+  if redis.call('RPUSH', names.history .. id, cmsgpack.pack(entry)) > HISTORY_KEPT then
+    redis.call('LTRIM', names.history .. id, -HISTORY_KEPT, -1)
+  end
+end
+
+-- Write an event for the agent that the task is assigned to, and for the submitter while it has its name.
+function rm.emit_task(names, op, id, by, task)
+  local to, created_at = {task.assigned}, redis.call('HGET', names.task .. id, 'created_at')
+  if task.submitter ~= task.assigned and not rm.is_before_holder(names, task.submitter, created_at) then
+    to[#to + 1] = task.submitter
+  end
+  rm.emit(names, 'task', op, id, by, {to = table.concat(to, '\31')})
+end
+
+-- Write both: a history entry, and an event by its agent.
+function rm.record(names, id, task, now, entry)
+  rm.add_history(names, id, now, entry)
+  rm.emit_task(names, entry.op, id, entry.agent, task)
+end
