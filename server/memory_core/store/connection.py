@@ -148,7 +148,7 @@ async def store_errors(*, writing: bool = False, deadline: float = COMMAND_SECON
             raise StoreFull(message, hint="free space on it, then retry") from error
         if is_wrong_type(error):
             message = "a key in Redis is of another type than the servers write"
-            raise StoreRefused(message, hint="`redis-memory doctor` finds what cannot be read") from error
+            raise StoreRefused(message, hint="an operator restores or deletes it; docs/inside.md lists the keys") from error
         if isinstance(error, _REFUSING) or str(error).startswith(_REFUSALS):
             raise StoreRefused(f"Redis refuses: {str(error)[:120]}", hint="fix Redis, then retry") from error
         raise

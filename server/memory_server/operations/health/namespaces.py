@@ -27,7 +27,7 @@ from memory_server.security.audit import reader
 STUCK_SECONDS = 60.0
 """A job that waits longer than this is stuck."""
 _MOST_SHOWN = 3
-_UNREADABLE = "find the damaged key: `TYPE` of the keys in docs/inside.md; restore it from a backup or DEL it"
+_UNREADABLE = "restore the damaged key from a backup, or DEL it; docs/inside.md lists the keys"
 
 
 async def check_namespaces(inspection: Inspection) -> None:
