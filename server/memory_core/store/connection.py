@@ -147,8 +147,8 @@ async def store_errors(*, writing: bool = False, deadline: float = COMMAND_SECON
             message = "the disk of Redis is full: reads work, writes do not"
             raise StoreFull(message, hint="free space on it, then retry") from error
         if is_wrong_type(error):
-            message = "a key in Redis is of another type than the servers write"
-            raise StoreRefused(message, hint="an operator restores or deletes it; docs/inside.md lists the keys") from error
+            hint = "an operator restores or deletes it; docs/inside.md lists the keys"
+            raise StoreRefused("a key in Redis is of another type than the servers write", hint=hint) from error
         if isinstance(error, _REFUSING) or str(error).startswith(_REFUSALS):
             raise StoreRefused(f"Redis refuses: {str(error)[:120]}", hint="fix Redis, then retry") from error
         raise
