@@ -12,7 +12,7 @@ local function read_fixed_keys(names)
     names.chores, names.tokens)
   read_keys('SCARD', names.unsettled, names.tombstones, names.keyed)
   read_keys('XLEN', names.events, names.dead_tasks, names.audit, names.damaged)
-  read_keys('HLEN', names.counters, names.kinds, names.turns)
+  read_keys('HLEN', names.counters, names.kinds, names.turns, names.quarantined)
 end
 
 local function read_keys_of(names, name)

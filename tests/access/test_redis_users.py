@@ -16,12 +16,12 @@ from support.redis_users import MIGRATE, SERVER, SIDECAR, VIEW, acl_text, denial
 from support.stack import Agent, Server, Stack
 from support.task_helpers import complete, fail, joined, lease, submit
 
-from memory_core.errors import StoreUnavailable
+from memory_core.errors import StoreRefused, StoreUnavailable
 from memory_core.package_data import resource
 from memory_core.records.keys import Keys
 from memory_core.redis_client import Client
-from memory_core.store.connection import check_server, connect
-from memory_core.store.functions import load_library
+from memory_core.store.connection import check_server, connect, store_errors
+from memory_core.store.functions import call, load_library
 from memory_server.operations.sweeper import sweep
 
 USERS = (SERVER, SIDECAR, MIGRATE, VIEW)
@@ -147,6 +147,18 @@ async def test_function_runs_with_its_callers_permissions(acl_redis: RedisServer
             await as_sidecar.execute_command("FCALL", "sly", 0)
 
 
+async def test_command_that_an_older_acl_file_lacks_is_named(acl_redis: RedisServer) -> None:
+    keys = Keys("team")
+    async with connect(acl_redis.url) as admin, connect(acl_redis.url_of(SERVER)) as server:
+        await admin.execute_command("ACL", "SETUSER", SERVER, "-zcard")
+        try:
+            with pytest.raises(StoreRefused, match="zcard"):
+                async with store_errors():
+                    await call(server, "rm1_tidy", [keys.leases], prefix=keys.prefix)
+        finally:
+            await admin.execute_command("ACL", "SETUSER", SERVER, "+zcard")
+
+
 async def test_compromised_sidecar_can_read_and_damage_every_namespace(as_sidecar: Client) -> None:
     """ACLs cannot separate a sidecar's normal work from misuse; see docs/decisions/0011."""
     memory = Keys("elsewhere").memory("x")
@@ -200,10 +212,37 @@ async def test_default_user_can_do_nothing(tmp_path: Path) -> None:
         redis.kill()
 
 
+async def test_restart_of_redis_keeps_what_functions_wrote(tmp_path: Path) -> None:
+    redis = RedisServer(tmp_path)
+    redis.acl_file.write_text(acl_text())
+    redis.start()
+    try:
+        async with connect(redis.url_of(SERVER)) as server:
+            team = await Team(server, "fake", 16).open()
+            memory = await team.store("kept over a restart", ring=False)
+            before = await server.hgetall(team.names.memory(memory))
+            # One read, several commands in the append-only file: the consumer, the delivery and the position.
+            async with connect(redis.url_of(SIDECAR)) as sidecar:
+                stream = team.jobs
+                await sidecar.xgroup_create(stream, "again", id="0")
+                assert await sidecar.xreadgroup("again", "one", {stream: ">"})
+        redis.kill()
+        redis.start()
+        async with connect(redis.url_of(SERVER)) as server, connect(redis.url_of(SIDECAR)) as sidecar:
+            assert before
+            assert await server.hgetall(team.names.memory(memory)) == before
+            assert await server.hget(team.names.agent("alice"), "owners") == team.owner.encode()
+            assert (await sidecar.xpending(stream, "again"))["pending"] == 1
+    finally:
+        redis.kill()
+
+
 def test_every_command_is_named() -> None:
-    words = resource("redis/users.acl").read_text().split()
+    default, *users = resource("redis/users.acl").read_text().splitlines()
+    words = " ".join(users).split()
     assert not [word for word in words if word.startswith(("+@", "&", "~*", "nopass", ">", "all"))]
-    assert words.count("-@all") == words.count("resetchannels") == words.count("user")
+    assert words.count("-@all") == words.count("resetchannels") == words.count("user") == len(users)
+    assert default.split()[:4] == ["user", "default", "off", "resetpass"]
 
 
 async def allowed(admin: Client, user: str, commands: Sequence[str]) -> list[str]:

@@ -17,10 +17,12 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 from support.local_helpers import ATTACH_AND_WAIT, SIDECAR, alive, attached, get, kill, put, run_id, running, until
+from typer.testing import CliRunner
 
 from memory_core.crypto.pinned_files import FileAltered
 from memory_core.errors import NotSupported, StoreUnavailable, UnsafeStart
 from memory_core.package_data import resource
+from memory_server.cli.root import app
 from memory_server.local import binaries, config, locks, supervisor
 from memory_server.local.attach import attach
 from memory_server.local.children import Backoff
@@ -230,6 +232,16 @@ async def test_stop_is_final_while_a_server_watches(tmp_path: Path) -> None:
         assert await asyncio.to_thread(stop, data_dir)
         assert not await asyncio.to_thread(stop, data_dir)
         assert not await local.revive()
+        assert not locks.is_held(local.paths.supervisor_lock)
+
+
+async def test_stop_command_finds_the_data_directory_of_the_settings(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with attached(tmp_path / "data") as local:
+        monkeypatch.setenv("MEMORY_DATA_DIR", str(local.data_dir))
+        answer = await asyncio.to_thread(CliRunner().invoke, app, ["stop"])
+        assert answer.output.strip() == "stopped"
         assert not locks.is_held(local.paths.supervisor_lock)
 
 

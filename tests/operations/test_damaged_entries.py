@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -9,13 +10,17 @@ from urllib.parse import quote
 
 import httpx2
 import pytest
+from redis.exceptions import ResponseError
 from support.audit_helpers import flushed_entries
 from support.stack import Agent, Server, Stack
 from support.task_helpers import submit
 
+from memory_core.errors import StoreRefused
 from memory_core.records.ids import new_id
 from memory_core.records.keys import AUDITED, NAMESPACES, Keys
 from memory_core.redis_client import Client
+from memory_core.settings.settings import Settings
+from memory_server.engine import redis_backend
 from memory_server.engine.damage import discard
 from memory_server.events.retention import trim_events
 from memory_server.operations.health.namespaces import check_namespaces
@@ -40,7 +45,7 @@ DAMAGE: dict[str, Plant] = {
     "a grant without record that is due": lambda client, keys: client.zadd(keys.grants_due, {"ghost": 1}),
     **{
         f"{name} of another type": lambda client, keys, name=name: client.set(getattr(keys, name), "damaged")
-        for name in ("chores", "tombstones", "agents", "leases", "unclaimed", "grants_due", "events", "kinds", "tokens")
+        for name in "chores tombstones quarantined agents leases unclaimed grants_due events kinds tokens".split()
     },
 }
 
@@ -89,6 +94,43 @@ async def test_namespace_that_cannot_be_swept_does_not_stop_the_others(
     finally:
         await stack.client.srem(NAMESPACES, keys.namespace)
         await stack.client.delete(keys.meta)
+
+
+async def test_server_outlives_a_key_of_another_type_that_it_watches(
+    stack: Stack, keys: Keys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def failing(*_: object) -> None:
+        raise ResponseError("WRONGTYPE")
+
+    monkeypatch.setattr(redis_backend, "_WATCH_SECONDS", 0.01)
+    settings = Settings.load(redis_url=stack.redis.url, namespace=keys.namespace)
+    await stack.client.set(keys.counters, "damaged")
+    async with redis_backend.Backend(settings).running() as backend:
+        await backend.client()
+        monkeypatch.setattr(backend, "check_signer", failing)
+        await asyncio.sleep(0.3)
+        assert await backend.read(lambda client: client.exists(keys.counters))
+        with pytest.raises(StoreRefused, match="another type"):
+            await backend.read(lambda client: client.hgetall(keys.counters))
+    await stack.client.delete(keys.counters)
+
+
+@pytest.mark.parametrize("name", ["meta", "counters"])
+async def test_doctor_reports_a_key_of_another_type_and_goes_on(
+    service: Service, stack: Stack, alice: Agent, keys: Keys, name: str
+) -> None:
+    await alice.store("The heron nests by the weir.")
+    key, report = getattr(keys, name), DoctorReport()
+    await stack.client.rename(key, f"{key}:kept")
+    await stack.client.set(key, "damaged")
+    await stack.client.sadd(NAMESPACES, LAST)
+    try:
+        await check_namespaces(Inspection(stack.client, service.settings, service.backend.keyring, report))
+    finally:
+        await stack.client.rename(f"{key}:kept", key)
+        await stack.client.srem(NAMESPACES, LAST)
+    assert "namespace.unreadable" in [one.id for one in report.faults if one.where == keys.namespace]
+    assert any(one.where == LAST for one in report.findings)
 
 
 async def test_set_of_namespaces_with_another_member_is_swept(service: Service, stack: Stack, alice: Agent) -> None:

@@ -13,6 +13,11 @@ UNREADABLE = (*DecodeError, LookupError, AttributeError)
 _WRONG_TYPE = "WRONGTYPE"
 
 
+def is_wrong_type(error: Exception) -> bool:
+    """Whether a command failed at a key of another type. In a pipeline, redis-py begins the text with the command."""
+    return _WRONG_TYPE in str(error)
+
+
 async def execute(pipe: Any) -> list[Any]:
     """Run a pipeline. A command at a key of another type answers with its error; all other errors are raised."""
     answers: list[Any] = await pipe.execute(raise_on_error=False)

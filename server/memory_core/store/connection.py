@@ -29,6 +29,7 @@ from memory_core.errors import (
     StoreUnavailable,
     UnsafeStart,
 )
+from memory_core.records.damage import is_wrong_type
 from memory_core.redis_client import Client
 from memory_core.settings.settings import Settings
 from memory_core.store.cluster import ClusterClient
@@ -42,7 +43,7 @@ CONNECT_SECONDS = 5.0
 MOST_CONNECTIONS = 64  # Per client. Further commands wait for a connection within their deadline.
 MEMORY = "memory"  # durability level of a Redis without an append-only file
 _RETRY_AFTER = 1.0
-_REFUSALS = ("MISCONF", "NOREPLICAS", "CLUSTERDOWN", "MASTERDOWN", "OOM", "NOPERM", "BUSY ")
+_REFUSALS = ("MISCONF", "NOREPLICAS", "CLUSTERDOWN", "MASTERDOWN", "OOM", "NOPERM", "ACL failure", "BUSY ")
 _NO_SPACE = os.strerror(errno.ENOSPC)
 _FULL = "the memory of Redis is full: reads, deletions and ends work, what adds to it does not"
 _MAKE_ROOM = "delete memories with clear_memory, or have an operator raise maxmemory"
@@ -145,6 +146,9 @@ async def store_errors(*, writing: bool = False, deadline: float = COMMAND_SECON
         if str(error).startswith("MISCONF") and _NO_SPACE in str(error):
             message = "the disk of Redis is full: reads work, writes do not"
             raise StoreFull(message, hint="free space on it, then retry") from error
+        if is_wrong_type(error):
+            hint = "an operator restores or deletes it; docs/inside.md lists the keys"
+            raise StoreRefused("a key in Redis is of another type than the servers write", hint=hint) from error
         if isinstance(error, _REFUSING) or str(error).startswith(_REFUSALS):
             raise StoreRefused(f"Redis refuses: {str(error)[:120]}", hint="fix Redis, then retry") from error
         raise

@@ -5,8 +5,11 @@ Without it a process would report every record as altered and write unsigned ent
 
 from __future__ import annotations
 
+from redis import exceptions as redis_errors
+
 from memory_core.crypto.keyring import Keyring
 from memory_core.errors import KeyMissing, SignedElsewhere
+from memory_core.records.damage import is_wrong_type
 from memory_core.records.keys import Keys
 from memory_core.redis_client import Client
 from memory_core.store.connection import store_errors
@@ -25,7 +28,12 @@ async def check_signer(client: Client, keyring: Keyring, namespace: str) -> None
         SignedElsewhere: it has not that key.
     """
     keys = Keys(namespace)
-    signer = await client.hget(keys.counters, "signed")
+    try:
+        signer = await client.hget(keys.counters, "signed")
+    except redis_errors.ResponseError as error:
+        if not is_wrong_type(error):
+            raise
+        return  # the sweeper removes the key, as if somebody had deleted it
     if signer == _EARLIER_RELEASE:
         signer = await _last_signer(client, keys) or signer
     if signer is None or (signer == _EARLIER_RELEASE and keyring.signer):

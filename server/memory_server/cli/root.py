@@ -60,10 +60,10 @@ def serve(
 
 
 @app.command()
-@common_options("as_json", "data_dir")
+@common_options("as_json", "config", "data_dir")
 def stop(console: Console) -> None:
     """Stop the embedded Redis and its sidecar."""
-    is_stopped = lazy.stop.stop(console.data_dir)
+    is_stopped = lazy.stop.stop(console.settings.data_dir)
     console.show({"stopped": is_stopped}, "stopped" if is_stopped else "nothing was running")
 
 

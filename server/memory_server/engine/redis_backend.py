@@ -306,6 +306,8 @@ class Backend:
                 self._fail(error)
             except MemoryServiceError:
                 continue
+            except Exception:  # such as a key of another type: it must not end the server
+                log.exception("checking Redis failed; the next check is in %s s", _WATCH_SECONDS)
 
     def _fail(self, error: UnsafeStart) -> None:
         self._failure = error

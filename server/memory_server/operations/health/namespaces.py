@@ -8,7 +8,7 @@ from typing import Any
 from redis.exceptions import ResponseError
 
 from memory_core.crypto.integrity import Integrity
-from memory_core.errors import KeyMissing, ModelMismatch, SignedElsewhere
+from memory_core.errors import KeyMissing, ModelMismatch, SignedElsewhere, StoreRefused
 from memory_core.records.authority_codes import IntegrityFailure
 from memory_core.records.keys import NAMESPACES, Keys
 from memory_core.records.model import Model, Models, read_models
@@ -27,6 +27,7 @@ from memory_server.security.audit import reader
 STUCK_SECONDS = 60.0
 """A job that waits longer than this is stuck."""
 _MOST_SHOWN = 3
+_UNREADABLE = "restore the damaged key from a backup, or DEL it; docs/inside.md lists the keys"
 
 
 async def check_namespaces(inspection: Inspection) -> None:
@@ -35,14 +36,18 @@ async def check_namespaces(inspection: Inspection) -> None:
         names = only_names(await inspection.client.smembers(NAMESPACES))
     inspection.report.namespaces = names
     for name in names:
-        keys = Keys(name)
-        if models := await _check_model(inspection, keys):
-            await _check_index(inspection, keys, models.current)
-            await _check_jobs(inspection, keys, models.current)
-        await _check_keys(inspection, keys)
-        await _check_authority(inspection, keys)
-        await _check_audit(inspection, keys)
-        await _check_damage(inspection, keys)
+        for check in (_check_vectors, _check_keys, _check_authority, _check_audit, _check_damage):
+            try:
+                await check(inspection, Keys(name))
+            except (StoreRefused, ResponseError) as error:
+                seen = f"{check.__name__[1:]} failed: {error.__cause__ or error}"
+                inspection.report.error("namespace.unreadable", seen, _UNREADABLE, where=name)
+
+
+async def _check_vectors(inspection: Inspection, keys: Keys) -> None:
+    if models := await _check_model(inspection, keys):
+        await _check_index(inspection, keys, models.current)
+        await _check_jobs(inspection, keys, models.current)
 
 
 async def _check_model(inspection: Inspection, keys: Keys) -> Models | None:
