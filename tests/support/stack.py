@@ -6,6 +6,7 @@ import asyncio
 import os
 import socket
 import subprocess
+import tempfile
 import sys
 from collections.abc import AsyncGenerator
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
@@ -168,12 +169,16 @@ class SidecarProcess:
         self._command = [sys.executable, "-m", "memory_embedder", *options]
         self._environment = {**os.environ, "REDIS_URL": redis_url, **environment}
         self.process: subprocess.Popen[bytes] | None = None
-        self.log = b""
-        """Its log, complete once it has ended."""
+        self._log = tempfile.TemporaryFile()  # noqa: SIM115: open as long as the process; a pipe would fill up
+
+    @property
+    def log(self) -> bytes:
+        """What it has logged."""
+        return os.pread(self._log.fileno(), os.fstat(self._log.fileno()).st_size, 0)
 
     def start(self) -> None:
         """Start it."""
-        self.process = subprocess.Popen(self._command, env=self._environment, stderr=subprocess.PIPE)
+        self.process = subprocess.Popen(self._command, env=self._environment, stderr=self._log)
 
     def kill(self) -> None:
         """Kill it without warning."""
@@ -186,7 +191,7 @@ class SidecarProcess:
     def _end(self, how: str) -> None:
         assert self.process is not None
         getattr(self.process, how)()
-        self.log += self.process.communicate(timeout=20)[1] or b""
+        self.process.wait(timeout=20)
 
 
 MASTER_KEY = new_key()
