@@ -6,8 +6,8 @@ import asyncio
 import os
 import socket
 import subprocess
-import tempfile
 import sys
+import tempfile
 from collections.abc import AsyncGenerator
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
@@ -169,7 +169,7 @@ class SidecarProcess:
         self._command = [sys.executable, "-m", "memory_embedder", *options]
         self._environment = {**os.environ, "REDIS_URL": redis_url, **environment}
         self.process: subprocess.Popen[bytes] | None = None
-        self._log = tempfile.TemporaryFile()  # noqa: SIM115: open as long as the process; a pipe would fill up
+        self._log = tempfile.TemporaryFile()  # noqa: SIM115 (a pipe would fill up)
 
     @property
     def log(self) -> bytes:
