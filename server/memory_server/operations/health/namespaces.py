@@ -32,8 +32,13 @@ _UNREADABLE = "restore the damaged key from a backup, or DEL it; docs/inside.md 
 
 async def check_namespaces(inspection: Inspection) -> None:
     """Check all namespaces; raises StoreUnavailable."""
-    async with store_errors():
-        names = only_names(await inspection.client.smembers(NAMESPACES))
+    try:
+        async with store_errors():
+            names = only_names(await inspection.client.smembers(NAMESPACES))
+    except StoreRefused as error:
+        remedy = f"repair {NAMESPACES} as redis.key says"
+        inspection.report.error("namespace.unreadable", error.message, remedy, where=NAMESPACES)
+        return
     inspection.report.namespaces = names
     for name in names:
         for check in (_check_vectors, _check_keys, _check_authority, _check_audit, _check_damage):
