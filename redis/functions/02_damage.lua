@@ -53,6 +53,9 @@ end
 -- Remove what a command failed at, so that it finds nothing there; false if that is not why it failed.
 local function repair(err, command, key, field)
   if type(key) ~= 'string' or string.sub(key, 1, 3) ~= 'rm:' then return false end
+  local names = rm.names_of(key)
+  -- A backup may restore a data key. Without it, sensitive memories are lost.
+  if names and string.sub(key, 1, #names.data_key) == names.data_key then return false end
   if string.find(err, 'WRONGTYPE', 1, true) == 1 then
     rm.discard(key, nil, 'the key is of another type')
     return true

@@ -145,8 +145,8 @@ async def test_shared_key_of_another_type_is_removed_and_reported(
     client, before = stack.client, service.counters.damaged
     kept = {one: await client.smembers(one) for one in (NAMESPACES, AUDITED)}
     reports = Keys(service.settings.namespace).damaged
-    await client.delete(key)
-    await client.hset(key, "damaged", "1")
+    async with client.pipeline() as pipe:  # a sidecar makes its streams again at once
+        await pipe.delete(key).hset(key, "damaged", "1").execute()
     report = DoctorReport()
     inspection = Inspection(client, service.settings, service.backend.keyring, report)
     await check_shared_keys(inspection)
