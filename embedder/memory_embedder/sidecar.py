@@ -35,7 +35,7 @@ from memory_embedder.streams.inference import InferenceLoop
 from memory_embedder.streams.jobs import JobConsumer
 from memory_embedder.streams.namespaces import KnownNamespaces
 from memory_embedder.streams.outbox import Outbox
-from memory_embedder.streams.retry import forever, is_outage, pause, retry
+from memory_embedder.streams.retry import forever, may_pass, pause, retry
 from memory_embedder.streams.throughput import Throughput
 
 _log = logging.getLogger(__name__)
@@ -116,7 +116,7 @@ class Sidecar:
                 await self._serve()
         except Exception as error:
             cause = _first_cause(error)
-            if not (self._stopping.is_set() and is_outage(cause)):
+            if not (self._stopping.is_set() and may_pass(cause)):
                 raise cause from None
         finally:
             if follow:
@@ -183,8 +183,9 @@ class Sidecar:
             await retry("start", self._stopping, partial(check_server, self._client))
         except redis_errors.AuthenticationError as error:
             raise InvalidArgument("Redis refuses the user or password", hint="correct REDIS_URL") from error
-        await retry("start", self._stopping, partial(self._namespaces.check_all, standby=self._options.standby))
-        await retry("start", self._stopping, self._beat)
+        check = partial(self._namespaces.check_all, standby=self._options.standby)
+        await retry("start", self._stopping, check, may_pass)
+        await retry("start", self._stopping, self._beat, may_pass)
         await self.inference.warm_up()
 
     async def _serve(self) -> None:

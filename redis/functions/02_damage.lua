@@ -31,12 +31,13 @@ local function remove_entry(key, entry)
   redis.pcall('LREM', key, 0, entry)
 end
 
--- Remove a damaged entry of a key, or without `entry` the key, and report it.
+-- Remove a damaged entry of a key, or without `entry` the key, and report it. The stream names what is in a namespace.
 function rm.discard(key, entry, why)
   if entry then remove_entry(key, entry) else redis.call('UNLINK', key) end
   local found = {shown(key), shown(entry or ''), shown(why)}
   if #removed < ANSWERED then removed[#removed + 1] = found end
   local names = rm.names_of(key)
+  if not names then return end
   redis.call('XADD', names.damaged, 'MAXLEN', '~', KEPT, '*', 'key', found[1], 'entry', found[2],
     'why', found[3])
   if #removed == 1 then redis.call('EXPIRE', names.damaged, KEPT_SECONDS) end
@@ -51,7 +52,10 @@ end
 
 -- Remove what a command failed at, so that it finds nothing there; false if that is not why it failed.
 local function repair(err, command, key, field)
-  if not rm.names_of(key) then return false end
+  if type(key) ~= 'string' or string.sub(key, 1, 3) ~= 'rm:' then return false end
+  local names = rm.names_of(key)
+  -- A backup may restore a data key. Without it, sensitive memories are lost.
+  if names and string.sub(key, 1, #names.data_key) == names.data_key then return false end
   if string.find(err, 'WRONGTYPE', 1, true) == 1 then
     rm.discard(key, nil, 'the key is of another type')
     return true

@@ -1,6 +1,7 @@
 -- The check for damage that no walk over what is due comes across: it would slow down or mislead a namespace for good.
 
 local SAMPLE, MOST = 32, 256
+local READS = {SCARD = true, ZCARD = true, XLEN = true, GET = true}
 
 -- Read keys, so that those of another type are removed.
 local function read_keys(command, ...)
@@ -55,6 +56,13 @@ local function check_grants(names, name)
     end
   end
 end
+
+-- rm1_tidy_key: remove a key outside all namespaces if it is of another type than `command` reads.
+-- KEYS: the key. Answer: {status}
+rm.serve('rm1_tidy_key', 'allow-oom', function(request, keys)
+  if READS[request.command] then redis.call(request.command, keys[1]) end
+  return {status = 'ok'}
+end)
 
 -- rm1_tidy: remove keys of another type, and what is damaged of some agents, other ones each time.
 -- KEYS: leases. Answer: {status}

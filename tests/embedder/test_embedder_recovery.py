@@ -23,6 +23,7 @@ from support.embedder_fixtures import (
 from support.redis_users import SIDECAR
 
 from memory_core.records import keys
+from memory_core.records.keys import Keys
 from memory_core.records.vectors import Matrix
 from memory_core.redis_client import Client
 from memory_core.store import functions
@@ -302,3 +303,34 @@ async def test_job_whose_commit_failed_is_delivered_again(server: RedisServer, c
         await client.config_set("maxmemory", "0")
         await team.wait_for_vectors(memory_ids)
         await team.wait_until_drained()
+
+
+async def test_sidecar_outlives_keys_of_another_type(server: RedisServer, client: Client, team: Team) -> None:
+    model = team.settings.embedding_model
+    damaged = [keys.NAMESPACES, keys.SIDECARS, keys.bell(0), keys.bell(1), keys.asks(0, model), keys.bulk(0, model)]
+    encoder = FakeEncoder()
+    async with running(server.url, encoder) as sidecar:
+        for key in [*damaged, Keys("other").meta]:
+            await client.delete(key)
+            await client.set(key, "damaged")
+        await asyncio.sleep(1)
+        assert sidecar.status().state == "ready"
+        await client.delete(*damaged)
+        await client.sadd(keys.NAMESPACES, "other", team.names.namespace)
+        assert not (await await_reply(client, await ask(client, model, TEXTS[:1]))).error
+        await team.wait_for_vectors([await team.store(TEXTS[0])])
+    for key in damaged:
+        await client.delete(key)
+        await client.set(key, "damaged")
+    starting = Sidecar(server.url, FakeEncoder(), FAST)
+    task = asyncio.create_task(starting.run())
+    await asyncio.sleep(0.5)
+    assert not task.done()
+    await client.delete(*damaged)
+
+    async def ready() -> bool:
+        return task.done() or starting.status().state == "ready"
+
+    await wait_until(ready)
+    starting.stop()
+    await task

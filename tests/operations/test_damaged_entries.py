@@ -17,7 +17,7 @@ from support.task_helpers import submit
 
 from memory_core.errors import StoreRefused
 from memory_core.records.ids import new_id
-from memory_core.records.keys import AUDITED, NAMESPACES, Keys
+from memory_core.records.keys import AUDITED, LIBRARY_PROOF, NAMESPACES, SIDECARS, SWEEPER, Keys, asks, bell, bulk
 from memory_core.redis_client import Client
 from memory_core.settings.settings import Settings
 from memory_server.engine import redis_backend
@@ -25,6 +25,8 @@ from memory_server.engine.damage import discard
 from memory_server.events.retention import trim_events
 from memory_server.operations.health.namespaces import check_namespaces
 from memory_server.operations.health.report import DoctorReport, Inspection
+from memory_server.operations.health.shared_keys import check_shared_keys
+from memory_server.operations.health.sidecars import check_sidecars
 from memory_server.operations.sweeper import sweep, sweep_audits
 from memory_server.operations.team_sweeper import sweep_due_teams
 from memory_server.security.audit import reader
@@ -34,6 +36,8 @@ pytestmark = pytest.mark.asyncio(loop_scope="session")
 
 LAST = "zzz-last"
 """A namespace that is swept after all others."""
+MODEL = Settings().vector_store.embedding_model
+SHARED = [NAMESPACES, AUDITED, SIDECARS, LIBRARY_PROOF, bell(0), asks(1, MODEL), bulk(0, MODEL)]
 Plant = Callable[[Client, Keys], Awaitable[object]]
 DAMAGE: dict[str, Plant] = {
     "a chore without number": lambda client, keys: client.zadd(keys.chores, {"odd": 1}),
@@ -131,6 +135,42 @@ async def test_doctor_reports_a_key_of_another_type_and_goes_on(
         await stack.client.srem(NAMESPACES, LAST)
     assert "namespace.unreadable" in [one.id for one in report.faults if one.where == keys.namespace]
     assert any(one.where == LAST for one in report.findings)
+
+
+@pytest.mark.parametrize("key", SHARED)
+async def test_shared_key_of_another_type_is_removed_and_reported(
+    service: Service, stack: Stack, alice: Agent, keys: Keys, key: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    await alice.store("The heron nests by the weir.")
+    client, before = stack.client, service.counters.damaged
+    kept = {one: await client.smembers(one) for one in (NAMESPACES, AUDITED)}
+    reports = Keys(service.settings.namespace).damaged
+    async with client.pipeline() as pipe:  # a sidecar makes its streams again at once
+        await pipe.delete(key).hset(key, "damaged", "1").execute()
+    report = DoctorReport()
+    inspection = Inspection(client, service.settings, service.backend.keyring, report)
+    await check_shared_keys(inspection)
+    await check_sidecars(inspection)
+    await check_namespaces(inspection)
+    assert [(one.where, key in one.remedy) for one in report.faults if one.id == "redis.key"] == [(key, True)]
+    with caplog.at_level(logging.WARNING):
+        await sweep(service)
+        await sweep_due_teams(service)
+        await sweep_audits(service)
+    assert await client.type(key) != b"hash"
+    assert service.counters.damaged > before
+    assert key in caplog.text
+    assert keys.namespace in await service.namespaces.names()
+    assert key in await _damaged(client, Keys(service.settings.namespace))
+    await client.delete(reports)
+    for one, members in kept.items():
+        assert not members - await client.smembers(one) - {LAST.encode()}
+
+
+async def test_sweeper_holds_its_lease_after_its_key_was_of_another_type(service: Service, stack: Stack) -> None:
+    await stack.client.delete(SWEEPER)
+    await stack.client.hset(SWEEPER, "damaged", "1")
+    assert await service.backend.hold_lease(SWEEPER, "me", 1)
 
 
 async def test_set_of_namespaces_with_another_member_is_swept(service: Service, stack: Stack, alice: Agent) -> None:

@@ -174,7 +174,10 @@ async def test_conversion_can_be_reverted_and_repeated(
     assert (await alice.search("when does the ferry leave?", mode="vector"))[0] == "The ferry leaves at noon."
     assert (await alice.search("Is the mill open?", mode="vector"))[0] == "The mill is open again."
 
-    await reindex.back(service, namespace, quiet)
+    assert (await reindex.back(service, namespace, quiet)).done.endswith("float32 answers again already")
+    assert "already" in await reindex.would(service, namespace, None, back=True, drop_old=False)
+    assert "goes forward again" in (await reindex.look(service, namespace)).next
+    await change(service, namespace)
     assert (await service.models.get(namespace, afresh=True)).current.half
     assert (await alice.search("Is the mill open?", mode="vector"))[0] == "The mill is open again."
     await reindex.drop(service, namespace, quiet, keep_seconds=1.1)
@@ -207,10 +210,12 @@ async def test_conversion_stopped_after_any_write_completes_when_rerun(
 
         service.backend.write = write
         steps = (
-            lambda: change(service, namespace),
-            lambda: reindex.drop(service, namespace, quiet, keep_seconds=0),
+            (lambda: change(service, namespace), True),
+            (lambda: reindex.back(service, namespace, quiet), False),
+            (lambda: change(service, namespace), True),
+            (lambda: reindex.drop(service, namespace, quiet, keep_seconds=0), True),
         )
-        for number, step in enumerate(steps):
+        for number, (step, half) in enumerate(steps):
             stops = 0
             while True:
                 left = stops + 1
@@ -219,9 +224,10 @@ async def test_conversion_stopped_after_any_write_completes_when_rerun(
                     break
                 except Killed:
                     stops += 1
-                if number == 0:  # the old index is dropped without the delay that searches need
+                if number < 3:  # the old index is dropped without the delay that searches need
                     assert await alice.search(note_text(2), mode="vector", limit=1) == [note_text(2)]
             assert stops >= 2
+            assert (await service.models.get(namespace, afresh=True)).current.half is half
         left = -1  # writes at the service's end are not stopped
         models = await service.models.get(namespace, afresh=True)
     assert (models.current.half, models.other) == (True, None)

@@ -146,6 +146,8 @@ async def test_change_can_be_reverted_and_drop_leaves_nothing(
     assert (await service.models.get(namespace, afresh=True)).current == OLD
     assert await lacking(stack.client, namespace, OLD) == []
     assert (await alice.search("when does the ferry leave?", mode="vector"))[0] == "The ferry leaves at noon."
+    assert (await reindex.back(service, namespace, quiet)).done == f"{OLD.name} answers again already"
+    assert (await service.models.get(namespace, afresh=True)).current == OLD
     with pytest.raises(Conflict, match="are still kept"):
         await reindex.choose(service, namespace, "a-third")
 

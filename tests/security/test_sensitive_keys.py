@@ -249,6 +249,23 @@ async def test_data_keys_are_rewrapped_under_a_new_master_key(own_stack: Stack, 
         assert (await refusal(agent, "retrieve_memory", memory_id=memory_id))[0] == "key_missing"
 
 
+@pytest.mark.parametrize("step", ["rotate", "rewrap"])
+async def test_damaged_data_key_stops_no_rotation_of_the_others(
+    own_stack: Stack, ann: Agent, namespace: str, step: str
+) -> None:
+    keys, url = Keys(namespace), own_stack.redis.url_of(SERVER)
+    await ann.store("A secret.", sensitive=True)
+    damaged = "0" * 26  # sorts before all others
+    await own_stack.client.set(keys.data_key(damaged), "damaged")
+    await own_stack.client.sadd(keys.keyed, damaged)
+    process = await command(step, "--namespace", namespace, redis_url=url, master=f"{new_key()},{MASTER}")
+    output, errors = await process.communicate()
+    assert process.returncode == 1, errors.decode()
+    assert f"{damaged}: the data key of their owner cannot be read" in errors.decode()
+    assert "1 memories are encrypted" in output.decode() or "1 data keys" in output.decode()
+    assert await own_stack.client.get(keys.data_key(damaged)) == b"damaged"
+
+
 async def test_deleting_an_agent_destroys_its_key(own_stack: Stack, ann: Agent, namespace: str) -> None:
     keys = Keys(namespace)
     await register(ann, "ann")

@@ -18,6 +18,9 @@ from memory_core.errors import KeyMissing, Tampered
 from memory_core.records.keys import Keys
 from memory_core.redis_client import Client
 from memory_server.engine.redis_backend import Backend
+from memory_server.operations.health.namespaces import check_namespaces
+from memory_server.operations.health.report import DoctorReport, Inspection
+from memory_server.operations.sweeper import sweep
 from memory_server.security import vault
 from memory_server.security.vault import Opened, Vault
 
@@ -45,6 +48,41 @@ async def test_data_key_destroyed_elsewhere_soon_opens_nothing(
 
         await wait_until(is_closed)
         assert (await refusal(ann, "retrieve_memory", memory_id=memory_id))[0] == "tampered"
+
+
+async def test_data_key_of_another_type_closes_only_the_sensitive_memories_of_its_owner(
+    stack: Stack, namespace: str
+) -> None:
+    keys, client = Keys(namespace), stack.client
+    async with (
+        serving(stack.redis.url_of(SERVER), master_key=MASTER_KEY) as server,
+        server.agent("ann", namespace) as ann,
+        server.agent("ben", namespace) as ben,
+    ):
+        ids = [await ann.store(text, sensitive=number == 0) for number, text in enumerate(["The vault.", "A harbour."])]
+        other = await ben.store("The cellar.", sensitive=True)
+        key = keys.data_key((await client.hget(keys.agent("ann"), "owner")).decode())
+        await client.rename(key, keys.use("kept"))
+        await client.set(key, "damaged")
+        refused = await refusal(ann, "store_memory", content="While the key is cached.", sensitive=True)
+        assert refused[0] == "store_unavailable"
+        for owner in await client.smembers(keys.keyed):
+            server.service.vault.forget(namespace, owner.decode())
+        listed = await ann.call("get_agent_memories")
+        assert [memory["memory_id"] for memory in listed["memories"]] == ids[1:]
+        assert "data key of their owner cannot be read" in str(listed)
+        assert (await refusal(ann, "retrieve_memory", memory_id=ids[0]))[0] == "tampered"
+        assert (await refusal(ann, "store_memory", content="More.", sensitive=True))[0] == "tampered"
+        assert (await ben.call("retrieve_memory", memory_id=other))["memory"]["content"] == "The cellar."
+        await sweep(server.service, patience=0)
+        assert await client.get(key) == b"damaged"
+        report = DoctorReport()
+        await check_namespaces(Inspection(client, server.service.settings, server.service.backend.keyring, report))
+        (found,) = [one for one in report.faults if one.id == "namespace.data_key"]
+        assert key in found.seen
+        assert key in found.remedy
+        await client.rename(keys.use("kept"), key)
+        assert (await ann.call("retrieve_memory", memory_id=ids[0]))["memory"]["content"] == "The vault."
 
 
 class Counting:

@@ -45,12 +45,15 @@ async def read(
         answer = await client.xreadgroup(keys.GROUP, consumer, {stream: ">"}, count=count, block=block_ms)
         return [(entry, fields) for _, entry, fields in entries(answer)]
 
-    try:
-        return await attempt()
-    except redis_errors.ResponseError as error:
-        if not is_missing(error):
-            raise
-    return await attempt() if await make_group(client, stream, make_stream=make_stream) else []
+    for _ in range(2):  # the stream may be removed again while this waits
+        try:
+            return await attempt()
+        except redis_errors.ResponseError as error:
+            if not is_missing(error):
+                raise
+        if not await make_group(client, stream, make_stream=make_stream):
+            break
+    return []
 
 
 async def idle_entries(client: Client, stream: str, *, idle_ms: int, count: int) -> list[PendingEntry]:

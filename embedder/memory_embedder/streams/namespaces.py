@@ -5,14 +5,17 @@ from __future__ import annotations
 import asyncio
 import logging
 
+from redis import exceptions as redis_errors
+
 from memory_core.errors import InvalidArgument, ModelMismatch, echo
 from memory_core.records import keys
+from memory_core.records.damage import is_wrong_type
 from memory_core.records.keys import Keys
 from memory_core.records.names import check_name
 from memory_core.redis_client import Client
 from memory_core.store.index import check_model
 from memory_embedder.engines.encoder import Encoder
-from memory_embedder.streams.retry import is_outage
+from memory_embedder.streams.retry import may_pass
 
 _log = logging.getLogger(__name__)
 
@@ -113,15 +116,20 @@ class KnownNamespaces:
                 _log.warning("%s; leaving it to another sidecar", error.message)
             self._refused[name] = error
             return None
+        except redis_errors.ResponseError as error:
+            if not is_wrong_type(error):
+                raise
+            _log.warning("namespace %s is left out: %s is of another type", name, names.meta)
+            return None
         self._refused.pop(name, None)
         self._served[name] = names
         return names
 
 
 def _length(answer: int | Exception) -> int:
-    """A stream whose shard is unreachable counts as empty, so that the other namespaces do not wait for it."""
+    """A stream that cannot be read now counts as empty, so that the other namespaces do not wait for it."""
     if isinstance(answer, Exception):
-        if not is_outage(answer):
+        if not may_pass(answer):
             raise answer
         return 0
     return answer

@@ -13,6 +13,7 @@ from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, wait_exp
 from tenacity.stop import stop_base
 
 from memory_core.errors import OutcomeUnknown, StoreUnavailable
+from memory_core.records.damage import is_wrong_type
 
 _log = logging.getLogger(__name__)
 _FIRST_PAUSE = 0.1
@@ -51,13 +52,23 @@ def is_outage(error: BaseException) -> bool:
     return isinstance(error, _OUTAGES)
 
 
-async def retry(name: str, stopping: asyncio.Event, action: Callable[[], Awaitable[Result]]) -> Result:
-    """Call `action` until it succeeds, with a pause of 0.1 s to 5 s after each outage.
+def may_pass(error: BaseException) -> bool:
+    """Whether it is an outage, or a key of another type, which a server removes within seconds."""
+    return is_outage(error) or (isinstance(error, redis_errors.ResponseError) and is_wrong_type(error))
+
+
+async def retry(
+    name: str,
+    stopping: asyncio.Event,
+    action: Callable[[], Awaitable[Result]],
+    when: Callable[[BaseException], bool] = is_outage,
+) -> Result:
+    """Call `action` until it succeeds, with a pause of 0.1 s to 5 s after each error that `when` accepts.
 
     `action` must be safe to repeat. Once `stopping` is set, an outage is raised.
     """
     retrying = AsyncRetrying(
-        retry=retry_if_exception(is_outage),
+        retry=retry_if_exception(when),
         wait=wait_exponential(multiplier=_FIRST_PAUSE, max=_LONGEST_PAUSE) + wait_random(0, _FIRST_PAUSE),
         stop=_StopWhenSet(stopping),
         sleep=partial(pause, stopping),
@@ -68,12 +79,12 @@ async def retry(name: str, stopping: asyncio.Event, action: Callable[[], Awaitab
 
 
 async def forever(name: str, stopping: asyncio.Event, step: Callable[[], Awaitable[Any]]) -> None:
-    """Repeat `step` through outages until `stopping` is set."""
+    """Repeat `step` until `stopping` is set, through outages and while a key is of another type."""
     while not stopping.is_set():
         try:
-            await retry(name, stopping, step)
+            await retry(name, stopping, step, may_pass)
         except Exception as error:
-            if not (stopping.is_set() and is_outage(error)):
+            if not (stopping.is_set() and may_pass(error)):
                 raise
 
 
@@ -88,4 +99,7 @@ async def pause(stopping: asyncio.Event, seconds: float) -> None:
 
 def _log_outage(name: str, state: RetryCallState) -> None:
     error = state.outcome.exception() if state.outcome else None
+    if error and not is_outage(error):
+        _log.error("%s: a key in Redis is of another type; `redis-memory doctor` names it", name)
+        return
     _log.warning("%s: Redis is unreachable (%s), attempt %d", name, type(error).__name__, state.attempt_number)

@@ -87,6 +87,14 @@ class Models:
     phase: Phase | None = None
     switched_at: float = 0.0
 
+    @property
+    def goes_back(self) -> bool:
+        """Whether the change returns to the model before it, or has. The later model's index has the higher version."""
+        if self.other is None:
+            return False
+        is_older = self.other.version < self.current.version
+        return is_older if self.phase is Phase.BUILDING else not is_older
+
     def serves(self, name: str, dimension: int) -> bool:
         kept = [self.current, *([self.other] if self.other else [])]
         return (name, dimension) in {(one.name, one.dimension) for one in kept}

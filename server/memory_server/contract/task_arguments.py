@@ -21,7 +21,7 @@ class DistributeArguments(Arguments):
     description: str = Field(description="what to do; must be clear without other context")
     task_type: str = Field(default="general", description="agents are judged by how they did at this type")
     payload: JsonObject | None = None
-    required_capabilities: ListOf[str] | None = None
+    required_capabilities: ListOf[str] | None = Field(default=None, description="at most 16, of 1024 bytes in all")
     priority: TaskPriority = TaskPriority.MEDIUM
     assign_to: str | None = Field(default=None, description="only this agent, ever; dead if it unregisters")
     min_context_window: int = Field(default=0, ge=0, le=MOST_TOKENS, description="tokens")

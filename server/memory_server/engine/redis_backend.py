@@ -211,7 +211,8 @@ class Backend:
                 async with store_errors(writing=True, deadline=self.settings.redis.timeout_seconds):
                     answer = await functions.call(client, function, keys, **request)
                 if "damaged" in answer:
-                    self.on_damage(namespace_of(keys[0]), answer.pop("damaged"))
+                    namespace = namespace_of(keys[0]) if keys[0].startswith("rm:{") else self.settings.namespace
+                    self.on_damage(namespace, answer.pop("damaged"))
                 return answer
             except OutcomeUnknown as error:
                 unknown = error

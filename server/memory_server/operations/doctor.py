@@ -14,6 +14,7 @@ from memory_server.operations.health import machine
 from memory_server.operations.health.index_validation import Progress, check_deep
 from memory_server.operations.health.namespaces import check_namespaces
 from memory_server.operations.health.report import DoctorReport, Inspection
+from memory_server.operations.health.shared_keys import check_shared_keys
 from memory_server.operations.health.sidecars import check_sidecars
 from memory_server.operations.health.store import check_redis
 
@@ -38,6 +39,7 @@ async def examine(
     try:
         if await check_redis(client, report, clock):
             inspection = Inspection(client, settings, keyring, report)
+            await check_shared_keys(inspection)
             ready = await check_sidecars(inspection)
             machine.check_weights(report, settings, len(ready))
             machine.check_gpu(report, settings, report.sidecars)

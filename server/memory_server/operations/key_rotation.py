@@ -28,6 +28,7 @@ from memory_server.index import query_builder as build
 from memory_server.index.loader import Ref
 from memory_server.memories.chunks import ChunkedContent, settle_or_tell, split_content
 from memory_server.memories.record_encoder import encoder_of, flat
+from memory_server.security.vault import wrapped_keys
 from memory_server.service import Service
 
 WHO = "operator"
@@ -79,7 +80,7 @@ async def rotate(service: Service, namespace: str, owner: str) -> Rotated:
 async def rewrap(backend: Backend, namespace: str, owner: str) -> int:
     """Encrypt an owner's data keys with the current master key; return how many. Raises KeyMissing, Tampered."""
     keyring, done = backend.keyring, 0
-    versions = await backend.read(lambda client: client.hgetall(Keys(namespace).data_key(owner)))
+    versions = await wrapped_keys(backend, namespace, owner)
     for name, before in versions.items():
         if name == _CURRENT or key_id(before) == keyring.master.id:
             continue

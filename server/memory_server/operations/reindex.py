@@ -54,6 +54,10 @@ _NEXT = {
     Phase.SWITCHED: "--back returns to the previous model; --drop-old finishes the change",
     Phase.DROPPING: "--drop-old continues",
 }
+_NEXT_BACK = {
+    Phase.BUILDING: "--back continues",
+    Phase.SWITCHED: "--drop-old finishes the return; --model, or reindex for half precision, goes forward again",
+}
 
 
 class Index(BaseModel):
@@ -119,8 +123,15 @@ async def look(service: Service, namespace: str) -> Reindexing:
         other=indexes[1] if models.other else None,
         phase=models.phase,
         drift=differs,
-        next=_NEXT[models.phase] if models.phase else "reindex rebuilds the index" if differs else "",
+        next=_next(models) or ("reindex rebuilds the index" if differs else ""),
     )
+
+
+def _next(models: Models) -> str:
+    if models.phase is None:
+        return ""
+    steps = _NEXT | _NEXT_BACK if models.goes_back else _NEXT
+    return steps[models.phase]
 
 
 async def choose(service: Service, namespace: str, name: str | None) -> Model:
@@ -133,6 +144,8 @@ async def choose(service: Service, namespace: str, name: str | None) -> Model:
     models = await _models(service, namespace)
     current, other = models.current, models.other
     is_own = name is None or _is(current, name)
+    if other and _is_reverted(models) and is_own and other.name == current.name:
+        return other
     if other and models.phase is Phase.BUILDING and (name is None or (is_own and other.name == current.name)):
         return other
     if other and name is not None and not is_own and _is(other, name):
@@ -158,7 +171,10 @@ async def would(service: Service, namespace: str, name: str | None, *, back: boo
     if back or drop_old:
         if models.other is None:
             raise Conflict(f"{namespace} has no previous model", hint="see --status")
-        outcome = "answer again" if back and models.phase != "building" else "be dropped"
+        if back and _is_reverted(models):
+            return f"{_kept(models.other, models.current)} answers again already"
+        returns = back and (models.phase is not Phase.BUILDING or models.goes_back)
+        outcome = "answer again" if returns else "be dropped"
         return f"{_kept(models.current, models.other)} would {outcome}"
     target, keys = await choose(service, namespace, name), Keys(namespace)
     if target.field == models.current.field:
@@ -223,13 +239,24 @@ def _kept(current: Model, other: Model) -> str:
 
 
 async def back(service: Service, namespace: str, progress: Progress) -> Reindexed:
-    """Switch back to the previous model, or cancel a change that has not switched; raises Conflict, and as `change`."""
+    """Switch back to the previous model, or cancel a change that has not switched. Repeated, it goes on, or is done.
+
+    Raises Conflict, and as `change`.
+    """
     models = await _models(service, namespace)
-    if models.other and models.phase is Phase.BUILDING:
+    if models.other and models.phase is Phase.BUILDING and not models.goes_back:
         return await drop(service, namespace, progress)
     if models.other is None or models.phase is Phase.DROPPING or models.other.field == models.current.field:
         raise Conflict(f"{namespace} has no previous model", hint="use --model instead")
-    return await change(service, namespace, models.other, progress)
+    if not _is_reverted(models):
+        return await change(service, namespace, models.other, progress)
+    found = await change(service, namespace, models.current, progress)
+    return found.model_copy(update={"done": f"{_kept(models.other, models.current)} answers again already"})
+
+
+def _is_reverted(models: Models) -> bool:
+    """Whether `back` has switched to the previous model."""
+    return models.phase is Phase.SWITCHED and models.goes_back
 
 
 async def drop(

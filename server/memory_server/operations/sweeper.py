@@ -19,6 +19,7 @@ from memory_core.records.keys import AUDITED, SWEEPER, Keys
 from memory_core.records.names import only_names
 from memory_core.redis_client import Client
 from memory_server.engine.damage import readable
+from memory_server.engine.shared_keys import repair_shared_keys
 from memory_server.events.retention import trim_events
 from memory_server.memories.chunks import parse_chore, settle
 from memory_server.operations.embed_jobs import recover
@@ -76,6 +77,8 @@ async def sweep(service: Service, *, patience: float = PATIENCE_SECONDS) -> None
 
     What adds to Redis comes last: a full one refuses it.
     """
+    with keeps_on(service, "check of the shared keys"):
+        await repair_shared_keys(service.backend)
     for namespace in await service.namespaces.names():
         with keeps_on(service, f"sweep of {namespace}"):
             await tidy(service, namespace)

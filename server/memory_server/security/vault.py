@@ -15,6 +15,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
 from cachetools import LRUCache
+from redis.exceptions import ResponseError
 
 from memory_core.cancellation import cancel
 from memory_core.crypto.keyring import HOW_TO_SET, framed
@@ -22,6 +23,7 @@ from memory_core.crypto.sealed_memory import open_record, unwrap, wrap
 from memory_core.crypto.sealing import Key, Transports, key_id
 from memory_core.errors import KeyMissing, MemoryServiceError, NotFound, Tampered
 from memory_core.records.audit_entry import system_entry
+from memory_core.records.damage import is_wrong_type
 from memory_core.records.keys import Keys
 from memory_core.records.memory import Record
 from memory_core.redis_client import Client
@@ -54,13 +56,17 @@ class Opened:
 
     def leave_out(self, error: MemoryServiceError, number: int = 1) -> None:
         """Count records that could not be decrypted."""
-        reason = error.message if isinstance(error, KeyMissing) else _GONE
+        reason = error.message if isinstance(error, KeyMissing | DataKeyDamaged) else _GONE
         self.problems[reason] = self.problems.get(reason, 0) + number
 
     @property
     def warnings(self) -> list[str]:
         """One warning for each reason."""
         return [f"{number} sensitive texts are left out: {reason}" for reason, number in self.problems.items()]
+
+
+class DataKeyDamaged(Tampered):
+    """The key in Redis that holds the data keys of an owner is of another type."""
 
 
 class Vault:
@@ -113,7 +119,7 @@ class Vault:
     async def all_versions(self, namespace: str, owner: str) -> OwnerKeys | None:
         """Read an owner's keys from Redis, None if it has none; raises KeyMissing, Tampered if one was altered."""
         self._check_master()
-        wrapped = await self._backend.read(lambda client: client.hgetall(Keys(namespace).data_key(owner)))
+        wrapped = await wrapped_keys(self._backend, namespace, owner)
         if not wrapped:
             self.forget(namespace, owner)
             return None
@@ -203,3 +209,21 @@ class Vault:
         for (namespace, owner), exists in zip(known, await self._backend.read(fetch) if known else [], strict=True):
             if not exists:
                 self.forget(namespace, owner)
+
+
+async def wrapped_keys(backend: Backend, namespace: str, owner: str) -> dict[bytes, bytes]:
+    """Read an owner's wrapped data keys by version; raises DataKeyDamaged. Nothing deletes a damaged one."""
+    key = Keys(namespace).data_key(owner)
+
+    async def fetch(client: Client) -> dict[bytes, bytes] | None:
+        try:
+            return await client.hgetall(key)
+        except ResponseError as error:
+            if is_wrong_type(error):
+                return None
+            raise
+
+    if (found := await backend.read(fetch)) is None:
+        hint = "`redis-memory doctor` names the key; an operator restores it from a backup"
+        raise DataKeyDamaged("the data key of their owner cannot be read in Redis", hint=hint)
+    return found

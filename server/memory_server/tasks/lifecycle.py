@@ -26,6 +26,9 @@ DESCRIPTION_BYTES = 16_384
 BRIEF_BYTES = 2048
 """The most that the texts of a call that ends a task may add to a full Redis."""
 _MAX_CAPABILITIES = 64
+_MAX_REQUIRED = 16
+_MAX_REQUIRED_BYTES = 1024
+"""A claim compares the required capabilities of every kind of task that waits."""
 _MAX_LISTED = 1000
 _HISTORY_CHARS = _LISTED_CHARS = 100_000
 
@@ -193,6 +196,19 @@ def check_capabilities(labels: Sequence[str]) -> tuple[str, ...]:
     if len(labels) > _MAX_CAPABILITIES:
         raise InvalidArgument(f"{len(labels)} capabilities; at most {_MAX_CAPABILITIES} are allowed")
     return tuple(sorted({check_label(label, "capability").casefold() for label in labels}))
+
+
+def check_required(labels: Sequence[str]) -> tuple[str, ...]:
+    """Return what a task requires, as `check_capabilities`; raises InvalidArgument also if it is long in all."""
+    required = check_capabilities(labels)
+    size = sum(len(label.encode()) for label in required)
+    if len(required) > _MAX_REQUIRED or size > _MAX_REQUIRED_BYTES:
+        raise InvalidArgument(
+            f"{len(required)} required capabilities of {size} bytes; a task may require at most {_MAX_REQUIRED}"
+            f" of {_MAX_REQUIRED_BYTES} bytes in all",
+            hint="require one capability that stands for several",
+        )
+    return required
 
 
 async def end_task(

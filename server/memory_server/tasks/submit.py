@@ -30,7 +30,7 @@ from memory_server.engine.request_context import Caller, RequestContext
 from memory_server.index import queries
 from memory_server.tasks.lifecycle import (
     DESCRIPTION_BYTES,
-    check_capabilities,
+    check_required,
     find_task,
     no_task,
     open_limits,
@@ -108,7 +108,7 @@ def _checked(settings: Settings, args: DistributeArguments) -> DistributeArgumen
     checked = {
         "task_type": check_label(args.task_type, "task_type"),
         "assign_to": check_name(args.assign_to, "assign_to") if args.assign_to else None,
-        "required_capabilities": list(check_capabilities(args.required_capabilities or ())),
+        "required_capabilities": list(check_required(args.required_capabilities or ())),
         "depends_on": list(dict.fromkeys(validation.check_id(task_id, "depends_on") for task_id in depends_on)),
     }
     return args.model_copy(update=checked)

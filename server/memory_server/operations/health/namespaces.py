@@ -10,10 +10,12 @@ from redis.exceptions import ResponseError
 from memory_core.crypto.integrity import Integrity
 from memory_core.errors import KeyMissing, ModelMismatch, SignedElsewhere, StoreRefused
 from memory_core.records.authority_codes import IntegrityFailure
+from memory_core.records.damage import execute
 from memory_core.records.keys import NAMESPACES, Keys
 from memory_core.records.model import Model, Models, read_models
 from memory_core.records.names import only_names
 from memory_core.redis_client import Client
+from memory_core.slices import slices
 from memory_core.store import index
 from memory_core.store.connection import store_errors
 from memory_core.store.signer import check_signer
@@ -27,16 +29,22 @@ from memory_server.security.audit import reader
 STUCK_SECONDS = 60.0
 """A job that waits longer than this is stuck."""
 _MOST_SHOWN = 3
+_AT_ONCE = 1000
 _UNREADABLE = "restore the damaged key from a backup, or DEL it; docs/inside.md lists the keys"
 
 
 async def check_namespaces(inspection: Inspection) -> None:
     """Check all namespaces; raises StoreUnavailable."""
-    async with store_errors():
-        names = only_names(await inspection.client.smembers(NAMESPACES))
+    try:
+        async with store_errors():
+            names = only_names(await inspection.client.smembers(NAMESPACES))
+    except StoreRefused as error:
+        remedy = f"repair {NAMESPACES} as redis.key says"
+        inspection.report.error("namespace.unreadable", error.message, remedy, where=NAMESPACES)
+        return
     inspection.report.namespaces = names
     for name in names:
-        for check in (_check_vectors, _check_keys, _check_authority, _check_audit, _check_damage):
+        for check in (_check_vectors, _check_keys, _check_authority, _check_data_keys, _check_audit, _check_damage):
             try:
                 await check(inspection, Keys(name))
             except (StoreRefused, ResponseError) as error:
@@ -164,6 +172,23 @@ async def _check_authority(inspection: Inspection, keys: Keys) -> None:
     shown = "; ".join(f"{name} is {failure}" for name, failure in sorted(failed.items())[:_MOST_SHOWN])
     seen = f"{len(failed)} of {len(found)} authorisation records fail their check and have no effect: {shown}"
     report.error("authority.records", seen, remedy, where=where)
+
+
+async def _check_data_keys(inspection: Inspection, keys: Keys) -> None:
+    """Name each data key of another type: without it, the sensitive memories of its owner cannot be read."""
+    async with store_errors():
+        owners: set[bytes] = await inspection.client.smembers(keys.keyed)
+    for part in slices([keys.data_key(owner.decode(errors="replace")) for owner in sorted(owners)], _AT_ONCE):
+        pipe = inspection.client.pipeline(transaction=False)
+        for key in part:
+            pipe.hlen(key)
+        async with store_errors():
+            lengths = await execute(pipe)
+        for key, length in zip(part, lengths, strict=True):
+            if isinstance(length, Exception):
+                seen = f"{key} is of another type: the sensitive memories of this owner cannot be read"
+                remedy = f"restore '{key}' from a backup; after DEL '{key}' those memories stay unreadable"
+                inspection.report.error("namespace.data_key", seen, remedy, where=keys.namespace)
 
 
 async def _check_audit(inspection: Inspection, keys: Keys) -> None:

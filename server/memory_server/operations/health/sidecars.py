@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from memory_core.crypto.sealing import Transports
+from memory_core.errors import StoreRefused
+from memory_core.records.keys import SIDECARS
 from memory_core.store import sidecar
 from memory_core.store.connection import store_errors
 from memory_core.store.sidecar import GIVE_KEY, SidecarStatus, lacks_key
@@ -12,8 +14,12 @@ from memory_server.operations.health.report import Inspection
 async def check_sidecars(inspection: Inspection) -> list[SidecarStatus]:
     """Check all living sidecars; return those ready for the configured model. Raises StoreUnavailable."""
     report, wanted = inspection.report, inspection.settings.vector_store
-    async with store_errors():
-        living = report.sidecars = await sidecar.living(inspection.client)
+    try:
+        async with store_errors():
+            living = report.sidecars = await sidecar.living(inspection.client)
+    except StoreRefused as error:
+        report.error("sidecars.alive", error.message, f"repair {SIDECARS} as redis.key says", where=SIDECARS)
+        return []
     model, dimension = wanted.embedding_model, wanted.vector_dimension
     fitting = [one for one in living if (one.model, one.dimension) == (model, dimension)]
     ready = [one for one in fitting if one.state == "ready"]
