@@ -142,11 +142,12 @@ class Service:
         while True:
             await asyncio.sleep(_FLUSH_SECONDS)
             try:
-                await self._flush_touches()
+                await self.flush_touches()
             except Exception:
                 log.exception("access counts were lost")
 
-    async def _flush_touches(self) -> None:
+    async def flush_touches(self) -> None:
+        """Write the access counts that wait."""
         pending, self._touched = self._touched, defaultdict(Counter)
         for namespace, counts in pending.items():
             for part in slices(list(counts.items()), _TOUCHES_PER_CALL):

@@ -63,6 +63,7 @@ class Team:
     async def left(self) -> Held:
         """Return what Redis holds between two rounds."""
         await self._settle()
+        await self.stack.server.service.flush_touches()
         return await held(self.stack.client, self.namespace)
 
     async def _remember(self, guest: Agent) -> list[str]:
