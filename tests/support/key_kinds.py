@@ -98,6 +98,8 @@ class Held:
         return {*self.entries, *self.expiring}
 
 
+_GONE = -2
+"""The TTL of a key that expired since the scan."""
 _LENGTH = {b"hash": "HLEN", b"set": "SCARD", b"zset": "ZCARD", b"list": "LLEN", b"stream": "XLEN"}
 
 
@@ -108,7 +110,10 @@ async def held(client: Client, namespace: str) -> Held:
         key, kind = raw.decode(), kind_of(raw.decode())
         command = _LENGTH.get(await client.type(key))
         entries = int(await client.execute_command(command, key)) if command else 1
-        if await client.ttl(key) >= 0:
+        seconds = await client.ttl(key)
+        if seconds == _GONE:
+            continue
+        if seconds >= 0:
             found.expiring[kind] += 1
         else:
             lasting = entries - await _expiring_fields(client, key, kind)

@@ -169,16 +169,16 @@ class SidecarProcess:
         self._command = [sys.executable, "-m", "memory_embedder", *options]
         self._environment = {**os.environ, "REDIS_URL": redis_url, **environment}
         self.process: subprocess.Popen[bytes] | None = None
-        self._log = tempfile.TemporaryFile()  # noqa: SIM115 (a pipe would fill up)
-
-    @property
-    def log(self) -> bytes:
-        """What it has logged."""
-        return os.pread(self._log.fileno(), os.fstat(self._log.fileno()).st_size, 0)
+        self._file = Path()
+        self.log = b""
+        """Its log, complete once it has ended."""
 
     def start(self) -> None:
         """Start it."""
-        self.process = subprocess.Popen(self._command, env=self._environment, stderr=self._log)
+        descriptor, name = tempfile.mkstemp(suffix=".log")
+        self._file = Path(name)
+        with os.fdopen(descriptor, "wb") as log:  # a pipe would fill up and stop it
+            self.process = subprocess.Popen(self._command, env=self._environment, stderr=log)
 
     def kill(self) -> None:
         """Kill it without warning."""
@@ -192,6 +192,8 @@ class SidecarProcess:
         assert self.process is not None
         getattr(self.process, how)()
         self.process.wait(timeout=20)
+        self.log += self._file.read_bytes()
+        self._file.unlink()
 
 
 MASTER_KEY = new_key()
