@@ -29,7 +29,7 @@ _PATIENCE = 20
 """After this many consecutive calls without an answer the server counts as gone."""
 _DEMANDS: list[tuple[list[str], int]] = [([], 0), ([], 0), (["even"], 0), (["odd"], 0), (["rare"], 0), ([], 100_000)]
 """Capabilities and context windows that tasks require. Some worker satisfies each."""
-_UNCLEAR = {"outcome_unknown", "store_unavailable"}
+_UNCLEAR = {"outcome_unknown", "store_full", "store_unavailable"}
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,6 +20,7 @@ _CLOCK_ERROR = 0.05
 """Seconds by which two clock readings may differ."""
 _TYPED = {
     "store_unavailable",
+    "store_full",
     "outcome_unknown",
     "not_found",
     "conflict",
