@@ -217,6 +217,7 @@ async def bob(target: Target) -> AsyncGenerator[Agent]:
     """A third agent, whose memories are worth nothing."""
     async with in_own_task(target.server.agent("bob", target.names.namespace)) as agent:
         await register(agent, "bob")
+        await agent.store("Nothing.")
         yield agent
 
 
@@ -242,6 +243,7 @@ async def test_kept_owner_id_of_another_name_or_namespace_is_not_offered(
     kept = ["kept", "kept_proofs"]
     async with in_own_task(target.server.agent("bob", elsewhere.namespace)) as there:
         await register(there, "bob")
+        await there.store("Nothing.")
         await there.call("unregister_agent")
     await leave(target, bob)
     genuine = await target.redis.hmget(target.names.agent("bob"), kept)
