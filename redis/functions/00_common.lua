@@ -1,10 +1,10 @@
 -- Library rm1: every write that touches more than one key.
 --
--- memory_core/functions.py joins these files into one library. Each file is a block: its locals stay in it.
+-- memory_core/store/functions.py joins these files into one library. Each file is a block: its locals stay in it.
 -- `rm` is the table that all files share: `function rm.name` in one file is `rm.name(…)` in every other.
 --
 -- A Function checks all of its preconditions before its first write: Lua is atomic, but never rolls back.
--- Its body gets the request, KEYS and `names`: the keys of the namespace by their names in memory_core/keys.py. For
+-- Its body gets the request, KEYS and `names`: the keys of the namespace by their names in memory_core/records/keys.py. For
 -- keys of single records, such as `names.task`, it is the beginning of the key. Times are whole microseconds.
 
 local EVENTS_MOST = 100000
@@ -184,9 +184,9 @@ function rm.already_audited(entry)
   audited = entry and entry.nonce
 end
 
--- Write an event. The sweeper drops old ones, the same number from each agent (events/retention.py). `subject` is the record and `by` the agent that acted. In `about`, `scope` lists the tokens that may
--- read the memory, `to` the addressed agents, and `extra` further fields and values. The token of the memory's id is left
--- out, since the event has the id.
+-- Write an event. The sweeper drops old ones, the same number from each agent (events/retention.py). `subject` is the
+-- record and `by` the agent that acted. In `about`, `scope` lists the tokens that may read the memory, `to` the addressed
+-- agents, and `extra` further fields and values. The token of the memory's id is left out, since the event has the id.
 function rm.emit(names, kind, op, subject, by, about)
   if kind == 'memory' and about.scope then
     about.scope = table.concat(rm.without(rm.split(about.scope), 'i:' .. subject), '\31')

@@ -1,6 +1,7 @@
--- MACs of memories, which reveal changes made outside the Functions. The server makes those of authorisation records. memory_core/integrity.py verifies them.
+-- MACs of memories, which reveal changes made outside the Functions. The server makes those of authorisation records.
+-- memory_core/crypto/integrity.py verifies both.
 
--- The fields that a memory's MAC covers, as SIGNED_FIELDS in memory_core/records.py.
+-- The fields that a memory's MAC covers, as SIGNED_FIELDS in memory_core/records/memory.py.
 local SIGNED = {'content', 'type', 'priority', 'owner', 'writer', 'visibility', 'scope', 'tags', 'context', 'source',
   'seq', 'occurred_at', 'created_at', 'updated_at', 'expires_at', 'rev', 'metadata', 'pieces', 'hash', 'part', 'codec',
   'terms', 'sealed'}

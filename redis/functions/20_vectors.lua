@@ -19,7 +19,7 @@ end
 
 -- The models that the namespace keeps vectors of: the current one, and the other one while a change of model is under
 -- way or can be undone. `wanted` models get their jobs at once. While a change of format is under way or can be undone,
--- both have the same name. As memory_core/models.py.
+-- both have the same name. As memory_core/records/model.py.
 function rm.models(names)
   local found = redis.call('HMGET', names.meta, 'model', 'field', 'dimension', 'other_model', 'other_field',
     'other_dimension', 'phase')

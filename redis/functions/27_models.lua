@@ -1,5 +1,5 @@
 -- Changing the model of a namespace. Its `meta` names the current model and the version of its index, and the same for
--- the other model during a change, as memory_core/models.py reads it.
+-- the other model during a change, as memory_core/records/model.py reads it.
 
 -- Whether the other model is the requested one in the requested format.
 local function is_other(found, request)

@@ -18,7 +18,8 @@ rm.serve('rm1_token_revoke', 'allow-oom', function(request, keys)
   return {revoked = true}
 end)
 
--- rm1_token_note: list and audit a token. The brief form audits a revocation. KEYS: audit, counters, tokens. Request: id, expires_at, audit. Answer: {}
+-- rm1_token_note: list and audit a token. The brief form audits a revocation.
+-- KEYS: audit, counters, tokens. Request: id, expires_at, audit. Answer: {}
 rm.serve('rm1_token_note', 'brief', function(request, keys, names)
   local now = rm.tick(names)
   redis.call('ZREMRANGEBYSCORE', keys[3], '-inf', '(' .. rm.seconds(now))

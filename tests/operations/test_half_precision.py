@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
-import asyncio
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 from support.embedder_fixtures import wait_until
 from support.redis_users import SERVER
-from support.reindex_helpers import Load, change, hits, lacking, nearest, note_text, overlap, quiet, records
+from support.reindex_helpers import (
+    Load,
+    change,
+    hits,
+    lacking,
+    nearest,
+    note_text,
+    overlap,
+    quiet,
+    records,
+    stop_after_each_write,
+)
 from support.stack import MASTER_KEY, Agent, Server, Stack
 from support.task_helpers import submit
 from support.transfer_helpers import Shell
@@ -185,10 +194,6 @@ async def test_conversion_can_be_reverted_and_repeated(
     assert (vectors_in(found, FLOAT32), len(vectors_in(found, HALF))) == ({}, 12)
 
 
-class Killed(BaseException):
-    """Simulates the end of the process."""
-
-
 async def test_conversion_stopped_after_any_write_completes_when_rerun(
     stack: Stack, server: Server, alice: Agent, namespace: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -197,18 +202,10 @@ async def test_conversion_stopped_after_any_write_completes_when_rerun(
     monkeypatch.setattr(reindex, "MODELS_SECONDS", 0.0)
     settings = Settings.load(redis_url=stack.redis.url_of(SERVER), master_key=MASTER_KEY)
     async with Service(settings).running() as service:
-        whole, left, own = service.backend.write, -1, asyncio.current_task()
 
-        async def write(function: str, *rest: Any, **more: Any) -> Any:
-            nonlocal left
-            answer = await whole(function, *rest, **more)
-            if asyncio.current_task() is own:  # not the audit's sealer, which writes concurrently
-                left -= 1
-                if left == 0:
-                    raise Killed
-            return answer
+        async def finds() -> None:
+            assert await alice.search(note_text(2), mode="vector", limit=1) == [note_text(2)]
 
-        service.backend.write = write
         steps = (
             (lambda: change(service, namespace), True),
             (lambda: reindex.back(service, namespace, quiet), False),
@@ -216,19 +213,9 @@ async def test_conversion_stopped_after_any_write_completes_when_rerun(
             (lambda: reindex.drop(service, namespace, quiet, keep_seconds=0), True),
         )
         for number, (step, half) in enumerate(steps):
-            stops = 0
-            while True:
-                left = stops + 1
-                try:
-                    await step()
-                    break
-                except Killed:
-                    stops += 1
-                if number < 3:  # the old index is dropped without the delay that searches need
-                    assert await alice.search(note_text(2), mode="vector", limit=1) == [note_text(2)]
-            assert stops >= 2
+            # The old index is dropped at the end without the delay that searches need.
+            assert await stop_after_each_write(service, step, finds if number < 3 else None) >= 2
             assert (await service.models.get(namespace, afresh=True)).current.half is half
-        left = -1  # writes at the service's end are not stopped
         models = await service.models.get(namespace, afresh=True)
     assert (models.current.half, models.other) == (True, None)
     await server.service.models.get(namespace, afresh=True)  # skip the one-second cache

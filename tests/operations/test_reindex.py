@@ -7,7 +7,6 @@ import json
 import signal
 from collections.abc import AsyncGenerator
 from dataclasses import replace
-from typing import Any
 
 import pytest
 import pytest_asyncio
@@ -28,6 +27,7 @@ from support.reindex_helpers import (
     records,
     sidecar_of,
     start_command,
+    stop_after_each_write,
     transports,
     twin,
 )
@@ -231,10 +231,6 @@ async def test_index_that_keeps_word_positions_is_rebuilt_without_them(
     assert await alice.search(words, mode="keyword", limit=3) == found
 
 
-class Killed(BaseException):
-    """Simulates the end of the process."""
-
-
 async def test_change_stopped_after_any_write_completes_when_rerun(
     stack: Stack,
     server: Server,
@@ -247,33 +243,12 @@ async def test_change_stopped_after_any_write_completes_when_rerun(
     monkeypatch.setattr(reindex, "MODELS_SECONDS", 0.0)
     settings = Settings.load(redis_url=stack.redis.url_of(SERVER), master_key=MASTER_KEY)
     async with Service(settings).running() as service:
-        whole, left, own = service.backend.write, -1, asyncio.current_task()
-
-        async def write(function: str, *rest: Any, **more: Any) -> Any:
-            nonlocal left
-            answer = await whole(function, *rest, **more)
-            if asyncio.current_task() is own:  # not the audit's sealer, which writes concurrently
-                left -= 1
-                if left == 0:
-                    raise Killed
-            return answer
-
-        service.backend.write = write
         steps = (
             lambda: change(service, namespace, NEW.name),
             lambda: reindex.drop(service, namespace, quiet, keep_seconds=0),
         )
         for step, least in zip(steps, (3, 2), strict=True):
-            stops = 0
-            while True:
-                left = stops + 1
-                try:
-                    await step()
-                    break
-                except Killed:
-                    stops += 1
-            assert stops >= least
-        left = -1  # writes at the service's end are not stopped
+            assert await stop_after_each_write(service, step) >= least
         models = await service.models.get(namespace, afresh=True)
     assert (models.current.name, models.other) == (NEW.name, None)
     assert await lacking(stack.client, namespace, NEW) == []

@@ -6,7 +6,7 @@ import asyncio
 import os
 import shutil
 import sys
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -184,3 +184,41 @@ def overlap(one: Sequence[Sequence[str]], other: Sequence[Sequence[str]]) -> flo
     """
     both = sum(len({*left} & {*right}) for left, right in zip(one, other, strict=True))
     return both / sum(map(len, one))
+
+
+class Killed(BaseException):
+    """Simulates the end of the process."""
+
+
+async def stop_after_each_write(
+    service: Service, step: Callable[[], Awaitable[Any]], check: Callable[[], Awaitable[None]] | None = None
+) -> int:
+    """Run a step that ends after its first write, then one that ends after its second, until one completes.
+
+    `check` runs after each that was stopped. Returns how many were.
+    """
+    whole, own, stops, left = service.backend.write, asyncio.current_task(), 0, 0
+
+    async def write(function: str, *rest: Any, **more: Any) -> Any:
+        nonlocal left
+        answer = await whole(function, *rest, **more)
+        if asyncio.current_task() is own:  # not the audit's sealer, which writes concurrently
+            left -= 1
+            if left == 0:
+                raise Killed
+        return answer
+
+    service.backend.write = write
+    try:
+        while True:
+            left = stops + 1
+            try:
+                await step()
+                return stops
+            except Killed:
+                stops += 1
+            left = -1
+            if check:
+                await check()
+    finally:
+        service.backend.write = whole

@@ -22,7 +22,7 @@ async def execute(pipe: Any) -> list[Any]:
     """Run a pipeline. A command at a key of another type answers with its error; all other errors are raised."""
     answers: list[Any] = await pipe.execute(raise_on_error=False)
     for answer in answers:
-        if isinstance(answer, Exception) and not str(answer).startswith(_WRONG_TYPE):
+        if isinstance(answer, Exception) and not is_wrong_type(answer):
             raise answer
     return answers
 
