@@ -92,7 +92,9 @@ class MemoryServiceError(Exception):
 
     def text(self) -> str:
         """Return the error in one line for people and models."""
-        return f"{self.code}: {self.message}" + (f" ({self.hint})" if self.hint else "")
+        wait = f"retry after {self.retry_after:g} s" if self.retry_after else ""
+        todo = "; ".join(filter(None, [self.hint, wait]))
+        return f"{self.code}: {self.message}" + (f" ({todo})" if todo else "")
 
 
 class InvalidArgument(MemoryServiceError, code="invalid_argument"):

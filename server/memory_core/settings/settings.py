@@ -38,6 +38,8 @@ from memory_core.settings.groups import (
 )
 
 SettingPath = tuple[str, ...]
+AnswerForm = Literal["both", "text", "structured"]
+ToolSet = Literal["all", "team", "memory"]
 ENV_PREFIX = "MEMORY_"
 NESTED = "__"
 _MAX_CONFIG_BYTES = 1 << 20
@@ -101,6 +103,13 @@ class Settings(BaseSettings):
         default=None, description="key of a sidecar, from `redis-memory keys transport`; not for servers"
     )
     transport_key_file: Path | None = Field(default=None, description="file that holds the transport key instead")
+    answers: AnswerForm | None = Field(
+        default=None,
+        description="form of MCP answers; null is text for chat clients that hide it behind the structure, else both",
+    )
+    tools: ToolSet = Field(
+        default="all", description="tools that are listed; team leaves out monitoring and batches, memory teamwork too"
+    )
     secrets: Literal["warn", "redact", "seal", "refuse"] = Field(
         default="warn",
         description="what happens to memories that look like a credential; `seal` encrypts and needs a master key",
