@@ -19,7 +19,7 @@ from memory_server.cli import app
 from memory_server.cli.client_config.clients import SECTION, Client, Environment, Server, config_file, entry
 from memory_server.cli.client_config.json_text import with_member
 
-URL = "http://127.0.0.1:8765/mcp?agent={}"
+URL = "http://127.0.0.1:8765/mcp?agent={}&answers=text"
 FILES = {
     "claude": ".claude.json",
     "gemini": ".gemini/settings.json",
@@ -143,7 +143,7 @@ def test_connect_keeps_unknown_settings_of_its_entry(desk: Desk, client: str) ->
     desk.run(client, "--stdio")
     was = desk.entry(client)
     assert Path(was["command"]).is_absolute()
-    assert was["args"][-4:] == ["serve", "--stdio", "--agent", client]
+    assert was["args"][-6:] == ["serve", "--stdio", "--agent", client, "--answers", "text"]
     text = desk.file(client).read_text()
     in_toml, in_json = text + "\nstartup_timeout_sec = 60\n", text.replace('"command"', '"timeout": 60, "command"')
     extra = in_toml if client == "codex" else in_json
@@ -154,13 +154,20 @@ def test_connect_keeps_unknown_settings_of_its_entry(desk: Desk, client: str) ->
     assert 60 in found.values()
 
 
+def test_chosen_tools_are_written_for_both_transports(desk: Desk) -> None:
+    desk.run("claude", "--tools", "memory")
+    assert desk.entry("claude")["url"] == f"{URL.format('claude')}&tools=memory"
+    desk.run("claude", "--stdio", "--tools", "memory")
+    assert desk.entry("claude")["args"][-4:] == ["--answers", "text", "--tools", "memory"]
+
+
 @pytest.mark.parametrize("client", FILES)
 def test_token_variable_is_written_but_never_the_token(
     desk: Desk, client: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MEMORY_TOKEN", "rm_secret")
     desk.run(client, "--token-env", "MEMORY_TOKEN")
-    url = {key: value.partition("?")[0] if "url" in key.lower() else value for key, value in HTTP[client].items()}
+    url = {key: value.replace(f"agent={client}&", "") for key, value in HTTP[client].items()}
     assert desk.entry(client) == url | TOKENS[client]
     desk.run(client, "--stdio", "--token-env", "MEMORY_TOKEN")
     assert "--agent" not in desk.entry(client)["args"]

@@ -22,6 +22,7 @@ from pydantic_settings import (
 from memory_core.errors import InvalidArgument
 from memory_core.records.names import NAME_PATTERN
 from memory_core.settings.auth import AuthSettings, Names
+from memory_core.settings.choices import AnswerForm, ToolSet
 from memory_core.settings.groups import (
     AuditSettings,
     BulkSettings,
@@ -38,8 +39,6 @@ from memory_core.settings.groups import (
 )
 
 SettingPath = tuple[str, ...]
-AnswerForm = Literal["both", "text", "structured"]
-ToolSet = Literal["all", "team", "memory"]
 ENV_PREFIX = "MEMORY_"
 NESTED = "__"
 _MAX_CONFIG_BYTES = 1 << 20

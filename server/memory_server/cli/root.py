@@ -10,6 +10,7 @@ import typer
 
 from memory_core.crypto.secret_files import restrict_umask
 from memory_core.errors import MemoryServiceError
+from memory_core.settings.choices import AnswerForm, ToolSet
 from memory_server.cli import lazy
 from memory_server.cli.commands.agents import agents
 from memory_server.cli.commands.audit import audit
@@ -49,9 +50,11 @@ def serve(
     port: Annotated[int | None, typer.Option(help="HTTP port; 0 picks a free one.")] = None,
     host: Annotated[str | None, typer.Option(help="HTTP address; loopback only without authentication.")] = None,
     agent: Annotated[str | None, typer.Option(help="Name of the agent that connects over stdio.")] = None,
+    tools: Annotated[ToolSet | None, typer.Option(help="Tools that are listed; a URL's `?tools=` wins.")] = None,
+    answers: Annotated[AnswerForm | None, typer.Option(help="Form of answers; a URL's `?answers=` wins.")] = None,
 ) -> None:
     """Serve MCP."""
-    overrides = {"port": port, "host": host, "agent": agent}
+    overrides = {"port": port, "host": host, "agent": agent, "tools": tools, "answers": answers}
     settings = lazy.settings.Settings.load(
         console.config, data_dir=console.data_dir, namespace=console.namespace_option, **overrides
     )
@@ -101,8 +104,14 @@ def settings(
 @app.command(hidden=True)
 def reference(
     tools: Annotated[bool, typer.Option("--tools", help="Print docs/tools.md instead.")] = False,
+    seen: Annotated[
+        ToolSet | None, typer.Option("--list", help="Print what a model sees instead: instructions and these tools.")
+    ] = None,
 ) -> None:
     """Print the reference of all commands, docs/cli.md."""
+    if seen is not None:
+        lazy.printing.page(lazy.tools_reference.seen_by_models(seen))
+        return
     page = lazy.tools_reference.markdown() if tools else markdown(typer.main.get_command(app))
     lazy.printing.page(page)
 

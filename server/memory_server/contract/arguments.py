@@ -58,15 +58,15 @@ class NoArguments(Arguments):
 class Filters(Arguments):
     """Filters of searches and lists."""
 
-    agent_ids: ListOf[str] | None = Field(default=None, description="only memories of these agents")
+    agent_ids: ListOf[str] | None = Field(default=None, description="whose memories")
     memory_types: ListOf[MemoryType] | None = None
     priorities: ListOf[Priority] | None = None
     tags: ListOf[str] | None = None
     tag_match: Literal["any", "all"] = "any"
-    context: str | None = Field(default=None, description="only this session, thread or project")
-    source: str | None = Field(default=None, description="only from this speaker, file or URL")
-    since: Time | None = Field(default=None, description="happened at or after: ISO 8601, epoch or '2 days ago'")
-    until: Time | None = Field(default=None, description="happened at or before")
+    context: str | None = Field(default=None, description="session, thread or project")
+    source: str | None = Field(default=None, description="speaker, file or URL")
+    since: Time | None = Field(default=None, description="when it happened: ISO 8601, epoch or '2 days ago'")
+    until: Time | None = None
     include_archive: bool = False
 
     @property
@@ -78,26 +78,27 @@ class Filters(Arguments):
 class StoreArguments(Arguments):
     """store_memory"""
 
-    content: str = Field(description="what to remember")
+    content: str
     memory_type: MemoryType = MemoryType.CONTEXT
     priority: Priority = Field(
         default=Priority.MEDIUM,
-        description="lifetime: critical forever, high 90 days, medium 30, low 7, archive forever but hidden",
+        description="lifetime: critical forever, high 90 days, medium 30, low 7, archive forever but not searched",
     )
     visibility: Visibility = Field(
-        default=Visibility.PRIVATE, description="private; shared: by grants; public: everyone"
+        default=Visibility.PRIVATE,
+        description="private: you and your grants; shared: meant for grants; public: all",
     )
     tags: ListOf[str] | None = None
-    context: str | None = Field(default=None, description="session, thread or project it belongs to")
-    source: str | None = Field(default=None, description="who or what said it: a speaker, a file, a URL")
-    occurred_at: Time | None = Field(default=None, description="default now")
+    context: str | None = Field(default=None, description="session, thread or project")
+    source: str | None = Field(default=None, description="who or what said it")
+    occurred_at: Time | None = Field(default=None, description="default: now")
     metadata: JsonObject | None = None
     sensitive: bool = Field(default=False, description="encrypt it")
-    ttl_seconds: int | None = Field(default=None, description="lifetime instead of the priority's")
-    idempotency_key: str | None = Field(default=None, description="makes retries safe: same key, same memory")
-    wait: bool = Field(default=True, description="wait up to 2 s for the vector")
+    ttl_seconds: int | None = Field(default=None, description="instead of the priority's lifetime")
+    idempotency_key: str | None = Field(default=None, description="same key, same memory")
+    wait: bool = Field(default=True, description="for the vector, up to 2 s")
     agent_id: AgentId = None
-    vector: ListOf[float] | None = Field(default=None, description="ready-made, for memory_type embedding only")
+    vector: ListOf[float] | None = Field(default=None, description="ready-made, for type embedding only")
 
 
 class RetrieveArguments(Arguments):
@@ -111,7 +112,7 @@ class ListArguments(Filters):
 
     agent_id: AgentId = None
     limit: int = Field(default=20, ge=1, le=100)
-    cursor: str | None = Field(default=None, description="next_cursor of the page before")
+    cursor: str | None = Field(default=None, description="next_cursor of the last page")
 
 
 class UpdateArguments(Arguments):
@@ -119,12 +120,12 @@ class UpdateArguments(Arguments):
 
     memory_id: str
     content: str | None = None
-    priority: Priority | None = Field(default=None, description="a new one restarts its lifetime")
+    priority: Priority | None = Field(default=None, description="restarts the lifetime")
     visibility: Visibility | None = None
-    tags: ListOf[str] | None = Field(default=None, description="replaces all; [] removes all")
+    tags: ListOf[str] | None = Field(default=None, description="replaces all")
     context: str | None = Field(default=None, description="'' removes it")
-    metadata: JsonObject | None = Field(default=None, description="replaces all; {} removes it")
-    expected_rev: int | None = Field(default=None, description="refuse if it was changed since this revision")
+    metadata: JsonObject | None = Field(default=None, description="replaces all")
+    expected_rev: int | None = Field(default=None, description="refuse if changed since")
 
     @property
     def changed(self) -> frozenset[str]:
@@ -136,23 +137,23 @@ class UpdateArguments(Arguments):
 class ClearArguments(Filters):
     """clear_memory"""
 
-    memory_ids: ListOf[str] | None = Field(default=None, description="these, or use the filters")
-    expired_only: bool = Field(default=False, description="those past their lifetime")
-    dry_run: bool = Field(default=False, description="only count")
-    confirm: bool = Field(default=False, description="needed for more than one where no person can be asked")
+    memory_ids: ListOf[str] | None = Field(default=None, description="these, or give filters")
+    expired_only: bool = Field(default=False, description="past their lifetime")
+    dry_run: bool = Field(default=False, description="count only")
+    confirm: bool = Field(default=False, description="delete more than one without asking the person")
 
 
 class SearchArguments(Filters):
     """semantic_search"""
 
-    query: str = Field(description="what to look for, in any words")
+    query: str
     mode: Literal["hybrid", "vector", "keyword"] = "hybrid"
     limit: int = Field(default=10, ge=1, le=100)
     min_score: MinScore = 0.0
-    recency_weight: float = Field(default=0.0, ge=0, le=1, description="share of the score given to newness")
-    priority_weight: float = Field(default=0.0, ge=0, le=1, description="share given to the priority")
-    rerank: bool = Field(default=False, description="take more candidates and compare exactly; slower")
-    max_tokens: int | None = Field(default=None, ge=1, description="budget for contents, metadata and tags")
+    recency_weight: float = Field(default=0.0, ge=0, le=1, description="share of newness in the score")
+    priority_weight: float = Field(default=0.0, ge=0, le=1, description="share of priority")
+    rerank: bool = Field(default=False, description="more exact, slower")
+    max_tokens: int | None = Field(default=None, ge=1, description="budget of the answer")
     deadline_ms: int | None = Field(default=None, ge=1, le=60_000)
 
 
@@ -162,28 +163,28 @@ class SimilarArguments(Filters):
     memory_id: str
     limit: int = Field(default=10, ge=1, le=100)
     min_score: MinScore = 0.0
-    exact: bool = Field(default=False, description="compare with every memory")
+    exact: bool = Field(default=False, description="compare with all")
 
 
 class StatsArguments(Arguments):
     """memory_stats"""
 
-    agent_id: str | None = Field(default=None, description="only what this agent wrote")
-    since: Time | None = Field(default=None, description="also count what was stored since")
+    agent_id: str | None = Field(default=None, description="its writer")
+    since: Time | None = Field(default=None, description="also count what is newer")
 
 
 class BatchArguments(Arguments):
     """batch_operations"""
 
-    operations: ListOf[dict[str, Any]] = Field(description="each {op, ...arguments}")
+    operations: ListOf[dict[str, Any]] = Field(description="each {op: a tool, ...its arguments}; stores do not wait")
     stop_on_error: bool = False
 
 
 class WaitArguments(Arguments):
     """wait_for_events"""
 
-    cursor: str | None = Field(default=None, description="of the last answer; default: from now on")
-    kinds: ListOf[EventKind] | None = Field(default=None, description="default: all; match needs query")
-    query: str | None = Field(default=None, description="wake when a readable memory close to this is stored")
+    cursor: str | None = Field(default=None, description="of the last answer; default: from now")
+    kinds: ListOf[EventKind] | None = Field(default=None, description="default: all")
+    query: str | None = Field(default=None, description="wake when a memory close to this is stored")
     timeout_seconds: float = Field(default=30, ge=0, le=300)
-    min_score: MinScore = Field(default=MATCH_MIN_SCORE, description="minimum similarity")
+    min_score: MinScore = MATCH_MIN_SCORE

@@ -17,17 +17,15 @@ from memory_server.contract.untrusted_text import NOTE, counted, quoted
 class ShareArguments(Arguments):
     """share_context_with_agent"""
 
-    target_agent: str = Field(description="a registered agent")
-    memory_ids: ListOf[str] | None = Field(default=None, description="these; or give context, tags or memory_types")
+    target_agent: str
+    memory_ids: ListOf[str] | None = Field(default=None, description="or context, tags or memory_types")
     context: str | None = None
-    tags: ListOf[str] | None = Field(default=None, description="memories with any of them")
+    tags: ListOf[str] | None = Field(default=None, description="any of them")
     memory_types: ListOf[MemoryType] | None = None
-    permission: Literal["read", "write"] = Field(
-        default="read", description="write: may change content and metadata, and share on, one level"
-    )
-    bidirectional: bool = Field(default=False, description="also offer the other direction")
-    expires_in_seconds: int | None = Field(default=None, description="default never")
-    note: str | None = Field(default=None, description="why, for the other agent")
+    permission: Literal["read", "write"] = Field(default="read", description="write: may also change and share on")
+    bidirectional: bool = Field(default=False, description="offer the other direction too")
+    expires_in_seconds: int | None = Field(default=None, description="default: never")
+    note: str | None = Field(default=None, description="why")
 
 
 class RevokeArguments(Arguments):
@@ -39,18 +37,18 @@ class RevokeArguments(Arguments):
 class OfferArguments(Arguments):
     """answer_offer"""
 
-    offer_id: str = Field(description="from get_shared_context or a grant event")
+    offer_id: str = Field(description="of get_shared_context or an event")
     accept: bool = Field(default=True, description="false: decline")
 
 
 class SharedContextArguments(Arguments):
     """get_shared_context"""
 
-    agent_id: str | None = Field(default=None, description="only what this agent shares with you")
+    agent_id: str | None = Field(default=None, description="who shares")
     context: str | None = None
-    query: str | None = Field(default=None, description="only what matches, best first; not with since")
-    since: Time | None = Field(default=None, description="only what changed since this next_cursor or time")
-    max_tokens: int = Field(default=4000, ge=1, description="budget for contents, metadata and tags")
+    query: str | None = Field(default=None, description="best matches first; not with since")
+    since: Time | None = Field(default=None, description="next_cursor or time: changes only")
+    max_tokens: int = Field(default=4000, ge=1, description="budget of the answer")
 
 
 class ShareAnswer(Answer):

@@ -18,27 +18,27 @@ Seconds = Annotated[float, Field(gt=0, le=86_400)]
 class DistributeArguments(Arguments):
     """distribute_task"""
 
-    description: str = Field(description="what to do; must be clear without other context")
-    task_type: str = Field(default="general", description="agents are judged by how they did at this type")
+    description: str = Field(description="clear without other context")
+    task_type: str = Field(default="general", description="agents are rated by type")
     payload: JsonObject | None = None
-    required_capabilities: ListOf[str] | None = Field(default=None, description="at most 16, of 1024 bytes in all")
+    required_capabilities: ListOf[str] | None = Field(default=None, description="at most 16")
     priority: TaskPriority = TaskPriority.MEDIUM
-    assign_to: str | None = Field(default=None, description="only this agent, ever; dead if it unregisters")
+    assign_to: str | None = Field(default=None, description="only this agent, ever")
     min_context_window: int = Field(default=0, ge=0, le=MOST_TOKENS, description="tokens")
-    depends_on: ListOf[str] | None = Field(default=None, description="task ids that must complete first")
+    depends_on: ListOf[str] | None = Field(default=None, description="task ids to complete first")
     max_retries: int = Field(default=3, ge=0, le=100)
     lease_seconds: Seconds = 300
     deadline: Time | None = None
-    idempotency_key: str | None = Field(default=None, description="makes retries safe: same key, same task")
+    idempotency_key: str | None = Field(default=None, description="same key, same task")
 
 
 class PendingArguments(Arguments):
     """get_pending_tasks"""
 
     agent_id: AgentId = None
-    claim: bool = Field(default=True, description="false: only look")
+    claim: bool = Field(default=True, description="false: look only")
     limit: int = Field(default=1, ge=1, le=100)
-    wait_seconds: float = Field(default=0, ge=0, le=300, description="maximum seconds to wait for a task")
+    wait_seconds: float = Field(default=0, ge=0, le=300, description="for a task")
     with_memories: int = Field(default=5, ge=0, le=20)
 
 
@@ -53,8 +53,8 @@ class CompleteArguments(TaskArguments):
 
     lease_token: str
     result: Json = None
-    metrics: JsonObject | None = Field(default=None, description="duration_ms, tokens, ...")
-    store_result: bool = Field(default=False, description="keep the result as a memory too; needs scope write")
+    metrics: JsonObject | None = Field(default=None, description="duration_ms, tokens, …")
+    store_result: bool = Field(default=False, description="also as a memory; needs scope write")
 
 
 class FailArguments(TaskArguments):
@@ -63,7 +63,7 @@ class FailArguments(TaskArguments):
     lease_token: str
     error: str
     retry: bool = True
-    handoff: str | None = Field(default=None, description="what you did and what the next agent should know")
+    handoff: str | None = Field(default=None, description="what you did and the next agent should know")
 
 
 class CancelArguments(TaskArguments):
@@ -84,11 +84,11 @@ class RegisterArguments(Arguments):
 
     agent_id: AgentId = None
     agent_type: AgentType = AgentType.CUSTOM
-    capabilities: ListOf[str] | None = Field(default=None, description="what you can do; tasks ask for these")
+    capabilities: ListOf[str] | None = Field(default=None, description="skills that tasks ask for")
     context_window: int = Field(default=0, ge=0, le=MOST_TOKENS, description="tokens")
-    max_tasks: int = Field(default=1, ge=1, le=1000, description="how many at a time")
-    heartbeat_seconds: float = Field(default=60, ge=0.2, le=3600, description="how often you will call in")
-    description: str = Field(default="", description="what you are good at, for routing by meaning")
+    max_tasks: int = Field(default=1, ge=1, le=1000, description="at a time")
+    heartbeat_seconds: float = Field(default=60, ge=0.2, le=3600, description="longest silence")
+    description: str = Field(default="", description="what you are good at")
 
 
 class UnregisterArguments(Arguments):
@@ -96,24 +96,24 @@ class UnregisterArguments(Arguments):
 
     agent_id: AgentId = None
     memories: Literal["keep", "transfer", "delete"] = Field(
-        default="keep", description="keep: no agent has them, not even the next one of your name"
+        default="keep", description="keep: for an operator; transfer: offered; delete: erased"
     )
-    transfer_to: str | None = Field(default=None, description="a registered agent, which must accept the offer")
+    transfer_to: str | None = Field(default=None, description="must accept the offer")
 
 
 class HeartbeatArguments(Arguments):
     """update_agent_heartbeat"""
 
     agent_id: AgentId = None
-    status: AgentStatus | None = Field(default=None, description="draining: finish and take no more")
+    status: AgentStatus | None = Field(default=None, description="draining: take no more")
     load: float | None = Field(default=None, ge=0, le=1)
-    lease_tokens: ListOf[str] | None = Field(default=None, description="of the tasks you work on, to renew them")
-    metrics: JsonObject | None = Field(default=None, description="progress; the next agent gets it if you stop")
+    lease_tokens: ListOf[str] | None = Field(default=None, description="to renew")
+    metrics: JsonObject | None = Field(default=None, description="progress, for the next agent if you stop")
 
 
 class ListAgentsArguments(Arguments):
     """list_agents"""
 
     agent_types: ListOf[AgentType] | None = None
-    capabilities: ListOf[str] | None = Field(default=None, description="that can do all of these")
+    capabilities: ListOf[str] | None = Field(default=None, description="all of these")
     alive_only: bool = True

@@ -8,21 +8,21 @@ with an output schema expects structured content.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, TypeVar, cast, get_args
+from typing import Any, get_args
 
 from mcp.server.context import CallNext, HandlerResult, ServerRequestContext
 from pydantic import BaseModel
 
 from memory_core.errors import InvalidArgument, echo
 from memory_core.records.names import to_name
-from memory_core.settings.settings import AnswerForm, Settings, ToolSet
+from memory_core.settings.choices import AnswerForm, ToolSet
+from memory_core.settings.settings import Settings
 from memory_server.mcp.listing import INSTRUCTIONS, is_listed
 from memory_server.mcp.metering import protocol_error
 
 TEXT_CLIENTS = frozenset({"claude-code", "codex-mcp-client", "opencode"})
 """Names in `clientInfo` of the chat clients that show the model only the structure of an answer."""
 _GREETINGS = frozenset({"initialize", "server/discover"})
-_T = TypeVar("_T", bound=str)
 
 
 @dataclass(frozen=True, slots=True)

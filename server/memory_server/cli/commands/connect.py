@@ -11,9 +11,13 @@ from urllib.parse import urlencode
 import typer
 
 from memory_core.errors import InvalidArgument, echo
+from memory_core.settings.choices import AnswerForm, ToolSet
 from memory_server.cli import lazy
 from memory_server.cli.client_config.clients import NEXT_STEP, Client, Environment, Server, config_file, entry
 from memory_server.cli.console import Console, common_options
+
+_ANSWERS: AnswerForm = "text"
+"""All these clients are for chats: the model reads the text, and some hide it if there is a structure too."""
 
 
 @common_options()
@@ -29,6 +33,7 @@ def connect(
         str | None, typer.Option(help="Environment variable of the client that holds its token, if it needs one.")
     ] = None,
     name: Annotated[str, typer.Option(help="Name of the server in the client.")] = "redis-memory",
+    tools: Annotated[ToolSet | None, typer.Option(help="Tools that the client lists; all if omitted.")] = None,
     project: Annotated[bool, typer.Option("--project", help="Only for the project in this folder.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would change, without changing it.")] = False,
     only_print: Annotated[bool, typer.Option("--print", help="Print the entry to add by hand; read no file.")] = False,
@@ -37,8 +42,8 @@ def connect(
     _check(name, token_env, stdio, url)
     agent = agent or (None if token_env else client.value)
     server = Server(
-        url="" if stdio else _url(console, url, agent, token_env),
-        command=_command(console, agent) if stdio else (),
+        url="" if stdio else _url(console, url, agent, token_env, tools),
+        command=_command(console, agent, tools) if stdio else (),
         token_variable=token_env,
     )
     wanted = entry(client, server)
@@ -79,17 +84,18 @@ def _check(name: str, token_env: str | None, stdio: bool, url: str | None) -> No
         raise InvalidArgument(f"--url {echo(url)} is not a URL", hint="such as https://memory.example/mcp")
 
 
-def _url(console: Console, url: str | None, agent: str | None, token: str | None) -> str:
+def _url(console: Console, url: str | None, agent: str | None, token: str | None, tools: ToolSet | None) -> str:
     """Return the server's URL, with the names that the token does not determine."""
     settings = console.settings
     base = url or f"{'https' if settings.tls_cert else 'http'}://127.0.0.1:{settings.port}/mcp"
     namespace = console.namespace_option if token else settings.namespace
     names = {"agent": agent, "namespace": None if namespace == "default" else namespace}
+    names |= {"answers": _ANSWERS, "tools": tools}
     query = urlencode({key: value for key, value in names.items() if value})
     return f"{base}{'&' if '?' in base else '?'}{query}" if query else base
 
 
-def _command(console: Console, agent: str | None) -> tuple[str, ...]:
+def _command(console: Console, agent: str | None, tools: ToolSet | None) -> tuple[str, ...]:
     """Return the command that starts a stdio server of this installation, from any folder.
 
     With -P, because clients start it in the folder of a project, whose modules must not shadow installed ones.
@@ -101,6 +107,8 @@ def _command(console: Console, agent: str | None) -> tuple[str, ...]:
         "--namespace": console.namespace_option,
         "--config": console.config and str(console.config.resolve()),
         "--data-dir": console.data_dir and str(console.data_dir.resolve()),
+        "--answers": _ANSWERS,
+        "--tools": tools,
     }
     given = [part for option, value in options.items() if value for part in (option, value)]
     return (*start, "serve", "--stdio", *given)

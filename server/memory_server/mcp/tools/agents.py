@@ -20,22 +20,19 @@ _FATES: dict[str, tuple[Effect, ...]] = {
 
 def agent_tools(runtime: Runtime) -> list[StrictTool]:
     async def register_agent(request: RequestContext, args: arguments_of.RegisterArguments) -> RegisterAnswer:
-        """Say who you are and what you can do, so that work and shared context reach you."""
+        """Join the team, once per session: say what you can do, so that tasks and shared context reach you."""
         return await lazy.registry.register_agent(await runtime.service(), request.acting_as(args.agent_id), args)
 
     async def unregister_agent(request: RequestContext, args: arguments_of.UnregisterArguments) -> UnregisterAnswer:
-        """Leave for good: your tasks go to others, those only for you end, your grants end, and you lose your memories.
-
-        They are kept for an operator, offered to another agent, or deleted.
-        """
+        """Leave forever: your tasks go to others, your grants end, and you lose your memories."""
         return await lazy.registry.unregister_agent(await runtime.service(), request.acting_as(args.agent_id), args)
 
     async def update_agent_heartbeat(request: RequestContext, args: arguments_of.HeartbeatArguments) -> HeartbeatAnswer:
-        """Report that you are alive and renew your leases. The answer lists lost leases and what waits for you."""
+        """Report progress and renew your leases during long silent work."""
         return await lazy.registry.heartbeat(await runtime.service(), request.acting_as(args.agent_id), args)
 
     async def list_agents(request: RequestContext, args: arguments_of.ListAgentsArguments) -> AgentListAnswer:
-        """List agents: registered, alive, able and free."""
+        """List agents with skills and load, to see who can take work."""
         return await lazy.registry.list_agents(await runtime.service(), request.caller, args)
 
     return [

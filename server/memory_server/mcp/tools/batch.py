@@ -38,10 +38,7 @@ def batch_tool(runtime: Runtime, tools: Sequence[StrictTool]) -> StrictTool:
     by_name = {tool.name: tool for tool in tools}
 
     async def batch_operations(ctx: Ctx, request: RequestContext, args: arguments_of.BatchArguments) -> BatchAnswer:
-        """Run up to 1,000 operations, each {op: a tool's name, ...its arguments}; writes keep their order.
-
-        Stores do not wait for their vectors unless they say wait: true.
-        """
+        """Run up to 1,000 operations in one call, such as many stores; writes keep their order."""
         limit = runtime.settings.limits.operations
         if len(args.operations) > limit:
             raise InvalidArgument(f"{len(args.operations)} operations; at most {limit} are allowed", hint="split them")

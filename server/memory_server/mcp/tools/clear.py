@@ -60,7 +60,7 @@ def clear_tool(runtime: Runtime) -> StrictTool:
         plan: Annotated[Any, Resolve(selected)],
         asked: Annotated[ElicitationResult[Confirmation], Resolve(confirmation)],
     ) -> ClearAnswer:
-        """Permanently delete your own memories, by id or by filter. More than one needs confirmation."""
+        """Delete your memories forever, by ids or filters as in semantic_search. To correct one, use update_memory."""
         confirmed = asked.action == "accept" and asked.data.delete
         if _must_ask(ctx, request, args, plan.matched) and _is_answered_later(ctx):
             confirmed = questions.use(request.caller, plan.subject) and confirmed

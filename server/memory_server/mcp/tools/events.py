@@ -23,10 +23,7 @@ _REFUSAL_SECONDS = 1.0
 
 def event_tools(runtime: Runtime) -> list[StrictTool]:
     async def wait_for_events(ctx: Ctx, request: RequestContext, args: arguments_of.WaitArguments) -> EventsAnswer:
-        """Wait until something happens that concerns you: a task, grant, agent or memory, or a match of your query.
-
-        Call it again with the returned cursor to miss nothing.
-        """
+        """Wait for what concerns you: tasks, grants, agents, memories, matches of query. Pass on the cursor."""
         wait = lazy.waiting.wait_for_events(await runtime.service(), request, args)
         try:
             return await while_connected(ctx, request, wait)

@@ -14,19 +14,19 @@ from memory_server.runtime import Runtime
 
 def memory_tools(runtime: Runtime) -> list[StrictTool]:
     async def store_memory(request: RequestContext, args: arguments_of.StoreArguments) -> StoreAnswer:
-        """Remember something: a fact, decision, preference or result worth finding again later."""
+        """Remember a fact, decision, preference or result for later: one per memory, clear without other context."""
         return await lazy.store.store_memory(await runtime.service(), request.acting_as(args.agent_id), args)
 
     async def retrieve_memory(request: RequestContext, args: arguments_of.RetrieveArguments) -> MemoryAnswer:
-        """Read one whole memory by its id."""
+        """Read one memory whole, by the id in a search result."""
         return await lazy.get.retrieve_memory(await runtime.service(), request, args.memory_id)
 
     async def get_agent_memories(request: RequestContext, args: arguments_of.ListArguments) -> MemoryListAnswer:
-        """List an agent's memories that you may read, newest first; your own by default."""
+        """List memories, newest first: yours, or those of agent_id that you may read. Filters as in semantic_search."""
         return await lazy.get.list_memories(await runtime.service(), request, args)
 
     async def update_memory(request: RequestContext, args: arguments_of.UpdateArguments) -> UpdateAnswer:
-        """Change one of your memories; omitted fields stay unchanged."""
+        """Correct or change a memory instead of storing it again; omitted fields stay."""
         return await lazy.update.update_memory(await runtime.service(), request, args)
 
     return [

@@ -13,11 +13,11 @@ from memory_server.runtime import Runtime
 
 def search_tools(runtime: Runtime) -> list[StrictTool]:
     async def semantic_search(request: RequestContext, args: arguments_of.SearchArguments) -> SearchAnswer:
-        """Find memories by meaning and by words. Use it before you start a task or answer from memory."""
+        """Find memories by meaning and words, best first. Use it before a task and before answering from memory."""
         return await lazy.search.semantic_search(await runtime.service(), request, args)
 
     async def find_similar_memories(request: RequestContext, args: arguments_of.SimilarArguments) -> SearchAnswer:
-        """Find the memories closest in meaning to one you have."""
+        """Find memories closest in meaning to one that you have, such as duplicates. Filters as in semantic_search."""
         return await lazy.search.find_similar(await runtime.service(), request, args)
 
     return [

@@ -13,24 +13,21 @@ from memory_server.runtime import Runtime
 
 def context_tools(runtime: Runtime) -> list[StrictTool]:
     async def share_context_with_agent(request: RequestContext, args: arguments_of.ShareArguments) -> ShareAnswer:
-        """Let another agent see memories of yours, private ones included, by ids, context, tags or types.
-
-        It covers what you store later too. Sharing the same again replaces permission and end.
-        """
+        """Let another agent read your memories, private and later ones too, by ids, context, tags or types."""
         return await lazy.grants.share_context(await runtime.service(), request, args)
 
     async def get_shared_context(
         request: RequestContext, args: arguments_of.SharedContextArguments
     ) -> SharedContextAnswer:
-        """List memories shared with you, or their changes since a cursor, and all grants and offers."""
+        """See what others share with you, or its changes since a cursor, and all grants and offers."""
         return await lazy.shared_context.get_shared_context(await runtime.service(), request, args)
 
     async def revoke_shared_context(request: RequestContext, args: arguments_of.RevokeArguments) -> RevokeAnswer:
-        """End a grant or an offer immediately: one that you gave, or one to you."""
+        """End a grant or an offer at once, given by you or to you."""
         return await lazy.grants.revoke_shared(await runtime.service(), request, args.grant_id)
 
     async def answer_offer(request: RequestContext, args: arguments_of.OfferArguments) -> OfferAnswer:
-        """Accept or decline an offer to you: to share the same back, or to take over what an agent that left had."""
+        """Accept or decline an offer to you: to share back, or to take over the memories of an agent that left."""
         return await lazy.offers.answer_offer(await runtime.service(), request, args)
 
     return [

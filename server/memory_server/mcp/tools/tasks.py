@@ -13,31 +13,31 @@ from memory_server.runtime import Runtime
 
 def task_tools(runtime: Runtime) -> list[StrictTool]:
     async def distribute_task(request: RequestContext, args: arguments_of.DistributeArguments) -> DistributeAnswer:
-        """Hand work to the best able agent, or queue it until one is free; the answer says why."""
+        """Hand work to the best able agent, or queue it until one is free."""
         return await lazy.submit.distribute_task(await runtime.service(), request, args)
 
     async def get_pending_tasks(request: RequestContext, args: arguments_of.PendingArguments) -> PendingAnswer:
-        """Take your next tasks, each with a lease_token, earlier failures and relevant memories."""
+        """Take work when you are free: your next task, with its lease_token, earlier failures and relevant memories."""
         return await lazy.leases.get_pending_tasks(await runtime.service(), request.acting_as(args.agent_id), args)
 
     async def complete_task(request: RequestContext, args: arguments_of.CompleteArguments) -> TaskStateAnswer:
-        """Complete a task whose lease you hold."""
+        """Report a task done, with its result."""
         return await lazy.leases.complete_task(await runtime.service(), request, args)
 
     async def fail_task(request: RequestContext, args: arguments_of.FailArguments) -> TaskStateAnswer:
-        """Give up a task; say what failed and leave a handoff for the next agent."""
+        """Give up a task that you cannot finish, so that it is tried again."""
         return await lazy.leases.fail_task(await runtime.service(), request, args)
 
     async def get_task(request: RequestContext, args: arguments_of.TaskArguments) -> TaskAnswer:
-        """Show a task with its whole history."""
+        """Show a task with its result and history."""
         return await lazy.lifecycle.get_task(await runtime.service(), request.caller, args.task_id)
 
     async def list_tasks(request: RequestContext, args: arguments_of.ListTasksArguments) -> TaskListAnswer:
-        """List the tasks that you submitted; states=dead shows the dead tasks."""
+        """List your tasks and their states."""
         return await lazy.lifecycle.list_tasks(await runtime.service(), request.caller, args.states or (), args.limit)
 
     async def cancel_task(request: RequestContext, args: arguments_of.CancelArguments) -> TaskStateAnswer:
-        """Cancel a task that you submitted; the agent that works on it is notified."""
+        """Cancel a task that you submitted."""
         return await lazy.lifecycle.cancel_task(await runtime.service(), request, args.task_id, args.reason)
 
     async def requeue_task(request: RequestContext, args: arguments_of.TaskArguments) -> TaskStateAnswer:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from typing import Any, TypeVar, cast
 
 from mcp.server.mcpserver import Context
@@ -20,10 +20,11 @@ from memory_core.errors import ConfirmationNeeded, InvalidArgument, MemoryServic
 from memory_core.records.authority import Effect
 from memory_server.access.gate import Gate
 from memory_server.contract.answer import Answer
-from memory_server.contract.arguments import Arguments
+from memory_server.contract.arguments import Arguments, Filters, SearchArguments
 from memory_server.engine.audited_calls import named_ids
 from memory_server.engine.batch_cache import BatchCache
 from memory_server.engine.request_context import RequestContext
+from memory_server.mcp.tools.published_schema import published
 
 log = logging.getLogger(__name__)
 _SHOWN_PROBLEMS = 3
@@ -35,6 +36,8 @@ class StrictTool(Tool):
     """A tool that admits its caller, refuses unknown arguments and returns refusals as typed errors."""
 
     arguments: type[Arguments]
+    schema_of_arguments: dict[str, Any]
+    """What is accepted; `parameters` is the shorter form that models read."""
     effects: frozenset[Effect]
     """What every call does; empty for a batch, whose operations are checked one by one."""
     effects_of: EffectsOf | None
@@ -142,13 +145,15 @@ def make_tool(
         read_only_hint=read_only, destructive_hint=destructive, idempotent_hint=read_only, open_world_hint=False
     )
     context, resolved = find_context_parameter(method), find_resolved_parameters(method)
+    schema = compact(arguments.model_json_schema())
     answer = func_metadata(method, skip_names=[*_COMMON_PARAMETERS, *resolved, *([context] if context else [])])
     return StrictTool(
         fn=method,
         name=method.__name__,
         title=None,
-        description=(method.__doc__ or "").strip(),
-        parameters=compact(arguments.model_json_schema()),
+        description=" ".join((method.__doc__ or "").split()),
+        parameters=published(schema, brief=_described_elsewhere(arguments)),
+        schema_of_arguments=schema,
         fn_metadata=FuncMetadata(
             arg_model=ArgModelBase,
             output_schema=refusable(compact(answer.output_schema or {})),
@@ -163,6 +168,11 @@ def make_tool(
         effects=frozenset(effects),
         effects_of=effects_of,
     )
+
+
+def _described_elsewhere(arguments: type[Arguments]) -> Collection[str]:
+    """Return the filters, which semantic_search describes for all tools."""
+    return Filters.model_fields if issubclass(arguments, Filters) and arguments is not SearchArguments else ()
 
 
 def compact(schema: dict[str, Any]) -> dict[str, Any]:
