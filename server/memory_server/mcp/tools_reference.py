@@ -54,7 +54,12 @@ def markdown() -> str:
 
 def seen_by_models(which: ToolSet) -> str:
     """Return the instructions and the list of tools that a model sees."""
-    return seen([tool for tools in asyncio.run(_groups()).values() for tool in tools], which)
+    return seen(all_tools(), which)
+
+
+def all_tools() -> list[StrictTool]:
+    """Return all tools, to describe them. They cannot be called."""
+    return [tool for tools in asyncio.run(_groups()).values() for tool in tools]
 
 
 async def _groups() -> dict[str, list[StrictTool]]:
