@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from contextlib import asynccontextmanager
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Literal
 
 import httpx2
 import pytest
 from mcp import Client, MCPError
+from mcp.server.context import ServerRequestContext
 from mcp_types import ElicitRequestParams, ElicitResult, Implementation
 from support.stack import Agent, Server, text_of
 
 from memory_core.errors import Overloaded
+from memory_core.settings.settings import Settings
+from memory_server.mcp.choices import Choices
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
@@ -117,6 +121,27 @@ async def test_a_question_to_the_person_works_in_each_form(server: Server, names
     assert asked == ["Delete 2 memories permanently?"]
     shown = text_of(cleared) if form == "text" else str(cleared.structured_content)
     assert ("2 deleted" in shown) or ("'deleted': 2" in shown)
+
+
+@pytest.mark.parametrize(
+    ("settings", "client", "answers"),
+    [
+        ({}, "claude-code", "text"),
+        ({}, None, "both"),
+        ({"answers": "structured"}, "claude-code", "structured"),
+        ({"answers": "text", "tools": "memory"}, "my-program", "text"),
+    ],
+)
+def test_stdio_takes_the_settings_before_the_client_name(
+    settings: dict[str, Any], client: str | None, answers: str
+) -> None:
+    params = client and SimpleNamespace(client_info=Implementation(name=client, version="1"))
+    session: Any = SimpleNamespace(client_params=params)
+    context: ServerRequestContext[Any, Any] = ServerRequestContext(
+        session=session, lifespan_context={}, protocol_version="2025-11-25", method="tools/list"
+    )
+    chosen = Choices.of(context, Settings.load(**settings))
+    assert (chosen.answers, chosen.tools) == (answers, settings.get("tools", "all"))
 
 
 def test_text_of_a_refusal_says_when_to_retry() -> None:

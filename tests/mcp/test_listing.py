@@ -91,7 +91,7 @@ def test_each_accepted_argument_is_published() -> None:
         }
 
 
-@pytest.mark.parametrize("era", ["legacy", "2026-07-28"])
+@pytest.mark.parametrize("era", ["legacy", "auto"])
 async def test_a_connection_lists_the_tools_of_its_url(server: Server, namespace: str, era: Any) -> None:
     url = f"{server.url}/mcp?agent=alice&namespace={namespace}&tools=memory"
     async with Client(url, mode=era) as client:
