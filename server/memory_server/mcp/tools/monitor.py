@@ -13,11 +13,11 @@ from memory_server.runtime import Runtime
 
 def monitor_tools(runtime: Runtime) -> list[StrictTool]:
     async def memory_stats(request: RequestContext, args: arguments_of.StatsArguments) -> StatsAnswer:
-        """Count memories, and show the state of index, searches, tasks and agents."""
+        """Count memories, and show the state of index, searches, tasks and agents, if something seems slow or missing."""
         return await lazy.memory_stats.memory_stats(await runtime.service(), request, args)
 
     async def gpu_status(request: RequestContext, args: arguments_of.NoArguments) -> GpuAnswer:
-        """Show each embedding sidecar: device, model, load, queue and CPU fallbacks."""
+        """Show each embedding sidecar, if vectors are slow: device, model, load, queue and CPU fallbacks."""
         return await lazy.memory_stats.gpu_status(await runtime.service(), request.caller)
 
     return [

@@ -19,7 +19,7 @@ def context_tools(runtime: Runtime) -> list[StrictTool]:
     async def get_shared_context(
         request: RequestContext, args: arguments_of.SharedContextArguments
     ) -> SharedContextAnswer:
-        """See what others share with you, or its changes since a cursor, and all grants and offers."""
+        """See what others share with you, or its changes since a cursor, and all grants and offers that concern you."""
         return await lazy.shared_context.get_shared_context(await runtime.service(), request, args)
 
     async def revoke_shared_context(request: RequestContext, args: arguments_of.RevokeArguments) -> RevokeAnswer:

@@ -21,7 +21,7 @@ def task_tools(runtime: Runtime) -> list[StrictTool]:
         return await lazy.leases.get_pending_tasks(await runtime.service(), request.acting_as(args.agent_id), args)
 
     async def complete_task(request: RequestContext, args: arguments_of.CompleteArguments) -> TaskStateAnswer:
-        """Report a task done, with its result."""
+        """Report a task of yours as done, with its result."""
         return await lazy.leases.complete_task(await runtime.service(), request, args)
 
     async def fail_task(request: RequestContext, args: arguments_of.FailArguments) -> TaskStateAnswer:
@@ -29,19 +29,19 @@ def task_tools(runtime: Runtime) -> list[StrictTool]:
         return await lazy.leases.fail_task(await runtime.service(), request, args)
 
     async def get_task(request: RequestContext, args: arguments_of.TaskArguments) -> TaskAnswer:
-        """Show a task with its result and history."""
+        """Show a task with its result and history, to see how far it is or why it failed."""
         return await lazy.lifecycle.get_task(await runtime.service(), request.caller, args.task_id)
 
     async def list_tasks(request: RequestContext, args: arguments_of.ListTasksArguments) -> TaskListAnswer:
-        """List your tasks and their states."""
+        """List your tasks and their states, such as what you handed out."""
         return await lazy.lifecycle.list_tasks(await runtime.service(), request.caller, args.states or (), args.limit)
 
     async def cancel_task(request: RequestContext, args: arguments_of.CancelArguments) -> TaskStateAnswer:
-        """Cancel a task that you submitted."""
+        """Cancel a task that you submitted and no longer need."""
         return await lazy.lifecycle.cancel_task(await runtime.service(), request, args.task_id, args.reason)
 
     async def requeue_task(request: RequestContext, args: arguments_of.TaskArguments) -> TaskStateAnswer:
-        """Retry a dead task that you submitted."""
+        """Retry a dead task that you submitted, once its cause is fixed."""
         return await lazy.lifecycle.requeue_task(await runtime.service(), request, args.task_id)
 
     return [
