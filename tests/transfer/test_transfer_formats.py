@@ -262,6 +262,7 @@ async def test_import_over_the_quota_is_refused(redis: RedisServer, namespace: s
     assert (result.code, result.output.partition(":")[0]) == (78, "quota_exceeded")
 
 
+@pytest.mark.long
 async def test_ten_thousand_memories_are_imported_without_waiting_for_vectors(
     shell: Shell, here: Server, namespace: str, tmp_path: Path
 ) -> None:
