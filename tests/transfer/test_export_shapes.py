@@ -80,19 +80,19 @@ def test_records_are_read_in_every_wrapping(tmp_path: Path, records: str, wrappi
     assert (len(memories), bad, skipped) == (3, [], {})
 
 
+DAMAGES: list[tuple[Callable[[list[str]], list[str]], int]] = [
+    (lambda lines: [lines[0][:-9], *lines[1:]], 2),
+    (lambda lines: [lines[0], "}", *lines[1:]], 3),
+    (lambda lines: ["{", *lines], 3),
+    (lambda lines: ["[1,", *lines], 3),
+    (lambda lines: [*lines[:2], lines[2][:-5]], 2),
+    (lambda lines: [lines[0], "[" * 100_000, *lines[1:]], 3),
+    (lambda lines: [lines[0], '"', lines[1], lines[2]], 3),
+]
+
+
 @pytest.mark.parametrize("records", RECORDS)
-@pytest.mark.parametrize(
-    ("damage", "kept"),
-    [
-        (lambda lines: [lines[0][:-9], *lines[1:]], 2),
-        (lambda lines: [lines[0], "}", *lines[1:]], 3),
-        (lambda lines: ["{", *lines], 3),
-        (lambda lines: ["[1,", *lines], 3),
-        (lambda lines: [*lines[:2], lines[2][:-5]], 2),
-        (lambda lines: [lines[0], "[" * 100_000, *lines[1:]], 3),
-        (lambda lines: [lines[0], '"', lines[1], lines[2]], 3),
-    ],
-)
+@pytest.mark.parametrize(("damage", "kept"), DAMAGES)
 def test_a_damaged_line_is_named_and_the_others_are_read(
     tmp_path: Path, records: str, damage: Callable[[list[str]], list[str]], kept: int
 ) -> None:
