@@ -26,7 +26,7 @@ test test-long redteam: export PYTHONDONTWRITEBYTECODE =
 test: $(STAMP)
 	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
-# Long random histories, twin runs and chaos runs.
+# Tests of more than about 5 s: long random histories, twin runs, chaos runs, restarts.
 test-long: $(STAMP)
 	$(BIN)/python -m pytest -m long --numprocesses auto --maxprocesses 4 --dist worksteal
 

@@ -188,6 +188,7 @@ async def test_server_with_certificate_and_key_serves_https(stack: Stack, tmp_pa
         assert (await client.get(f"https://localhost:{port}/livez")).status_code == 200
 
 
+@pytest.mark.long
 async def test_server_keep_alive_outlasts_client_keep_alive(stack: Stack) -> None:
     async with _serve(stack) as port:
         reader, writer = await asyncio.open_connection("127.0.0.1", port)

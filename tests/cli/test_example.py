@@ -8,10 +8,13 @@ import sys
 from asyncio.subprocess import PIPE
 from pathlib import Path
 
+import pytest
+
 EXAMPLE = Path(__file__).parents[2] / "examples" / "team.py"
 VICTIMS_TASK = "Write the command line that prints dates"
 
 
+@pytest.mark.long
 async def test_example_team_completes_all_tasks_after_an_agent_is_killed() -> None:
     environment = {**os.environ, "PYTHONIOENCODING": "utf-8"}
     process = await asyncio.create_subprocess_exec(sys.executable, str(EXAMPLE), stdout=PIPE, env=environment)

@@ -95,6 +95,7 @@ async def _is_empty(client: Client, stream: str) -> bool:
     return await client.xlen(stream) == 0
 
 
+@pytest.mark.long
 async def test_ask_is_answered_before_a_backlog_of_jobs(server: RedisServer, client: Client, team: Team) -> None:
     async with running(server.url, FakeEncoder(seconds_per_token=0.001)) as sidecar:
         ids = await team.store_many(TEXTS[:300])

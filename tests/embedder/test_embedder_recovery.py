@@ -275,6 +275,7 @@ async def test_sidecar_serves_a_flushed_redis(server: RedisServer, client: Clien
         assert (await await_reply(client, await ask(client, "fake", ["x"]))).error == ""
 
 
+@pytest.mark.long
 async def test_jobs_wait_for_functions_that_only_a_server_may_load(
     server: RedisServer, client: Client, team: Team
 ) -> None:

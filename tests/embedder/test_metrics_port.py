@@ -19,6 +19,7 @@ def _answer(port: int) -> int:
         return answer.status
 
 
+@pytest.mark.long
 def test_slow_clients_are_few_and_end(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(metrics, "CLIENT_SECONDS", 0.5)
     with metrics.serving_registry(CollectorRegistry(), "127.0.0.1", 0) as port, ExitStack() as opened:

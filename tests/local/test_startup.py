@@ -63,6 +63,7 @@ async def test_tools_are_listed_before_redis_is_up() -> None:
         assert {"store_memory", "semantic_search", "gpu_status"} <= {tool.name for tool in tools}
 
 
+@pytest.mark.long
 async def test_stdio_servers_share_one_redis_and_sidecar(tmp_path: Path) -> None:
     names = ("claude", "gemini", "vscode")
     try:

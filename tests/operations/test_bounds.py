@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 
 import numpy as np
+import pytest
 from support.churn import team
 from support.key_kinds import global_kinds, kinds
 from support.stack import Stack
@@ -55,6 +56,7 @@ def test_documentation_says_how_each_kind_of_key_ends() -> None:
     assert {ending(row) for row in rows().values()} == ENDINGS
 
 
+@pytest.mark.long
 async def test_churn_leaves_only_what_expires(stack: Stack, namespace: str) -> None:
     async with team(stack, namespace) as churn:
         await churn.round()

@@ -70,6 +70,7 @@ async def test_jobs_of_a_dead_sidecar_are_reclaimed(redis: Ahead) -> None:
         await team.wait_until_drained()
 
 
+@pytest.mark.long
 async def test_server_receives_replies_from_a_recreated_stream(redis: Ahead, running_server: Server) -> None:
     async with running(redis.server.url, FakeEncoder(DEFAULT_MODEL, 384)), running_server.agent("ann", "back") as ann:
         assert (await ann.call("store_memory", content="The heron nests by the weir."))["vector"] == "ready"
@@ -79,6 +80,7 @@ async def test_server_receives_replies_from_a_recreated_stream(redis: Ahead, run
         assert (await ann.call("store_memory", content="The otter sleeps."))["vector"] == "ready"
 
 
+@pytest.mark.long
 async def test_sweep_of_a_dead_server_is_continued(redis: Ahead, running_server: Server) -> None:
     service, names = running_server.service, keys.Keys("back")
     async with running_server.agent("ann", "back") as ann:

@@ -438,6 +438,7 @@ async def test_operator_relieves_a_full_redis(team: Deployment) -> None:
     assert {"quarantine", "purge", "lift_quarantine", "token_revoke"} <= set(operations)
 
 
+@pytest.mark.long
 async def test_what_doctor_advises_for_a_full_redis_works(team: Deployment) -> None:
     options: dict[str, Any] = {**OPTIONS, "redis_url": team.redis.url}
     settings = Settings.load(**options)

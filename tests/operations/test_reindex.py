@@ -77,6 +77,7 @@ async def settled(agent: Agent) -> None:
     await wait_until(is_settled)
 
 
+@pytest.mark.long
 async def test_change_killed_under_load_fails_no_search_and_loses_nothing(
     stack: Stack, second_sidecar: SidecarProcess, alice: Agent, namespace: str
 ) -> None:

@@ -48,6 +48,7 @@ async def all_vectors_ready(agent: Agent) -> bool:
     return (await agent.call("memory_stats"))["vector_backlog"] == 0
 
 
+@pytest.mark.long
 async def test_keyword_search_works_without_a_sidecar_and_reports_partial(frail: Stack, agent: Agent) -> None:
     await agent.store("The lantern hangs in the boathouse.")
     frail.sidecar.kill()
@@ -73,6 +74,7 @@ async def _status_is_partial(agent: Agent) -> bool:
     return (await agent.call("gpu_status"))["partial"]
 
 
+@pytest.mark.long
 async def test_sidecar_killed_mid_batch_leaves_no_memory_without_a_vector(frail: Stack, agent: Agent) -> None:
     await asyncio.gather(*(agent.store(f"bulk item number {n} " * 20, wait=False) for n in range(150)))
     frail.sidecar.kill()

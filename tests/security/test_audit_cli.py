@@ -6,6 +6,7 @@ import asyncio
 import json
 from pathlib import Path
 
+import pytest
 import pytest_asyncio
 from support.local_helpers import attached
 from support.redis_users import SERVER
@@ -83,6 +84,7 @@ async def test_tail_shows_the_last_entries(stack: Stack, sealed: str) -> None:
     assert [json.loads(line)["n"] for line in rows.stdout.splitlines()] == ["1", "2", "3"]
 
 
+@pytest.mark.long
 async def test_doctor_reports_sealed_entries_and_a_missing_key(stack: Stack, sealed: str) -> None:
     keyed, keyless = await run(stack, "doctor", "--json"), await run(stack, "doctor", "--json", key=None)
     details = [

@@ -67,6 +67,7 @@ async def faults(server: Server, namespace: str) -> list[Finding]:
     return [one for one in (await examine(settings)).faults if one.where == namespace]
 
 
+@pytest.mark.long
 async def test_records_of_an_earlier_release_are_refused_until_adopted(
     server: Server, stack: Stack, alice: Agent, bob: Agent, team: dict[str, str], namespace: str
 ) -> None:
@@ -123,6 +124,7 @@ async def test_adopt_signs_no_record_with_a_wrong_code(
     assert await readable(bob, [team["memory"]]) == []
 
 
+@pytest.mark.long
 async def test_doctor_and_audit_name_a_forged_record(
     server: Server, stack: Stack, bob: Agent, team: dict[str, str], namespace: str
 ) -> None:

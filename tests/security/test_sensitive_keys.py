@@ -314,6 +314,7 @@ async def test_clear_vector_of_a_sealed_memory_is_refused_and_vice_versa(
         assert await own_stack.client.hgetall(keys.memory(memory_id)) == before
 
 
+@pytest.mark.long
 async def test_sidecar_without_key_leaves_sealed_texts_and_reports_it(
     own_stack: Stack, ann: Agent, namespace: str
 ) -> None:
@@ -350,6 +351,7 @@ async def test_sidecar_without_key_leaves_sealed_texts_and_reports_it(
     assert b"transport key" in keyless.log
 
 
+@pytest.mark.long
 async def test_embedded_sidecar_receives_only_the_transport_key(tmp_path: Path) -> None:
     try:
         async with stdio_agent("ann", "--data-dir", str(tmp_path), MEMORY_MASTER_KEY=MASTER) as agent:

@@ -50,6 +50,7 @@ async def test_data_key_destroyed_elsewhere_soon_opens_nothing(
         assert (await refusal(ann, "retrieve_memory", memory_id=memory_id))[0] == "tampered"
 
 
+@pytest.mark.long
 async def test_data_key_of_another_type_closes_only_the_sensitive_memories_of_its_owner(
     stack: Stack, namespace: str
 ) -> None:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from itertools import count
 from typing import Any
 
+import pytest
 import pytest_asyncio
 from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
@@ -203,6 +204,7 @@ async def session_loop() -> AsyncGenerator[asyncio.AbstractEventLoop]:
     yield asyncio.get_running_loop()
 
 
+@pytest.mark.long
 def test_random_grants_agree_with_the_model(stack: Stack, session_loop: asyncio.AbstractEventLoop) -> None:
     tally = Counter[str]()
 

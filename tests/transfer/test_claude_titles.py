@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
-from memory_server.transfer.foreign import Foreign, Source
+from memory_server.transfer.foreign import Foreign
 from memory_server.transfer.formats.claude import FORMAT
+from memory_server.transfer.source import Source
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import os
 import stat
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
 
 PACKED = ".zst"
+_GZIP = ".gz"
 FREE_BYTES, MAX_RATIO = 64 << 20, 250
 """A compressed file may unpack to FREE_BYTES and MAX_RATIO times its own bytes. An export unpacks to about 10 times."""
 _MAX_WINDOW = 128 << 20
@@ -26,7 +28,7 @@ _MAX_WINDOW = 128 << 20
 
 @contextmanager
 def opened(path: Path, folder: int | None = None) -> Generator[BinaryIO]:
-    """Open a regular file to read its bytes, and decompress it if its name ends in .zst.
+    """Open a regular file to read its bytes, and decompress it if its name ends in .zst or .gz.
 
     With the descriptor of its folder, the file is opened there, and a link is not followed.
 
@@ -34,13 +36,29 @@ def opened(path: Path, folder: int | None = None) -> Generator[BinaryIO]:
         InvalidArgument: it is another kind of file, or it unpacks to far more bytes than it has.
     """
     with open(path, "rb", opener=partial(_open_regular, folder=folder)) as raw:
-        if path.suffix != PACKED:
+        if path.suffix == PACKED:
+            reader = zstandard.ZstdDecompressor(max_window_size=_MAX_WINDOW).stream_reader(raw, read_across_frames=True)
+        elif path.suffix == _GZIP:
+            reader = gzip.GzipFile(fileobj=raw, mode="rb")
+        else:
             yield raw
             return
-        reader = zstandard.ZstdDecompressor(max_window_size=_MAX_WINDOW).stream_reader(raw, read_across_frames=True)
-        most = FREE_BYTES + MAX_RATIO * os.fstat(raw.fileno()).st_size
-        with io.BufferedReader(_Unpacked(cast(io.RawIOBase, reader), path, most)) as file:
+        with _bounded(reader, path, os.fstat(raw.fileno()).st_size) as file:
             yield file
+
+
+def unpacked_gzip(data: bytes, path: Path) -> bytes:
+    """Decompress the bytes of a gzip file.
+
+    Raises:
+        InvalidArgument: it unpacks to far more bytes than it has. OSError, EOFError, zlib.error: it is damaged.
+    """
+    with _bounded(gzip.GzipFile(fileobj=io.BytesIO(data), mode="rb"), path, len(data)) as file:
+        return file.read()
+
+
+def _bounded(reader: object, path: Path, size: int) -> io.BufferedReader:
+    return io.BufferedReader(_Unpacked(cast(io.RawIOBase, reader), path, FREE_BYTES + MAX_RATIO * size))
 
 
 def check_kind(path: Path, mode: int) -> None:

@@ -7,6 +7,7 @@ the file is byte for byte the same as without the interruption.
 from __future__ import annotations
 
 import os
+import zlib
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -25,6 +26,9 @@ MAX_LINE = 64 << 20
 MAX_DOCUMENT = 512 << 20
 """Bytes of a document that is read whole."""
 
+DAMAGE = (OSError, EOFError, zlib.error, zstandard.ZstdError)
+"""What reading a damaged file raises, compressed or not."""
+
 
 def read_lines(path: Path) -> Iterator[tuple[int, bytes]]:
     """Yield the lines of a file with their numbers, from 1 on, without blank lines.
@@ -39,7 +43,7 @@ def read_lines(path: Path) -> Iterator[tuple[int, bytes]]:
                     raise too_long(f"line {number} of {path}", MAX_LINE)
                 if line.strip():
                     yield number, line
-    except (OSError, zstandard.ZstdError) as error:
+    except DAMAGE as error:
         raise unreadable(path, error) from None
 
 
@@ -56,12 +60,22 @@ def read_whole(path: Path, most: int = MAX_DOCUMENT, folder: int | None = None) 
     return data
 
 
+def read_start(path: Path, size: int) -> bytes:
+    """Read the first bytes of a file, decompressed. Raises InvalidArgument if that fails."""
+    try:
+        with opened(path) as file:
+            return file.read(size)
+    except DAMAGE as error:
+        raise unreadable(path, error) from None
+
+
 def too_long(what: str, most: int) -> InvalidArgument:
     return InvalidArgument(f"{what} has more than {most >> 20} MiB", hint="split it")
 
 
 def unreadable(path: Path, error: Exception) -> InvalidArgument:
-    why = error.strerror if isinstance(error, OSError) else "it is damaged or not a zstandard file"
+    why = error.strerror if isinstance(error, OSError) else None
+    why = why or "it is damaged, or not a zstandard, gzip or ZIP file"
     return InvalidArgument(f"cannot read {path}: {why}", hint="choose another file")
 
 

@@ -1,36 +1,23 @@
-"""The memories, sources and formats of other products, and helpers for their readers."""
+"""The memories and formats of other products, and helpers for their readers."""
 
 from __future__ import annotations
 
-import json
 import unicodedata
-import zipfile
-import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
-from pathlib import Path
 from typing import Any, cast
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from memory_core.errors import InvalidArgument, MemoryServiceError
-from memory_core.records.bounded_files import check_kind
-from memory_core.records.bounded_json import has_too_many_values
+from memory_core.errors import MemoryServiceError
 from memory_core.records.memory import MemoryType
 from memory_core.records.names import LABEL_MAX_BYTES
 from memory_core.records.times import parse_time
-from memory_server.transfer import files
-from memory_server.transfer.export_lines import read_json, reasons
+from memory_server.transfer.export_lines import reasons
+from memory_server.transfer.source import Document, Source
 
-_HEAD_LINES = 20
-_MAX_TOKENS = 50_000_000
 _CUT_BEFORE = 4 * LABEL_MAX_BYTES
 """Characters of a label before it is normalised, which takes quadratic time."""
-CONVERSATIONS = "conversations*.json"
-_COMPRESSIONS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
-"""Those that Python can unpack in steps of a bounded size."""
-_STEP = 1 << 20
 
 
 class Foreign(BaseModel):
@@ -58,90 +45,15 @@ class Bad:
     reason: str
 
 
-Found = Foreign | Bad
+@dataclass(frozen=True, slots=True)
+class PassedOver:
+    """Content that makes no memory, by kind. `is_lost` is false for what its source does not show any more."""
+
+    kind: str
+    is_lost: bool = True
 
 
-class Source:
-    """A file or folder. Its parsed content is cached."""
-
-    def __init__(self, path: Path) -> None:
-        if not path.exists():
-            raise InvalidArgument(f"{path} does not exist", hint="check the path")
-        check_kind(path, path.stat().st_mode)
-        self.path = path
-
-    def lines(self) -> Iterator[tuple[int, bytes]]:
-        """Yield the lines of a file with their numbers."""
-        return files.read_lines(self.path)
-
-    @cached_property
-    def documents(self) -> list[Any]:
-        """The JSON documents of a file, or of the conversations in an archive or a folder.
-
-        Raises:
-            InvalidArgument: it cannot be read as JSON.
-        """
-        return [_parsed(name, data) for name, data in self._texts()]
-
-    @cached_property
-    def head(self) -> list[dict[str, Any]]:
-        """The JSON objects among its first lines."""
-        if self.path.is_dir() or zipfile.is_zipfile(self.path):
-            return []
-        found: list[dict[str, Any]] = []
-        for number, line in self.lines():
-            if number > _HEAD_LINES:
-                break
-            try:
-                record = read_json(line)
-            except ValueError:
-                continue
-            if isinstance(record, dict):
-                found.append(cast(dict[str, Any], record))
-        return found
-
-    def _texts(self) -> list[tuple[str, bytes]]:
-        try:
-            if self.path.is_dir():
-                found = [file for file in sorted(self.path.glob(CONVERSATIONS)) if not file.is_symlink()]
-                _check_size(sum(file.stat().st_size for file in found), self.path)
-                return [(str(file), files.read_whole(file)) for file in found]
-            if zipfile.is_zipfile(self.path):
-                with zipfile.ZipFile(self.path) as archive:
-                    return _conversations(archive, self.path)
-            return [(str(self.path), files.read_whole(self.path))]
-        except (OSError, zipfile.BadZipFile, zlib.error, ValueError, NotImplementedError, RuntimeError) as error:
-            raise files.unreadable(self.path, error) from None
-
-
-def _conversations(archive: zipfile.ZipFile, path: Path) -> list[tuple[str, bytes]]:
-    """Return the conversations in an archive. No more bytes are unpacked than its directory declares."""
-    entries = [archive.getinfo(name) for name in sorted(archive.namelist()) if Path(name).match(CONVERSATIONS)]
-    _check_size(sum(entry.file_size for entry in entries), path)
-    if any(entry.compress_type not in _COMPRESSIONS for entry in entries):
-        raise InvalidArgument(f"{path} has a compression other than deflate", hint="unpack it first")
-    return [(entry.filename, _unpacked(archive, entry)) for entry in entries]
-
-
-def _unpacked(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> bytes:
-    """Read an entry in steps: reading all of it at once unpacks everything before it looks at the declared size."""
-    with archive.open(entry) as file:
-        return b"".join(iter(partial(file.read, _STEP), b""))
-
-
-def _check_size(size: int, path: Path) -> None:
-    if size > files.MAX_DOCUMENT:
-        raise files.too_long(f"the conversations in {path}", files.MAX_DOCUMENT)
-
-
-def _parsed(name: str, data: bytes) -> Any:
-    if has_too_many_values(data, _MAX_TOKENS):
-        raise InvalidArgument(f"{name} has too many JSON values", hint="split it")
-    try:
-        return json.loads(data)
-    except (ValueError, RecursionError) as error:
-        line = f" in line {error.lineno}" if isinstance(error, json.JSONDecodeError) else ""
-        raise InvalidArgument(f"{name} is not JSON{line}", hint="is the file complete?") from None
+Found = Foreign | Bad | PassedOver
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,28 +65,39 @@ class Format:
     read: Callable[[Source], Iterator[Found]]
 
 
-def records(documents: Sequence[Any], key: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield the members of the lists that documents are, or have under a key, and where each is."""
-    for number, document in enumerate(documents):
-        prefix = f"document {number + 1}: " if len(documents) > 1 else ""
-        holder: Any = document.get(key) if key and isinstance(document, dict) else document
-        if not isinstance(holder, list):
-            yield f"{prefix}{key or 'it'}", None
-            continue
-        for position, member in enumerate(cast(list[Any], holder)):
-            yield f"{prefix}{key}[{position}]", member
+def contents(source: Source) -> Iterator[Document | Bad]:
+    """Yield the JSON values of a source, and the places that cannot be read."""
+    for one in source.contents:
+        yield one if isinstance(one, Document) else Bad(one.where, one.reason)
 
 
-def first(documents: Sequence[Any], key: str = "") -> Mapping[str, Any]:
-    """Return the first object that `records` yields, or an empty one."""
-    for _, member in records(documents, key):
-        if isinstance(member, dict):
-            return cast(dict[str, Any], member)
-    return {}
+def records(document: Document, *keys: str) -> Iterator[tuple[str, str, Any]]:
+    """Yield the records of a document: key, place and value of each.
+
+    They are the members of the list that it is, or that it has under one of the keys. Any other value is a record.
+    """
+    value = document.value
+    holders = [key for key in keys if key in value] if isinstance(value, dict) else []
+    for key, holder in [(key, value[key]) for key in holders] or [("", value)]:
+        if isinstance(holder, list):
+            for position, member in enumerate(cast(list[Any], holder)):
+                yield key, f"{document.where}{key}[{position}]", member
+        else:
+            yield key, f"{document.where}{key}".removesuffix(": ") or f"line {document.line}", None if key else holder
 
 
-def gather(where: str, member: Any, make: Callable[[dict[str, Any], str], Foreign | None]) -> Iterator[Found]:
-    """Yield the memory that `make` makes of an object, if any, or why that failed."""
+def objects(source: Source, *keys: str) -> Iterator[dict[str, Any]]:
+    """Yield the records of a source that are objects."""
+    for document in source.documents:
+        for _, _, member in records(document, *keys):
+            if isinstance(member, dict):
+                yield cast(dict[str, Any], member)
+
+
+def gather(
+    where: str, member: Any, make: Callable[[dict[str, Any], str], Foreign | PassedOver | None]
+) -> Iterator[Found]:
+    """Yield what `make` makes of an object, if anything, or why that failed."""
     try:
         if not isinstance(member, dict):
             raise ValueError("it is not an object")
@@ -191,11 +114,15 @@ def gather(where: str, member: Any, make: Callable[[dict[str, Any], str], Foreig
 
 
 def gather_records(
-    documents: Sequence[Any], key: str, make: Callable[[dict[str, Any], str], Foreign]
+    source: Source, keys: Sequence[str], make: Callable[[dict[str, Any], str], Foreign | PassedOver]
 ) -> Iterator[Found]:
-    """Make a memory of each record of documents; `make` takes the record and where it is."""
-    for where, member in records(documents, key):
-        yield from gather(where, member, make)
+    """Make a memory of each record of a source; `make` takes the record and where it is."""
+    for document in contents(source):
+        if isinstance(document, Bad):
+            yield document
+            continue
+        for _, where, member in records(document, *keys):
+            yield from gather(where, member, make)
 
 
 def _reason(error: Exception) -> str:
@@ -209,6 +136,21 @@ def text(value: Any, name: str) -> str:
     if not isinstance(value, str) or not value.strip():
         raise ValueError(f"{name} is not a text")
     return value
+
+
+_TEXTS = ("text", "transcript", "content")
+
+
+def block_text(block: Any) -> str | None:
+    """Return the text of a block, whatever its type: itself, or one of its usual fields. None if it has none."""
+    if isinstance(block, dict):
+        fields = cast(dict[str, Any], block)
+        return next((found for name in _TEXTS if (found := _text_of(fields.get(name)))), None)
+    return _text_of(block)
+
+
+def _text_of(value: Any) -> str | None:
+    return value.strip() or None if isinstance(value, str) else None
 
 
 def label(value: Any) -> str | None:

@@ -23,10 +23,11 @@ from memory_server.transfer import export_lines as lines
 from memory_server.transfer.detection import OWN, detect
 from memory_server.transfer.export_lines import AgentLine, End, GrantLine, Header, MemoryLine, QuarantineLine
 from memory_server.transfer.exporter import Progress
-from memory_server.transfer.foreign import Bad, Format, Source
+from memory_server.transfer.foreign import Bad, Foreign, Format, PassedOver
 from memory_server.transfer.incoming_memory import Arrival, ForeignDefaults, from_foreign, from_line
 from memory_server.transfer.restore import OP, Restorer
 from memory_server.transfer.signature import FileSignature
+from memory_server.transfer.source import Source
 from memory_server.transfer.writer import FAILURES, ImportWriter
 
 _MAX_NAMED = 20
@@ -35,7 +36,7 @@ _UNSIGNED = (
     "no key of this server signed this file: it brings agents that are new here and their memories, but no grants; "
     "--trust restores all that it says"
 )
-Item = Arrival | AgentLine | QuarantineLine | GrantLine | Bad
+Item = Arrival | AgentLine | QuarantineLine | GrantLine | Bad | PassedOver
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,13 +56,18 @@ class ImportOptions:
 
 @dataclass(slots=True)
 class Imported:
-    """The result of an import: `memories` and `others` count by outcome, `bad` has the first unreadable records."""
+    """The result of an import: `memories` and `others` count by outcome, `bad` has the first unreadable records.
+
+    `passed_over` counts by kind what makes no memory; `lost` is how many of these have content that is current.
+    """
 
     format: str
     dry_run: bool
     read: int = 0
     memories: Counter[str] = field(default_factory=Counter[str])
     others: Counter[str] = field(default_factory=Counter[str])
+    passed_over: Counter[str] = field(default_factory=Counter[str])
+    lost: int = 0
     bad_records: int = 0
     bad: list[str] = field(default_factory=list[str])
     notes: list[str] = field(default_factory=list[str])
@@ -71,7 +77,7 @@ class Imported:
         """Whether the namespace now has all of the file, except what had expired."""
         refused = sum(self.memories[outcome] for outcome in FAILURES)
         others = (name.partition(" ")[2] for name, number in self.others.items() if number)
-        return not (refused or self.bad_records or set(others) - {"imported", "kept", "expired"})
+        return not (refused or self.lost or self.bad_records or set(others) - {"imported", "kept", "expired"})
 
 
 async def import_path(
@@ -127,7 +133,8 @@ async def _write(
         service, namespace, reader.audit, reader.principal, model=model, file=file, dry_run=report.dry_run
     )
     writer.outcomes, secrets = report.memories, Counter[str]()
-    for number, item in enumerate(reader.items(), 1):
+    items = (item for item in reader.items() if not isinstance(item, PassedOver))
+    for number, item in enumerate(items, 1):
         if isinstance(item, Arrival):
             if item.secrets:
                 secrets[item.secrets.line()] += 1
@@ -146,6 +153,10 @@ async def _write(
 
 def _check(items: Iterator[Item], report: Imported) -> None:
     for item in items:
+        if isinstance(item, PassedOver):
+            report.passed_over[item.kind] += 1
+            report.lost += item.is_lost
+            continue
         report.read += 1
         if isinstance(item, Bad):
             report.bad_records += 1
@@ -187,10 +198,11 @@ class _ForeignReader:
 
     def items(self) -> Iterator[Item]:
         for found in self.format.read(self.source):
-            try:
-                if not isinstance(found, Bad):
-                    found = from_foreign(self.service.settings, self.principal, self.format.name, found, self.defaults)
+            if not isinstance(found, Foreign):
                 yield found
+                continue
+            try:
+                yield from_foreign(self.service.settings, self.principal, self.format.name, found, self.defaults)
             except MemoryServiceError as error:
                 yield Bad(found.where, error.message)
 

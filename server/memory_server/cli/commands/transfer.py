@@ -129,6 +129,7 @@ def _import_result(done: Imported, seconds: float) -> dict[str, Any]:
         "read": done.read,
         "memories": dict(done.memories),
         "others": dict(done.others),
+        "passed_over": dict(done.passed_over),
         "bad": done.bad_records,
         "bad_first": done.bad,
         "notes": done.notes,
@@ -147,6 +148,9 @@ def _print_import(done: Imported, seconds: float) -> None:
     for what, number in counts:
         if what != "new":
             lazy.printing.line(f"{number} {what}")
+    if done.passed_over:
+        kinds = ", ".join(f"{number} × {kind}" for kind, number in sorted(done.passed_over.items()))
+        lazy.printing.line(f"made no memory: {kinds}")
     bad = [f"{done.bad_records} cannot be read:", *done.bad] if done.bad_records else []
     for line in [*bad, *done.notes]:
         lazy.printing.line(line)

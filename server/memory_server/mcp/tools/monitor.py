@@ -13,7 +13,7 @@ from memory_server.runtime import Runtime
 
 def monitor_tools(runtime: Runtime) -> list[StrictTool]:
     async def memory_stats(request: RequestContext, args: arguments_of.StatsArguments) -> StatsAnswer:
-        """Count memories, and show the state of index, searches, tasks and agents, if something seems slow or missing."""
+        """Count memories, and show the state of index, searches, tasks and agents, if something is slow or missing."""
         return await lazy.memory_stats.memory_stats(await runtime.service(), request, args)
 
     async def gpu_status(request: RequestContext, args: arguments_of.NoArguments) -> GpuAnswer:

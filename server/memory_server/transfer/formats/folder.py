@@ -9,7 +9,8 @@ from pathlib import Path
 from memory_core.errors import InvalidArgument
 from memory_core.records.memory import MemoryType
 from memory_server.transfer import files, foreign
-from memory_server.transfer.foreign import Bad, Foreign, Format, Found, Source
+from memory_server.transfer.foreign import Bad, Foreign, Format, Found
+from memory_server.transfer.source import Source
 
 _DOCUMENTS = ".md .markdown .mdx .rst .txt .text .org .adoc .tex .html .htm .csv .tsv"
 _CODE = (

@@ -1,4 +1,4 @@
-"""The reference memory server of the Model Context Protocol: `memory.jsonl`, a graph of entities and relations.
+"""The reference memory server of the Model Context Protocol: `memory.jsonl`, or the answer of its `read_graph`.
 
 Each observation, each relation and each entity without observations becomes a memory.
 """
@@ -11,32 +11,39 @@ from functools import partial
 from typing import Any, cast
 
 from memory_server.transfer import foreign
-from memory_server.transfer.export_lines import read_json
-from memory_server.transfer.foreign import Bad, Foreign, Format, Found, Source
+from memory_server.transfer.foreign import Bad, Foreign, Format, Found
+from memory_server.transfer.source import Source
 
-_KINDS = ("entity", "relation")
+_LISTS = {"entities": "entity", "relations": "relation"}
 _TAG = "knowledge-graph"
 
 
 def _matches(source: Source) -> bool:
-    return any(one.get("type") in _KINDS and ("name" in one or "relationType" in one) for one in source.head)
+    return any(_kind("", one) for one in foreign.objects(source, *_LISTS)) or any(
+        isinstance(one.value, dict) and _LISTS.keys() <= one.value.keys() for one in source.documents
+    )
+
+
+def _kind(key: str, record: dict[str, Any]) -> str | None:
+    """Whether a record is an entity or a relation, by the list that it is in or by its fields."""
+    if "relationType" in record or key == "relations":
+        return "relation"
+    return "entity" if "entityType" in record or key == "entities" or record.get("type") == "entity" else None
 
 
 def _read(source: Source) -> Iterator[Found]:
-    for number, line in source.lines():
-        where = f"line {number}"
-        try:
-            record = read_json(line)
-        except ValueError as error:
-            yield Bad(where, str(error))
+    for document in foreign.contents(source):
+        if isinstance(document, Bad):
+            yield document
             continue
-        kind = record.get("type") if isinstance(record, dict) else None
-        if kind == "relation":
-            yield from foreign.gather(where, record, _relation)
-        elif kind == "entity":
-            yield from _entity(where, record)
-        else:
-            yield Bad(where, "it is neither an entity nor a relation")
+        for key, where, member in foreign.records(document, *_LISTS):
+            kind = _kind(key, cast(dict[str, Any], member)) if isinstance(member, dict) else None
+            if kind == "relation":
+                yield from foreign.gather(where, member, _relation)
+            elif kind == "entity":
+                yield from _entity(where, member)
+            else:
+                yield Bad(where, "it is neither an entity nor a relation")
 
 
 def _entity(where: str, entity: dict[str, Any]) -> Iterator[Found]:
@@ -52,6 +59,7 @@ def _observation(entity: dict[str, Any], where: str, observation: Any) -> Foreig
     name, kind = foreign.text(entity["name"], "name"), foreign.text(entity["entityType"], "entityType")
     content = f"{name} is a {kind}."
     if observation is not None:
+        observation = observation if isinstance(observation, str) else foreign.block_text(observation)
         content = f"{name}: {foreign.text(observation, 'an observation')}"
     return Foreign(
         where=where,

@@ -9,7 +9,8 @@ from typing import Any, cast
 
 from memory_core.records.memory import MemoryType
 from memory_server.transfer import foreign
-from memory_server.transfer.foreign import Foreign, Format, Found, Source
+from memory_server.transfer.foreign import Foreign, Format, Found
+from memory_server.transfer.source import Source
 
 _KEY = "memories"
 _TYPES = {
@@ -22,11 +23,13 @@ _TYPES = {
 
 
 def _matches(source: Source) -> bool:
-    return any(isinstance(one, dict) and "export_metadata" in one and _KEY in one for one in source.documents)
+    return any(
+        isinstance(one.value, dict) and "export_metadata" in one.value and _KEY in one.value for one in source.documents
+    )
 
 
 def _read(source: Source) -> Iterator[Found]:
-    return foreign.gather_records(source.documents, _KEY, _memory)
+    return foreign.gather_records(source, [_KEY], _memory)
 
 
 def _memory(memory: dict[str, Any], where: str) -> Foreign:
