@@ -102,6 +102,7 @@ async def store_memory(service: MemoryServices, request: RequestContext, args: S
     return StoreAnswer(
         memory_id=answer["id"],
         vector="ready" if ready else "pending",
+        visibility=record.visibility,
         expires_at=to_iso(float(answer["expires_at"])),
         durability=reached.level,
         unconfirmed=reached.unconfirmed,
