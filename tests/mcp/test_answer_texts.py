@@ -5,8 +5,15 @@ from __future__ import annotations
 import re
 from typing import Any
 
+import pytest
+from pydantic import SecretStr
 from support.sharing_helpers import register
 from support.stack import Agent, text_of
+
+from memory_core.settings.settings import Settings
+from memory_server.contract.memories import Secrets
+from memory_server.mcp.server import tool_groups
+from memory_server.runtime import Runtime
 
 ID = r"[0-9a-z]{26}"
 
@@ -192,3 +199,13 @@ async def test_statistics_are_words(alice: Agent) -> None:
         assert part in text, text
     assert "{" not in text
     assert "None" not in text
+
+
+@pytest.mark.parametrize("key", [None, "a2V5"])
+async def test_sensitive_is_offered_only_with_a_key(key: str | None) -> None:
+    settings = Settings.model_construct(master_key=key and SecretStr(key))
+    store = next(tool for tool in tool_groups(Runtime(settings))["Memories"] if tool.name == "store_memory")
+    assert ("sensitive" in store.parameters["properties"]) == bool(key)
+    told = Secrets(kinds=["token"], action="stored", encryptable=settings.has_master_key)
+    assert ("sensitive" in told.line()) == bool(key)
+    assert "encryptable" not in told.model_dump()

@@ -17,7 +17,7 @@ from memory_server.contract.untrusted_text import MARK, NOTE, counted
 _TOKENS, _LEAST = 7_000, 40
 """About how long the text may be, and what an operation gets at least if it is in the text at all."""
 _FAILURES_NAMED = 20
-_ID = re.compile(r"[0-9a-z]{26}")
+_ID = re.compile(r"\b[0-9a-z]{26}\b")
 _ID_TOKENS = 18
 _CUT = "(cut; call it alone for the rest)"
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, Field
+from pydantic.json_schema import SkipJsonSchema
 
 from memory_core.records.memory import MemoryType, Priority, Record, Visibility
 from memory_core.records.model import Model
@@ -160,10 +161,13 @@ class Secrets(BaseModel):
 
     kinds: list[str]
     action: Literal["stored", "redacted", "encrypted"]
+    encryptable: SkipJsonSchema[bool] = Field(default=True, exclude=True)
+    """Whether this server has a master key."""
 
     def line(self) -> str:
+        encrypt = " or store it with sensitive=true" if self.encryptable else ""
         done = {
-            "stored": "it is stored as written. If it is a secret, delete it or store it with sensitive=true",
+            "stored": f"it is stored as written. If it is a secret, delete it{encrypt}",
             "redacted": "the memory is stored with [redacted] in its place",
             "encrypted": "the memory is stored as sensitive",
         }

@@ -104,7 +104,7 @@ async def listed(service: MemoryServices, plan: ClearPlan) -> ClearPlan:
 
 async def clear_memory(service: MemoryServices, plan: ClearPlan, *, confirmed: bool, dry_run: bool) -> ClearAnswer:
     """Remove the selected memories and count them. Raises ConfirmationNeeded (more than one, not confirmed)."""
-    told = {"not_yours": list(plan.not_yours), "unknown": list(plan.unknown), **plan.period}
+    told: dict[str, Any] = {"not_yours": list(plan.not_yours), "unknown": list(plan.unknown), **plan.period}
     if dry_run:
         return ClearAnswer(matched=plan.matched, deleted=0, dry_run=True, **told)
     if plan.matched > 1 and not confirmed:
