@@ -279,8 +279,8 @@ class ClearAnswer(Answer):
     matched: int
     deleted: int
     dry_run: bool = False
-    not_yours: list[str] = Field(default_factory=list[str], description="those named that you read but do not own")
-    unknown: list[str] = Field(default_factory=list[str], description="ids that name no memory that you may read")
+    not_yours: list[str] | None = Field(default=None, description="those named that you read but do not own")
+    unknown: int | None = Field(default=None, description="number of the ids that name no memory that you may read")
     since: str | None = Field(default=None, description=UNDERSTOOD)
     until: str | None = Field(default=None, description=UNDERSTOOD)
 
@@ -293,15 +293,11 @@ class ClearAnswer(Answer):
             done = f"Deleted {deleted}{when}{left}."
         else:
             done = f"Nothing deleted: no memory of yours matches{when}."
-        others = [f"[{one}] belongs to another agent; only its owner can delete it." for one in self.not_yours[:_NAMED]]
-        unknown = ", ".join(f"[{one}]" for one in self.unknown[:_NAMED])
-        rest = max(len(self.not_yours) - _NAMED, 0) + max(len(self.unknown) - _NAMED, 0)
-        return [
-            done,
-            *others,
-            *([f"Not found: {unknown}."] if unknown else []),
-            *([f"{rest} more were not deleted."] if rest else []),
-        ]
+        not_yours = self.not_yours or []
+        others = [f"[{one}] belongs to another agent; only its owner can delete it." for one in not_yours[:_NAMED]]
+        more = [f"{len(not_yours) - _NAMED} more belong to others."] if len(not_yours) > _NAMED else []
+        unknown = [f"Not found: {counted(self.unknown, 'id')} of those you gave."] if self.unknown else []
+        return [done, *others, *more, *unknown]
 
 
 class Hit(BaseModel):

@@ -47,8 +47,8 @@ class ClearPlan:
     ids: tuple[str, ...] = ()
     query: Query | None = None
     not_yours: tuple[str, ...] = ()
-    unknown: tuple[str, ...] = ()
-    """Of the named ids: those of others that the caller reads, and those that name nothing that it may read."""
+    unknown: int = 0
+    """Of the named ids: those of others that the caller reads, and how many name nothing that it may read."""
     period: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
     @property
@@ -76,7 +76,7 @@ async def select(service: MemoryServices, request: RequestContext, args: ClearAr
     owned = tuple(record.id for record in found if principal.owns(record.owner))
     readable = _readable(request, principal, found)
     others = tuple(one for one in readable if one not in owned)
-    unknown = tuple(ref.memory_id for ref in refs if ref.memory_id not in {*owned, *others})
+    unknown = len({ref.memory_id for ref in refs}) - len(owned) - len(others)
     return ClearPlan(request, principal, len(owned), ids=owned, not_yours=others, unknown=unknown)
 
 
@@ -104,7 +104,7 @@ async def listed(service: MemoryServices, plan: ClearPlan) -> ClearPlan:
 
 async def clear_memory(service: MemoryServices, plan: ClearPlan, *, confirmed: bool, dry_run: bool) -> ClearAnswer:
     """Remove the selected memories and count them. Raises ConfirmationNeeded (more than one, not confirmed)."""
-    told: dict[str, Any] = {"not_yours": list(plan.not_yours), "unknown": list(plan.unknown), **plan.period}
+    told: dict[str, Any] = {"not_yours": list(plan.not_yours) or None, "unknown": plan.unknown or None, **plan.period}
     if dry_run:
         return ClearAnswer(matched=plan.matched, deleted=0, dry_run=True, **told)
     if plan.matched > 1 and not confirmed:
