@@ -163,6 +163,9 @@ def _check(expected: str, result: CallToolResult, needle: str, shown: str, unkno
     match expected:
         case "shows":
             assert holds, shown
+        case "names":
+            assert holds, shown
+            assert "belongs to another agent" in shown
         case "does":
             assert not result.is_error, shown
         case "hides":

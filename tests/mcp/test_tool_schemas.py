@@ -33,7 +33,7 @@ async def test_incomplete_answers_do_not_match_the_output_schema(server: Server)
     tools = await InProcess.over(server).tools.list_tools()
     (store,) = [tool for tool in tools if tool.name == "store_memory"]
     validator = Draft202012Validator(store.output_schema or {})
-    answer = {"partial": False, "memory_id": "m", "vector": "ready", "durability": "memory"}
+    answer = {"partial": False, "memory_id": "m", "vector": "ready", "visibility": "private", "durability": "memory"}
     assert validator.is_valid(answer)
     assert not validator.is_valid({name: value for name, value in answer.items() if name != "memory_id"})
     assert not validator.is_valid({"error": {"message": "of no kind"}})

@@ -278,7 +278,7 @@ async def test_user_is_asked_before_many_memories_are_deleted(
 async def test_clearing_another_agents_memories_is_refused(alice: Agent, bob: Agent) -> None:
     memory_id = await alice.store("Public, but mine.", visibility="public")
     assert (await bob.call("clear_memory", memory_ids=[memory_id])) == {
-        "partial": False, "matched": 0, "deleted": 0, "dry_run": False,
+        "partial": False, "matched": 0, "deleted": 0, "dry_run": False, "not_yours": [memory_id],
     }  # fmt: skip
     assert (await bob.call("clear_memory", memory_types=["context"], confirm=True))["deleted"] == 0
     assert (await alice.call("retrieve_memory", memory_id=memory_id))["memory"]["content"] == "Public, but mine."

@@ -20,15 +20,16 @@ from pydantic import BaseModel
 
 from memory_core.errors import NotFound, plain, plain_line
 from memory_core.observe import logs
-from memory_server.contract import agents, dashboard, events, memories, reports, sharing, stats, tasks
-from memory_server.contract.answer import Answer, BatchAnswer
+from memory_server.contract import agents, batch, dashboard, events, memories, reports, sharing, stats, tasks
+from memory_server.contract.answer import Answer
+from memory_server.contract.batch import BatchAnswer
 from memory_server.contract.untrusted_text import MARK, framed, quoted, word
 from memory_server.operations.health.report import DoctorReport
 
 BREAKS = ("\n", "\r", "\r\n", "\v", "\f", "\x1c", "\x1d", "\x1e", "\x85", "\u2028", "\u2029")
 FORGED = "PARTIAL: forged"
 CANARY = "x" + "".join(brk + FORGED for brk in BREAKS) + "\u202e\u200b\U000e0041"
-_MODULES = (agents, dashboard, events, memories, reports, sharing, stats, tasks)
+_MODULES = (agents, batch, dashboard, events, memories, reports, sharing, stats, tasks)
 CLI = Path(sys.modules["memory_server"].__path__[0]) / "cli"
 
 

@@ -1,6 +1,7 @@
 """The expected answer of each tool about memories of other agents; test_isolation_matrix.py checks it.
 
 `shows`  the answer holds the target
+`names`  the answer names the target as another agent's, and nothing is done to it
 `does`   the call succeeds, and differs from the same call about something unknown
 `hides`  the answer has the same bytes as the one about something unknown, and lacks the target
 `absent` the target is not in the answer, and the call names no target
@@ -114,8 +115,12 @@ update_memory labels       own      does      forbidden forbidden hides     hide
 update_memory labels       public   does      forbidden forbidden forbidden hides     forbidden
 update_memory labels       sensitive does     hides     hides     hides     hides     hides
 update_memory stale        own      conflict  forbidden conflict  hides     hides     hides
-clear_memory ids           all      does      hides     hides     hides     hides     hides
-clear_memory dry           all      does      hides     hides     hides     hides     hides
+clear_memory ids           own      does      names     names     hides     hides     hides
+clear_memory ids           public   does      names     names     names     hides     names
+clear_memory ids           sensitive does     hides     hides     hides     hides     hides
+clear_memory dry           own      does      names     names     hides     hides     hides
+clear_memory dry           public   does      names     names     names     hides     names
+clear_memory dry           sensitive does     hides     hides     hides     hides     hides
 clear_memory tag           all      does      hides     hides     hides     hides     hides
 clear_memory agent         all      does      forbidden forbidden forbidden forbidden does
 find_similar               own      does      does      does      hides     hides     hides
@@ -157,7 +162,9 @@ store_memory key           all      conflict  hides     hides     hides     hide
 batch_operations           own      shows     shows     shows     hides     hides     hides
 batch_operations           public   shows     shows     shows     shows     hides     shows
 batch_operations           sensitive shows    hides     hides     hides     hides     hides
-batch clear                all      does      hides     hides     hides     hides     hides
+batch clear                own      does      names     names     hides     hides     hides
+batch clear                public   does      names     names     names     hides     names
+batch clear                sensitive does     hides     hides     hides     hides     hides
 wait_for_events            own      absent    shows     shows     absent    absent    absent
 wait_for_events            public   absent    shows     shows     shows     absent    shows
 wait_for_events            sensitive absent   absent    absent    absent    absent    absent

@@ -151,6 +151,11 @@ class Settings(BaseSettings):
             raise InvalidArgument(f"settings are not valid: {names} is not JSON", hint="quote it as JSON") from None
 
     @property
+    def has_master_key(self) -> bool:
+        """Whether a master key is set, so that memories can be sensitive."""
+        return any((self.master_key, self.master_key_file, self.master_key_command))
+
+    @property
     def uses_config_default_redis(self) -> bool:
         """Whether the only Redis named is the stock `localhost:6379` of a config file."""
         redis = self.redis

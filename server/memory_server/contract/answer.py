@@ -1,9 +1,8 @@
-"""The base of all tools' answers: whether it is complete, and a short text for models; and the answer of a batch."""
+"""The base of all tools' answers: whether it is complete, and a short text for models."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 from pydantic import BaseModel
 
@@ -48,24 +47,3 @@ def partial_reason(
     if failed and not failure:
         reasons.append(f"{failed} texts could not be embedded and were searched by words only")
     return "; ".join(reasons) or None
-
-
-class Outcome(BaseModel):
-    """The outcome of one operation of a batch."""
-
-    ok: bool
-    result: dict[str, Any] | None = None
-    error: dict[str, Any] | None = None
-
-
-class BatchAnswer(Answer):
-    """One outcome for each operation, in order."""
-
-    results: list[Outcome]
-    succeeded: int
-    failed: int
-
-    def lines(self) -> list[str]:
-        errors = [(number, one.error) for number, one in enumerate(self.results) if one.error is not None]
-        failures = [f"{number}: {error['code']}: {error.get('message', '')}" for number, error in errors[:5]]
-        return [f"{self.succeeded} succeeded, {self.failed} failed.", *failures]

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import json
-from itertools import chain
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, Field
+from pydantic.json_schema import SkipJsonSchema
 
 from memory_core.records.memory import MemoryType, Priority, Record, Visibility
 from memory_core.records.model import Model
 from memory_core.records.scope import Principal
 from memory_core.records.times import to_iso
 from memory_server.contract.answer import Answer
-from memory_server.contract.untrusted_text import NOTE, counted, framed, quoted
+from memory_server.contract.untrusted_text import NOTE, counted, decimal, framed, quoted, word
+from memory_server.contract.wording import lifetime, minute, moment, period
 
 Milliseconds = Annotated[float, AfterValidator(lambda value: round(value, 2))]
 Score = Annotated[float, AfterValidator(lambda value: round(value, 4))]
@@ -82,18 +84,63 @@ class Memory(BaseModel):
         texts = {"content": "", "tags": [], "context": None, "source": None, "metadata": None}
         return self.model_copy(update=texts)
 
+    def labels(self, *, whole: bool = False) -> list[str]:
+        """Return what describes it, each with its name; `whole` includes what its owner may change."""
+        named = (("source", self.source), ("context", self.context))
+        labels = [
+            self.memory_type,
+            *([moment(self.occurred_at)] if self.occurred_at else []),
+            *(f"{name} {word(label)}" for name, label in named if label),
+            f"by {self.writer} ({self._access()})",
+            *(["sensitive"] if self.sensitive else []),
+        ]
+        return [*labels, *self._details()] if whole else labels
+
+    def _access(self) -> str:
+        if self.trust in ("own", "received"):
+            return f"{self.trust}, {self.visibility}"
+        others = [name for name in self.granted_by or () if name != self.writer]
+        return f"granted by {', '.join(others)}" if self.trust == "granted" and others else self.trust
+
+    def _details(self) -> list[str]:
+        tags = [f"tags {', '.join(map(word, self.tags))}"] if self.tags else []
+        ends = [lifetime(self.expires_at)] if self.trust in ("own", "received") or self.expires_at else []
+        vector = [] if self.vector == "ready" else [f"vector {self.vector}"]
+        return [self.priority, *tags, *ends, f"rev {self.rev}", *vector]
+
     def lines(self, head: str = "") -> list[str]:
         """Return a heading, after `head`, and the framed content."""
-        labels = [quoted(label) for label in (self.source, self.context) if label]
-        times = [self.occurred_at] if self.occurred_at else []
-        origin = ", ".join([self.memory_type, *labels, *times, f"by {self.writer}", self.trust])
-        return [f"{head}[{self.memory_id}] ({origin})", *framed(self.content)]
+        return [f"{head}{self.heading()}", *framed(self.content)]
+
+    def heading(self, before: Sequence[str] = (), *, whole: bool = False) -> str:
+        return _heading(self.memory_id, before, self.labels(whole=whole))
+
+
+def _heading(memory_id: str, before: Sequence[str], labels: Sequence[str]) -> str:
+    return " ".join([f"[{memory_id}]", *before, " · ".join(labels)]).rstrip()
+
+
+def entries(memories: Sequence[Memory], scores: Sequence[str] = (), pieces: Sequence[str] = ()) -> list[str]:
+    """Return the lines of several memories. Labels that are the same for all are named once."""
+    labels = [memory.labels(whole=not scores) for memory in memories]
+    same = [label for label in labels[0] if all(label in one for one in labels)] if len(labels) > 1 else []
+    lines = [f"All: {' · '.join(same)}"] if same else []
+    for number, memory in enumerate(memories):
+        own = [label for label in labels[number] if label not in same] + [
+            one for one in pieces[number : number + 1] if one
+        ]
+        lines += [_heading(memory.memory_id, scores[number : number + 1], own), *framed(memory.content)]
+    return lines
 
 
 def _trust(record: Record, principal: Principal, granted: bool) -> Trust:
     if principal.owns(record.owner):
         return "own" if record.writer == principal.agent else "received"
     return "granted" if granted else "public"
+
+
+_BEGINNING = 40
+"""Characters of a similar memory in the text of a store's answer."""
 
 
 class Similar(BaseModel):
@@ -103,27 +150,38 @@ class Similar(BaseModel):
     score: Score
     content: str = Field(description="beginning of its content")
 
+    def beginning(self) -> str:
+        """Return a few words of it, quoted."""
+        words = " ".join(self.content[: 4 * _BEGINNING].split())
+        return quoted(words if len(words) <= _BEGINNING else words[: _BEGINNING - 1] + "…")
+
 
 class Secrets(BaseModel):
     """What looks like a credential in a memory, and what the setting `secrets` did about it."""
 
     kinds: list[str]
     action: Literal["stored", "redacted", "encrypted"]
+    encryptable: SkipJsonSchema[bool] = Field(default=True, exclude=True)
+    """Whether this server has a master key."""
 
     def line(self) -> str:
+        encrypt = " or store it with sensitive=true" if self.encryptable else ""
         done = {
-            "stored": "it is stored as written. If it is a secret, delete it or store it with sensitive=true",
+            "stored": f"it is stored as written. If it is a secret, delete it{encrypt}",
             "redacted": "the memory is stored with [redacted] in its place",
             "encrypted": "the memory is stored as sensitive",
         }
         return f"Looks like a credential ({', '.join(self.kinds)}): {done[self.action]}."
 
 
+_NAMED = 20
+"""Ids that the text of a deletion names of each kind."""
+UNDERSTOOD = "the filter as it was understood"
 LEVELS = "how durable the write is: memory, aof, aof-everysec, aof-always, synced, synced+1 replica"
 UNCONFIRMED = "why more is not confirmed although the call waited for it; the write is done"
 
 
-def _not_known(why: str) -> str:
+def not_confirmed(why: str) -> str:
     return f"It is written, but not confirmed on every disk that it should be on: {why}."
 
 
@@ -132,6 +190,7 @@ class StoreAnswer(Answer):
 
     memory_id: str
     vector: VectorState
+    visibility: Visibility
     expires_at: str | None = None
     durability: str = Field(description=LEVELS)
     unconfirmed: str | None = Field(default=None, description=UNCONFIRMED)
@@ -145,16 +204,20 @@ class StoreAnswer(Answer):
         return [self.memory_id, *(near.memory_id for near in self.similar)]
 
     def lines(self) -> list[str]:
-        lines = [f"Stored {self.memory_id} (vector {self.vector}, expires {self.expires_at or 'never'})."]
+        visibility = "shared with those you grant it" if self.visibility == Visibility.SHARED else self.visibility
+        waits = "" if self.vector == "ready" else f" Its vector is {self.vector}: words find it, meaning does not yet."
+        lines = [f"Stored [{self.memory_id}] ({visibility}, {lifetime(self.expires_at)}).{waits}"]
+        if self.replayed:
+            lines.append("This idempotency_key had stored it before; nothing new was stored.")
         if self.unconfirmed:
-            lines.append(_not_known(self.unconfirmed))
+            lines.append(not_confirmed(self.unconfirmed))
         if self.quarantined:
             lines.append("You are in quarantine: other agents cannot see it until an administrator lifts that.")
         if self.duplicate_of:
-            lines.append(f"It repeats {self.duplicate_of} exactly.")
+            lines.append(f"It repeats [{self.duplicate_of}] exactly.")
         if self.secrets:
             lines.append(self.secrets.line())
-        lines += [f"Similar: [{near.memory_id}] {near.score:.2f} {quoted(near.content)}" for near in self.similar]
+        lines += [f"Similar: [{near.memory_id}] {decimal(near.score)} {near.beginning()}" for near in self.similar]
         return lines
 
 
@@ -169,7 +232,13 @@ class MemoryAnswer(Answer):
         return [self.memory.memory_id]
 
     def lines(self) -> list[str]:
-        return [NOTE, *self.memory.lines()]
+        memory = self.memory
+        metadata = [f"metadata {quoted(memory.metadata)}"] if memory.metadata else []
+        last = f", last {minute(self.last_access)}" if self.last_access else ""
+        used = [f"read {counted(self.access_count, 'time')} before{last}"] if self.access_count else []
+        pieces = [f"{memory.pieces} chunks"] if memory.pieces > 1 else []
+        heading = " · ".join([memory.heading(whole=True), *pieces, *metadata, *used])
+        return [NOTE, heading, *framed(memory.content)]
 
 
 class UpdateAnswer(MemoryAnswer):
@@ -180,8 +249,8 @@ class UpdateAnswer(MemoryAnswer):
     secrets: Secrets | None = None
 
     def lines(self) -> list[str]:
-        notes = [_not_known(self.unconfirmed)] if self.unconfirmed else []
-        return [*super().lines(), *notes, *([self.secrets.line()] if self.secrets else [])]
+        notes = [not_confirmed(self.unconfirmed)] if self.unconfirmed else []
+        return [f"Updated {self.memory.heading(whole=True)}", *notes, *([self.secrets.line()] if self.secrets else [])]
 
 
 class MemoryListAnswer(Answer):
@@ -190,15 +259,18 @@ class MemoryListAnswer(Answer):
     memories: list[Memory]
     next_cursor: str | None = None
     total: int
+    since: str | None = Field(default=None, description=UNDERSTOOD)
+    until: str | None = Field(default=None, description=UNDERSTOOD)
 
     def shown(self) -> list[str]:
         return [memory.memory_id for memory in self.memories]
 
     def lines(self) -> list[str]:
-        total = counted(self.total, "memory", "memories")
-        head = [f"{len(self.memories)} of {total}.", *([NOTE] if self.memories else [])]
+        total, when = counted(self.total, "memory", "memories"), period(self.since, self.until)
+        if not self.memories:
+            return [f"No memories listed{when}; {self.total} match." if self.total else f"No memories found{when}."]
         more = [f"More: cursor={self.next_cursor}"] if self.next_cursor else []
-        return [*head, *chain.from_iterable(memory.lines() for memory in self.memories), *more]
+        return [f"{len(self.memories)} of {total}{when}. {NOTE}", *entries(self.memories), *more]
 
 
 class ClearAnswer(Answer):
@@ -207,9 +279,25 @@ class ClearAnswer(Answer):
     matched: int
     deleted: int
     dry_run: bool = False
+    not_yours: list[str] | None = Field(default=None, description="those named that you read but do not own")
+    unknown: int | None = Field(default=None, description="number of the ids that name no memory that you may read")
+    since: str | None = Field(default=None, description=UNDERSTOOD)
+    until: str | None = Field(default=None, description=UNDERSTOOD)
 
     def lines(self) -> list[str]:
-        return [f"{self.matched} matched, {self.deleted} deleted{' (dry run)' if self.dry_run else ''}."]
+        deleted, when = counted(self.deleted, "memory", "memories"), period(self.since, self.until)
+        left = f"; {self.matched} matched" if self.matched != self.deleted else ""
+        if self.dry_run:
+            done = f"Would delete {counted(self.matched, 'memory', 'memories')}{when} (dry run)."
+        elif self.matched:
+            done = f"Deleted {deleted}{when}{left}."
+        else:
+            done = f"Nothing deleted: no memory of yours matches{when}."
+        not_yours = self.not_yours or []
+        others = [f"[{one}] belongs to another agent; only its owner can delete it." for one in not_yours[:_NAMED]]
+        more = [f"{len(not_yours) - _NAMED} more belong to others."] if len(not_yours) > _NAMED else []
+        unknown = [f"Not found: {counted(self.unknown, 'id')} of those you gave."] if self.unknown else []
+        return [done, *others, *more, *unknown]
 
 
 class Hit(BaseModel):
@@ -220,6 +308,10 @@ class Hit(BaseModel):
     vector_score: Score | None = None
     keyword_score: Score | None = None
     part: int | None = Field(default=None, description="number from 0 of the piece of a long memory in content")
+
+    def piece(self) -> str:
+        """Name the piece of a long memory: `chunk 1/8`."""
+        return "" if self.part is None else f"chunk {self.part + 1}/{self.memory.pieces}"
 
 
 class Took(BaseModel):
@@ -236,15 +328,19 @@ class SearchAnswer(Answer):
 
     hits: list[Hit]
     took_ms: Took = Took()
+    since: str | None = Field(default=None, description=UNDERSTOOD)
+    until: str | None = Field(default=None, description=UNDERSTOOD)
 
     def shown(self) -> list[str]:
         return [hit.memory.memory_id for hit in self.hits]
 
     def lines(self) -> list[str]:
+        when = period(self.since, self.until)
         if not self.hits:
-            return ["No memories found."]
-        found = chain.from_iterable(hit.memory.lines(f"{hit.score:.2f} ") for hit in self.hits)
-        return [f"{counted(len(self.hits), 'memory', 'memories')}.", NOTE, *found]
+            return [f"No memories found{when}."]
+        found = [hit.memory for hit in self.hits]
+        lines = entries(found, [decimal(hit.score) for hit in self.hits], [hit.piece() for hit in self.hits])
+        return [f"{counted(len(found), 'memory', 'memories')}{when}. {NOTE}", *lines]
 
 
 def _vector_state(model: Model, state: str) -> VectorState:

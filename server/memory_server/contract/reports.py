@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from itertools import chain
 
 from pydantic import BaseModel
 
 from memory_server.contract.answer import Answer
+from memory_server.contract.untrusted_text import NOTE, counted, decimal, framed
 
 
 class Text(BaseModel):
@@ -14,6 +16,9 @@ class Text(BaseModel):
 
     memory_id: str
     content: str
+
+    def lines(self) -> list[str]:
+        return [f"[{self.memory_id}]", *framed(self.content)]
 
 
 class Alike(BaseModel):
@@ -40,6 +45,13 @@ class DuplicatesAnswer(Answer):
     def shown(self) -> Iterable[str]:
         return [one.memory_id for group in self.groups for one in group.memories]
 
+    def lines(self) -> Iterable[str]:
+        left = f" {self.pairs_left_out} more pairs are left out." if self.pairs_left_out else ""
+        yield f"{counted(len(self.groups), 'group')} of near duplicates.{left} {NOTE}"
+        for group in self.groups:
+            yield f"{len(group.memories)} alike, similarity {decimal(group.cosine)}:"
+            yield from chain.from_iterable(one.lines() for one in group.memories)
+
 
 class ClustersAnswer(Answer):
     """Clusters, largest first."""
@@ -48,3 +60,9 @@ class ClustersAnswer(Answer):
 
     def shown(self) -> Iterable[str]:
         return [one.memory_id for cluster in self.clusters for one in cluster.examples]
+
+    def lines(self) -> Iterable[str]:
+        yield f"{counted(len(self.clusters), 'cluster')}. {NOTE}"
+        for cluster in self.clusters:
+            yield f"{counted(cluster.size, 'memory', 'memories')}, closeness {decimal(cluster.closeness)}, such as:"
+            yield from chain.from_iterable(one.lines() for one in cluster.examples)

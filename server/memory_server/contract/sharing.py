@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from itertools import chain
+from collections.abc import Sequence
 from typing import Literal
 
 from pydantic import BaseModel, Field
@@ -10,8 +10,9 @@ from pydantic import BaseModel, Field
 from memory_core.records.memory import MemoryType
 from memory_server.contract.answer import Answer
 from memory_server.contract.arguments import Arguments, ListOf, Time
-from memory_server.contract.memories import Memory
-from memory_server.contract.untrusted_text import NOTE, counted, quoted
+from memory_server.contract.memories import Memory, entries
+from memory_server.contract.untrusted_text import NOTE, counted, quoted, word
+from memory_server.contract.wording import lifetime, minute
 
 
 class ShareArguments(Arguments):
@@ -51,18 +52,37 @@ class SharedContextArguments(Arguments):
     max_tokens: int = Field(default=4000, ge=1, description="budget of the answer")
 
 
+def covered(
+    context: str | None = None, tags: Sequence[str] = (), types: Sequence[str] = (), memories: int | None = None
+) -> str:
+    """Say what a selector covers: `context island`, `tags a, b`, `types code`, `2 memories`."""
+    if context:
+        return f"context {word(context)}"
+    if tags:
+        return f"{'tag' if len(tags) == 1 else 'tags'} {', '.join(map(word, tags))}"
+    if types:
+        return f"{'type' if len(types) == 1 else 'types'} {', '.join(types)}"
+    return counted(memories or 0, "memory", "memories")
+
+
 class ShareAnswer(Answer):
     """A new grant, and the offer of the other direction."""
 
     grant_id: str
     target_agent: str
     permission: Literal["read", "write"]
+    covers: str = Field(description="the selector in words")
+    matches: int | None = Field(default=None, description="your memories that it covers now; null if not counted")
     expires_at: str | None = None
     offer_id: str | None = Field(default=None, description="in force once the other accepts it")
     accepted_offer: str | None = Field(default=None, description="the other agent's offer that this accepted")
 
     def lines(self) -> list[str]:
-        lines = [f"Shared with {self.target_agent} ({self.permission}) by grant {self.grant_id}."]
+        ends = f" until {minute(self.expires_at)}" if self.expires_at else ""
+        now = "" if self.matches is None else f"; {counted(self.matches, 'matches', 'match')} now"
+        lines = [
+            f"Shared {self.covers} with {self.target_agent} ({self.permission}){ends} by grant {self.grant_id}{now}."
+        ]
         if self.offer_id:
             lines.append(
                 f"Offer {self.offer_id} waits for {self.target_agent} to share the same with you: answer_offer."
@@ -79,7 +99,7 @@ class RevokeAnswer(Answer):
     grants_ended: int = Field(description="the grant and those passed on under it; 0 for an offer")
 
     def lines(self) -> list[str]:
-        return [f"Revoked {self.grant_id}; {counted(self.grants_ended, 'grant')} ended."]
+        return [f"Revoked {self.grant_id}: {counted(self.grants_ended, 'grant')} ended."]
 
 
 class OfferedAnswer(Answer):
@@ -141,12 +161,10 @@ class GrantInfo(BaseModel):
     note: str | None = None
 
     def line(self) -> str:
-        labels = [self.context] if self.context else self.tags
-        covers = ", ".join([*map(quoted, labels), *self.memory_types])
-        covers = covers or counted(self.memories or 0, "memory", "memories")
+        covers = covered(self.context, self.tags, self.memory_types, self.memories)
         what = f"transfer of {covers}" if self.transfer else f"{self.permission} {covers}"
-        grown = f", {self.grown} chunks added" if self.grown else ""
-        ends = f", until {self.expires_at}" if self.expires_at else ""
+        grown = f", {counted(self.grown, 'chunk')} added" if self.grown else ""
+        ends = f", {lifetime(self.expires_at)}" if self.expires_at else ""
         note = f": {quoted(self.note)}" if self.note else ""
         return f"[{self.id}] {self.from_agent} to {self.to_agent}, {what}{grown}{ends}{note}"
 
@@ -180,9 +198,13 @@ class SharedContextAnswer(Answer):
 
     def lines(self) -> list[str]:
         shared_memories = counted(len(self.memories), "shared memory", "shared memories")
-        lines = [f"{shared_memories}.", *([NOTE] if self.memories else [])]
-        lines += chain.from_iterable(shared.memory.lines() for shared in self.memories)
-        listed = {"To you": self.granted_to_me, "By you": self.granted_by_me, "Offers, for answer_offer": self.offers}
+        lines = [f"{shared_memories}.{f' {NOTE}' if self.memories else ''}"]
+        lines += entries([shared.memory for shared in self.memories]) if self.memories else []
+        listed = {
+            "Grants to you": self.granted_to_me,
+            "Grants by you": self.granted_by_me,
+            "Offers, for answer_offer": self.offers,
+        }
         for name, grants in listed.items():
             lines += [f"{name}:", *(grant.line() for grant in grants)] if grants else []
         if self.next_cursor:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from memory_core.errors import InvalidArgument
 from memory_core.records.memory import MemoryType, Priority
 from memory_core.records.names import check_label
 from memory_core.records.scope import Principal
-from memory_core.records.times import parse_time
+from memory_core.records.times import parse_time, to_iso
 from memory_server.contract.arguments import Filters
 from memory_server.contract.validation import check_tags
 from memory_server.engine.principals import owners_of
@@ -33,6 +33,11 @@ class ResolvedFilters:
     since: float | None = None
     until: float | None = None
     include_archive: bool = False
+
+    @property
+    def period(self) -> dict[str, Any]:
+        """`since` and `until` as answers echo them."""
+        return {"since": to_iso(self.since), "until": to_iso(self.until)}
 
     @property
     def chosen(self) -> list[tuple[str, Sequence[str]]]:

@@ -6,6 +6,8 @@ import asyncio
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from pydantic import SecretStr
+
 from memory_core.records.authority import scope_for
 from memory_core.settings.choices import ToolSet
 from memory_core.settings.settings import Settings
@@ -63,8 +65,8 @@ def all_tools() -> list[StrictTool]:
 
 
 async def _groups() -> dict[str, list[StrictTool]]:
-    """Build the tools. Their runtime needs a running loop, but is not started."""
-    return tool_groups(Runtime(Settings.model_construct()))
+    """Build the tools, as with a master key. Their runtime needs a running loop, but is not started."""
+    return tool_groups(Runtime(Settings.model_construct(master_key=SecretStr("-"))))
 
 
 def _tool(tool: StrictTool) -> str:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 from memory_core.errors import ConfirmationNeeded, InvalidArgument, MemoryServiceError
 from memory_core.records import redis_time
 from memory_core.records.audit_entry import AuditEntry
+from memory_core.records.authority import Effect
 from memory_core.records.keys import Keys, digest
+from memory_core.records.memory import Record
 from memory_core.records.names import SEPARATOR
 from memory_core.records.scope import NOBODY, Principal
 from memory_core.redis_client import Client
@@ -22,7 +25,7 @@ from memory_server.engine.request_context import RequestContext
 from memory_server.index import loader, queries
 from memory_server.index import query_builder as build
 from memory_server.index.filters import resolve_filters
-from memory_server.index.loader import Ref
+from memory_server.index.loader import Ref, UnverifiedRecord
 from memory_server.index.query_builder import Query
 from memory_server.memories.chunks import settle_or_tell
 from memory_server.memories.services import MemoryServices
@@ -43,6 +46,10 @@ class ClearPlan:
     matched: int
     ids: tuple[str, ...] = ()
     query: Query | None = None
+    not_yours: tuple[str, ...] = ()
+    unknown: int = 0
+    """Of the named ids: those of others that the caller reads, and how many name nothing that it may read."""
+    period: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
     @property
     def subject(self) -> str:
@@ -67,7 +74,21 @@ async def select(service: MemoryServices, request: RequestContext, args: ClearAr
     refs = [Ref(memory_id) for memory_id in check_ids(args.memory_ids, service.settings)]
     found = await backend.read(lambda client: loader.load_all(client, keys, refs, backend.integrity))
     owned = tuple(record.id for record in found if principal.owns(record.owner))
-    return ClearPlan(request, principal, len(owned), ids=owned)
+    readable = _readable(request, principal, found)
+    others = tuple(one for one in readable if one not in owned)
+    unknown = len({ref.memory_id for ref in refs}) - len(owned) - len(others)
+    return ClearPlan(request, principal, len(owned), ids=owned, not_yours=others, unknown=unknown)
+
+
+def _readable(
+    request: RequestContext, principal: Principal, found: Sequence[Record | UnverifiedRecord]
+) -> tuple[str, ...]:
+    """Return the ids of what the caller reads anyway. What it may not read looks like what does not exist."""
+    if not request.may(Effect.READ_MEMORIES):
+        return ()
+    now = redis_time.now()
+    records = [one for one in found if isinstance(one, Record) and one.expires_at > now]
+    return tuple(one.id for one in records if principal.may_see(one))
 
 
 async def listed(service: MemoryServices, plan: ClearPlan) -> ClearPlan:
@@ -83,8 +104,9 @@ async def listed(service: MemoryServices, plan: ClearPlan) -> ClearPlan:
 
 async def clear_memory(service: MemoryServices, plan: ClearPlan, *, confirmed: bool, dry_run: bool) -> ClearAnswer:
     """Remove the selected memories and count them. Raises ConfirmationNeeded (more than one, not confirmed)."""
+    told: dict[str, Any] = {"not_yours": list(plan.not_yours) or None, "unknown": plan.unknown or None, **plan.period}
     if dry_run:
-        return ClearAnswer(matched=plan.matched, deleted=0, dry_run=True)
+        return ClearAnswer(matched=plan.matched, deleted=0, dry_run=True, **told)
     if plan.matched > 1 and not confirmed:
         raise ConfirmationNeeded(f"this would delete {plan.matched} memories for good", hint=_CONFIRM)
     total, parts = 0, _parts(service, plan)
@@ -99,8 +121,8 @@ async def clear_memory(service: MemoryServices, plan: ClearPlan, *, confirmed: b
         if not total:
             raise
         reason = f"it stopped midway, and more may be deleted: {error.message}"
-        return ClearAnswer(matched=plan.matched, deleted=total, partial=True, reason=reason)
-    return ClearAnswer(matched=plan.matched, deleted=total)
+        return ClearAnswer(matched=plan.matched, deleted=total, partial=True, reason=reason, **told)
+    return ClearAnswer(matched=plan.matched, deleted=total, **told)
 
 
 async def _parts(service: MemoryServices, plan: ClearPlan) -> AsyncGenerator[Sequence[str]]:
@@ -136,7 +158,7 @@ async def _selected(
     matched = await service.namespaces.search(
         principal.namespace, lambda client: queries.count(client, prepared.keys, query, timeout)
     )
-    return ClearPlan(request, principal, matched, query=query)
+    return ClearPlan(request, principal, matched, query=query, period=filters.period)
 
 
 async def _latest(client: Client, keys: Keys) -> float:

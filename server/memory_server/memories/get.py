@@ -60,7 +60,7 @@ async def list_memories(service: MemoryServices, request: RequestContext, args: 
     selected = build.memories(build.readable(principal, filters, redis_time.now()))
     position = _read_cursor(args.cursor)
     if not await service.namespaces.knows(request.caller.namespace):
-        return MemoryListAnswer(memories=[], total=0)
+        return MemoryListAnswer(memories=[], total=0, **filters.period)
     prepared = await service.namespaces.get(request.caller.namespace)
     keys, limit, timeout = prepared.keys, args.limit, service.settings.search_timeout_ms
 
@@ -90,6 +90,7 @@ async def list_memories(service: MemoryServices, request: RequestContext, args: 
         total=total,
         partial=bool(reason),
         reason=reason,
+        **filters.period,
     )
 
 

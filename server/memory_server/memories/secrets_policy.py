@@ -9,19 +9,18 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
 from memory_core.errors import InvalidArgument
 from memory_core.records.memory import SEALED_CODEC, Record, Visibility
+from memory_core.settings.settings import Settings
 from memory_server.contract.memories import Secrets
 from memory_server.memories.slow_work import in_turn
 from memory_server.security.credentials import find_credentials, redact
 
-Policy = Literal["warn", "redact", "seal", "refuse"]
 _IN_THREAD = 20_000
 _SHORTEST = 12
 """No shorter text is a credential by itself, without a name before it."""
-_HINT = "leave it out, keep it in a secret store, or pass sensitive=true, which encrypts content and metadata"
 _LABELS_HINT = "remove it from tags, context and source: they are never encrypted"
 
 
@@ -35,14 +34,14 @@ class _Found:
     metadata: str | None
 
 
-async def screen(record: Record, policy: Policy) -> tuple[Record, Secrets | None]:
+async def screen(record: Record, settings: Settings) -> tuple[Record, Secrets | None]:
     """Apply the policy as `apply_policy`, for a long content in a thread, so that other calls do not wait."""
     if len(record.content) < _IN_THREAD:
-        return apply_policy(record, policy)
-    return await in_turn(apply_policy, record, policy)
+        return apply_policy(record, settings)
+    return await in_turn(apply_policy, record, settings)
 
 
-def apply_policy(record: Record, policy: Policy) -> tuple[Record, Secrets | None]:
+def apply_policy(record: Record, settings: Settings) -> tuple[Record, Secrets | None]:
     """Return the record as the policy allows it to be written, and what looked like a credential.
 
     The content and metadata of a sensitive memory are encrypted anyway and not examined.
@@ -53,11 +52,13 @@ def apply_policy(record: Record, policy: Policy) -> tuple[Record, Secrets | None
     found = _find(record)
     if not found.kinds and not found.in_labels:
         return record, None
-    kinds = sorted(found.kinds | found.in_labels)
+    kinds, policy = sorted(found.kinds | found.in_labels), settings.secrets
     if policy == "warn":
-        return record, Secrets(kinds=kinds, action="stored")
+        return record, Secrets(kinds=kinds, action="stored", encryptable=settings.has_master_key)
     if policy == "refuse" or found.in_labels:
-        where, hint = ("tags, context or source", _LABELS_HINT) if found.in_labels else ("content or metadata", _HINT)
+        where, hint = (
+            ("tags, context or source", _LABELS_HINT) if found.in_labels else ("content or metadata", _hint(settings))
+        )
         raise InvalidArgument(f"{where} look like a credential ({', '.join(kinds)})", hint=hint)
     if policy == "redact":
         return replace(record, content=found.content, metadata=found.metadata), Secrets(kinds=kinds, action="redacted")
@@ -65,6 +66,11 @@ def apply_policy(record: Record, policy: Policy) -> tuple[Record, Secrets | None
         message = f"content or metadata look like a credential ({', '.join(kinds)}), and no public memory is encrypted"
         raise InvalidArgument(message, hint="store it private, or leave the credential out")
     return replace(record, codec=SEALED_CODEC), Secrets(kinds=kinds, action="encrypted")
+
+
+def _hint(settings: Settings) -> str:
+    encrypt = ", or pass sensitive=true, which encrypts content and metadata" if settings.has_master_key else ""
+    return f"leave it out, or keep it in a secret store{encrypt}"
 
 
 def has_credential(texts: Iterable[str | None], metadata: dict[str, Any] | None = None) -> bool:

@@ -60,7 +60,7 @@ async def store_memory(service: MemoryServices, request: RequestContext, args: S
     Raises InvalidArgument, Conflict (idempotency key used for something else), QuotaExceeded, StoreUnavailable,
     OutcomeUnknown or KeyMissing (sensitive, and this server has no master key).
     """
-    record, secrets = await screen(_check(service.settings, args), service.settings.secrets)
+    record, secrets = await screen(_check(service.settings, args), service.settings)
     validation.check_secrecy(record.is_sensitive, record.visibility)
     if record.is_sensitive:
         await service.vault.check()
@@ -102,6 +102,7 @@ async def store_memory(service: MemoryServices, request: RequestContext, args: S
     return StoreAnswer(
         memory_id=answer["id"],
         vector="ready" if ready else "pending",
+        visibility=record.visibility,
         expires_at=to_iso(float(answer["expires_at"])),
         durability=reached.level,
         unconfirmed=reached.unconfirmed,

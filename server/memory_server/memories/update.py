@@ -128,7 +128,7 @@ async def _screened(settings: Settings, old: Record, new: Record) -> tuple[Recor
     texts = [(one.content, one.metadata, one.tags, one.context) for one in (old, new)]
     if texts[0] == texts[1]:
         return new, None
-    record, secrets = await screen(new, settings.secrets)
+    record, secrets = await screen(new, settings)
     if record.is_sensitive and not old.is_sensitive:
         message = f"content or metadata look like a credential ({', '.join(secrets.kinds if secrets else ())})"
         raise InvalidArgument(message, hint="store it as a new memory with sensitive=true")

@@ -68,7 +68,7 @@ async def semantic_search(
     principal = await resolve(service.backend, request)
     filters = await resolve_filters(service.backend, principal, args)
     if not await service.namespaces.knows(request.caller.namespace):
-        return SearchAnswer(hits=[])
+        return SearchAnswer(hits=[], **filters.period)
     selected = build.readable(principal, filters, now(request.cache))
     found = await _find(service, request, principal, selected, args, filters=filters, weights=weights)
     service.touch(request.caller, [hit.record.id for hit in found.hits])
@@ -80,6 +80,7 @@ async def semantic_search(
         took_ms=Took(embed=found.embed_ms, search=found.search_ms, rerank=found.rank_ms, total=total_ms),
         partial=bool(found.reason),
         reason=found.reason,
+        **filters.period,
     )
 
 
@@ -133,6 +134,7 @@ async def find_similar(service: SearchServices, request: RequestContext, args: S
         took_ms=Took(search=total_ms, total=total_ms),
         partial=bool(reason),
         reason="; ".join(filter(None, (reason, note))) or None,
+        **filters.period,
     )
 
 

@@ -10,18 +10,22 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from memory_core.errors import Conflict, InvalidArgument, NotFound, echo
+from memory_core.errors import Conflict, InvalidArgument, MemoryServiceError, NotFound, echo
+from memory_core.records import redis_time
+from memory_core.records.authority import Effect
 from memory_core.records.ids import new_id
 from memory_core.records.keys import Keys, digest
 from memory_core.records.names import SEPARATOR, check_label, check_name
 from memory_core.records.times import to_iso
 from memory_core.settings.groups import DAY
 from memory_core.settings.settings import Settings
-from memory_server.contract.sharing import RevokeAnswer, ShareAnswer, ShareArguments
+from memory_server.contract.sharing import RevokeAnswer, ShareAnswer, ShareArguments, covered
 from memory_server.contract.validation import check_id, check_tags, check_text
-from memory_server.engine.principals import SIGNING_ATTEMPTS
+from memory_server.engine.principals import SIGNING_ATTEMPTS, resolve
 from memory_server.engine.redis_backend import Backend
 from memory_server.engine.request_context import Caller, RequestContext
+from memory_server.index import queries
+from memory_server.index import query_builder as build
 from memory_server.search.services import SearchServices
 from memory_server.sharing.proofs import sign_share
 
@@ -44,6 +48,18 @@ class Selector:
     def of(cls, kind: str, shown: Sequence[str]) -> Selector:
         """Make the selector that a grant shows as these values."""
         return cls(kind, [digest(value) for value in shown] if kind in ("c", "t") else list(shown), list(shown))
+
+    @property
+    def covers(self) -> str:
+        match self.kind:
+            case "c":
+                return covered(context=self.shown[0])
+            case "t":
+                return covered(tags=self.shown)
+            case "y":
+                return covered(types=self.shown)
+            case _:
+                return covered(memories=len(self.shown))
 
     @property
     def digest(self) -> str:
@@ -109,10 +125,30 @@ async def _share(
         grant_id=answer["id"],
         target_agent=args.target_agent,
         permission=args.permission,
+        covers=selector.covers,
+        matches=await _matches(service, request, selector),
         expires_at=to_iso(float(answer["ends"])),
         offer_id=answer.get("offer"),
         accepted_offer=answer.get("accepted"),
     )
+
+
+async def _matches(service: SearchServices, request: RequestContext, selector: Selector) -> int | None:
+    """Count the grantor's own memories that a selector covers now; None for ids, and if Redis does not answer."""
+    if selector.kind == "i" or not request.may(Effect.READ_MEMORIES):
+        return None
+    field = {"c": "context", "t": "tags", "y": "type"}[selector.kind]
+    try:
+        prepared = await service.namespaces.get(request.caller.namespace)
+        principal = await resolve(service.backend, request)
+        own = build.kept_by(principal.owners, redis_time.now())
+        query = build.memories(build.without_sensitive(build.having(own, field, *selector.shown)))
+        timeout = service.settings.search_timeout_ms
+        return await service.namespaces.search(
+            request.caller.namespace, lambda client: queries.count(client, prepared.keys, query, timeout)
+        )
+    except MemoryServiceError:
+        return None  # the grant is in force all the same
 
 
 async def _in_slices(write: Callable[[], Awaitable[dict[str, Any]]]) -> dict[str, Any]:

@@ -108,7 +108,7 @@ def from_foreign(
         metadata=validation.check_metadata(foreign.metadata, settings),
         codec=SEALED_CODEC if defaults.sensitive else "text",
     )
-    record, secrets = apply_policy(record, settings.secrets)
+    record, secrets = apply_policy(record, settings)
     validation.check_secrecy(record.is_sensitive, record.visibility)
     return Arrival(
         replace(record, scope=scope_of(record, record.owner)),

@@ -14,7 +14,8 @@ from pydantic_core import to_json
 
 from memory_core.errors import InvalidArgument, echo
 from memory_server.contract import arguments as arguments_of
-from memory_server.contract.answer import BatchAnswer, Outcome
+from memory_server.contract.batch import BatchAnswer, Outcome, lines_of
+from memory_server.contract.memories import not_confirmed
 from memory_server.engine.batch_cache import BatchCache
 from memory_server.engine.request_context import DeferredWrites, RequestContext
 from memory_server.mcp import lazy
@@ -72,6 +73,7 @@ def _set_durability(outcomes: Sequence[Outcome], reached: Mapping[str, Reached])
         if "durability" in answer and memory_id in reached:
             one = reached[memory_id]
             answer |= {"durability": one.level, **({"unconfirmed": one.unconfirmed} if one.unconfirmed else {})}
+            outcome.said += [not_confirmed(one.unconfirmed)] if one.unconfirmed else []
 
 
 _SKIPPED = Outcome(ok=False, error={"code": "skipped", "message": "an operation before this one failed"})
@@ -173,7 +175,8 @@ async def _one(
         return Outcome(ok=False, error={"code": InvalidArgument.code, "message": message})
     result = cast(CallToolResult, await tool.run_within(batch, arguments, ctx, cache))
     structured = result.structured_content or {}
+    texts = [block.text for block in result.content if isinstance(block, TextContent)]
     if not result.is_error:
-        return Outcome(ok=True, result=structured)
-    text = result.content[0].text if isinstance(result.content[0], TextContent) else ""
+        return Outcome(ok=True, result=structured, said=lines_of(texts))
+    text = " ".join(texts)
     return Outcome(ok=False, error=structured.get("error") or {"code": "internal", "message": text})

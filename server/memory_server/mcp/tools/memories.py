@@ -29,8 +29,12 @@ def memory_tools(runtime: Runtime) -> list[StrictTool]:
         """Correct or change a memory instead of storing it again; omitted fields stay."""
         return await lazy.update.update_memory(await runtime.service(), request, args)
 
+    store = make_tool(store_memory, arguments_of.StoreArguments, effects=[Effect.WRITE_MEMORIES])
+    if not runtime.settings.has_master_key:
+        offered = {name: part for name, part in store.parameters["properties"].items() if name != "sensitive"}
+        store.parameters = {**store.parameters, "properties": offered}
     return [
-        make_tool(store_memory, arguments_of.StoreArguments, effects=[Effect.WRITE_MEMORIES]),
+        store,
         make_tool(retrieve_memory, arguments_of.RetrieveArguments, effects=[Effect.READ_MEMORIES], read_only=True),
         make_tool(get_agent_memories, arguments_of.ListArguments, effects=[Effect.READ_MEMORIES], read_only=True),
         clear_tool(runtime),

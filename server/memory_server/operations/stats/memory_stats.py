@@ -10,7 +10,7 @@ from memory_core.records import redis_time
 from memory_core.records.keys import Keys
 from memory_core.records.model import Model
 from memory_core.records.scope import Principal
-from memory_core.records.times import parse_time
+from memory_core.records.times import parse_time, to_iso
 from memory_core.redis_client import Client
 from memory_core.settings.groups import DAY
 from memory_core.store import index, sidecar
@@ -43,6 +43,7 @@ async def memory_stats(service: Service, request: RequestContext, args: StatsArg
     if await service.namespaces.knows(caller.namespace):
         figures, progress, failures = await _count(service, caller, queries)
     return StatsAnswer(
+        since=to_iso(start),
         index=IndexHealth(progress=progress, failures=failures, model=model.name, dimension=model.dimension),
         **await caller_figures(service, caller, progress),
         **figures,
