@@ -110,7 +110,7 @@ async def test_rebuilt_session_keeps_client_name_and_capabilities(
         result = json.loads(await anext(lines))["result"]
     assert result["structuredContent"]["deleted"] == 2
     event = await stack.client.xrevrange(Keys(namespace).audit, count=1)
-    assert event[0][1][b"agent"] == b"bare", "with authentication off the client's name counts"
+    assert event[0][1][b"who"] == b"bare", "with authentication off the client's name counts"
 
 
 @pytest.mark.parametrize("stale", ["gone", "a" * 32, "x.y:z", "é", "1" * 5000])

@@ -21,12 +21,14 @@ from typing import TYPE_CHECKING, Any
 import mcp_types as types
 from mcp_types.version import HANDSHAKE_PROTOCOL_VERSIONS, LATEST_HANDSHAKE_VERSION
 from pydantic import ValidationError
+from redis.exceptions import ResponseError
 
 from memory_core.crypto.integrity import Integrity
 from memory_core.crypto.keyring import Keyring, Secret
 from memory_core.errors import MemoryServiceError
 from memory_core.records import keys
 from memory_core.records.authority_codes import Authority
+from memory_core.records.damage import is_wrong_type
 from memory_core.redis_client import Client
 from memory_server.access.identity import SessionOwner
 
@@ -123,7 +125,8 @@ class Sessions:
                 pipe.zrem(followed, *own)
             await pipe.execute()
 
-        await (await self._backend()).read(record)
+        await self._run(ended, lambda client: client.zcard(ended))
+        await self._run(followed, record)
 
     async def follow(self, session: ClientSession, uri: str) -> None:
         """Record that a session follows a resource. Raises StoreUnavailable."""
@@ -138,17 +141,17 @@ class Sessions:
             pipe.expire(key, LIFE_SECONDS)
             await pipe.execute()
 
-        await (await self._backend()).read(record)
+        await self._run(key, record)
 
     async def unfollow(self, session: ClientSession, uri: str) -> None:
         """Record that a session no longer follows a resource. Raises StoreUnavailable."""
         key = keys.followed_resources(session.holder)
-        await (await self._backend()).read(lambda client: client.zrem(key, f"{session.nonce} {uri}"))
+        await self._run(key, lambda client: client.zrem(key, f"{session.nonce} {uri}"))
 
     async def followed(self, session: ClientSession) -> set[str]:
         """Return the URIs of the resources that a session follows. Raises StoreUnavailable."""
         key, prefix = keys.followed_resources(session.holder), f"{session.nonce} "
-        members = await (await self._backend()).read(lambda client: client.zrange(key, 0, -1))
+        members = await self._run(key, lambda client: client.zrange(key, 0, -1))
         texts = [member.decode(errors="replace") for member in members]
         return {text.removeprefix(prefix) for text in texts if text.startswith(prefix)}
 
@@ -183,7 +186,7 @@ class Sessions:
                     self._shared = backend.integrity
                 else:
                     self._shared = _signing(Secret(await backend.read(_key_in_redis)))
-        except (MemoryServiceError, TimeoutError):
+        except (MemoryServiceError, ResponseError, TimeoutError):
             log.warning("Redis does not answer: sessions that open now end with this process")
             return None
         return self._shared
@@ -193,10 +196,20 @@ class Sessions:
         key = keys.ended_sessions(session.holder)
         try:
             async with asyncio.timeout(_PATIENCE_SECONDS):
-                backend = await self._backend()
-                return await backend.read(lambda client: client.zscore(key, session.nonce)) is not None
+                return await self._run(key, lambda client: client.zscore(key, session.nonce)) is not None
         except (MemoryServiceError, TimeoutError):
             return False
+
+    async def _run(self, key: str, command: Callable[[Client], Awaitable[Any]]) -> Any:
+        """Run a command that may be repeated; a key of another type is removed first. Raises StoreUnavailable."""
+        backend = await self._backend()
+        try:
+            return await backend.read(command)
+        except ResponseError as error:
+            if not is_wrong_type(error):
+                raise
+        await backend.read(lambda client: client.unlink(key))
+        return await backend.read(command)
 
 
 def _signing(secret: Secret) -> Integrity:
