@@ -92,9 +92,8 @@ async def raw_client(url: str, version: str) -> AsyncGenerator[Call]:
         else:
             opening = {**INITIALIZE, "params": INITIALIZE["params"] | {"protocolVersion": version}}
             headers["mcp-session-id"] = (await http.post(url, json=opening)).headers["mcp-session-id"]
-        body = {"jsonrpc": "2.0", "id": 2, "method": "tools/call", "params": {**CALL, "_meta": META}}
-        if version < "2026":
-            del body["params"]["_meta"]
+        params = CALL | ({"_meta": META} if version >= "2026" else {})
+        body = {"jsonrpc": "2.0", "id": 2, "method": "tools/call", "params": params}
 
         async def call() -> str:
             answer = await http.post(url, json=body, headers=headers)
