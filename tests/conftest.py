@@ -17,7 +17,7 @@ from jsonschema import Draft202012Validator
 from support.redis_users import denials
 from support.stack import MASTER_KEY, Agent, Server, Stack, in_own_task, whole_stack
 
-from memory_core.records.keys import AUDITED, LIBRARY_PROOF, NAMESPACES
+from memory_core.records.keys import AUDITED, LIBRARY_PROOF, NAMESPACES, SESSION_KEY
 from memory_server.service import Service
 
 _numbers = count()
@@ -161,7 +161,7 @@ async def _check_left_keys(stack: Stack) -> None:
     offenders: list[str] = []
     async for raw in stack.client.scan_iter(count=1000):
         key = raw.decode()
-        lasting_alone = {NAMESPACES, AUDITED, LIBRARY_PROOF, "rm:sidecars"}
+        lasting_alone = {NAMESPACES, AUDITED, LIBRARY_PROOF, SESSION_KEY, "rm:sidecars"}
         if key in lasting_alone or key.startswith(("rm:bell:", "rm:asks:", "rm:bulk:")):
             continue
         if await stack.client.ttl(key) != -1:

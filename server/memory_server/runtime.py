@@ -41,7 +41,7 @@ class Runtime:
         self.settings = settings
         self.recorder = Recorder()
         self.counters = Counters()
-        self.gate = Gate(settings, self.recorder, self.counters, self._backend)
+        self.gate = Gate(settings, self.recorder, self.counters, self.backend)
         self._first_answer = asyncio.Event()
         self._service: asyncio.Future[Service] = asyncio.get_running_loop().create_future()
 
@@ -61,7 +61,8 @@ class Runtime:
         self._first_answer.set()
         return await asyncio.shield(self._service)
 
-    async def _backend(self) -> Backend:
+    async def backend(self) -> Backend:
+        """Wait for the service; its Redis may still be connecting."""
         return (await self.service()).backend
 
     async def until_first_answer(self) -> None:

@@ -17,10 +17,12 @@ from dataclasses import dataclass
 from importlib.metadata import distributions
 from itertools import count
 from pathlib import Path
+from typing import IO, Any
 
-from peers import HERE, Inspector, connected
-from scenario import AgentClient, ScenarioFailed, expect, full_scenario, short_scenario
+from peers import HERE, Inspector, PeerFailed, connected
+from scenario import FACT, AgentClient, ScenarioFailed, expect, full_scenario, short_scenario
 from support.node import NODE, install
+from support.ports import free_port
 from support.product import SERVE, serving, shown_on_failure, stop_redis
 
 RUN_SECONDS, AT_ONCE = 120.0, 3
@@ -37,6 +39,11 @@ class Run:
     """The client's name for it."""
     version: str
     """The version that must be negotiated; empty if the client does not report it."""
+
+    @property
+    def stays_connected(self) -> bool:
+        """Whether the client keeps one HTTP connection for all calls."""
+        return not self.stdio and self.client != "inspector"
 
 
 RUNS = [
@@ -113,10 +120,45 @@ def main() -> int:
         url = parts.enter_context(serving(SERVE, folder / "data", log))
         environment = Environment(url, folder / "data", options.python, folder / "home")
         environment.home.mkdir()
-        lines, failed = asyncio.run(_run(environment, _versions(Path(options.python)), options.only))
+        versions = _versions(Path(options.python))
+        lines, failed = asyncio.run(_run(environment, versions, options.only))
+        for run in filter(lambda run: run.stays_connected, RUNS):
+            name = f"{versions[run.client]} HTTP {run.version}, the server restarts"
+            if options.only in name:
+                lines.append(asyncio.run(_restart(environment, run, name, log)))
+                failed += lines[-1].startswith("FAIL")
     print("\n".join(lines))
     print(f"{len(lines) - failed} of {len(lines)} runs passed, {time.monotonic() - started:.0f} s")
     return int(bool(failed))
+
+
+async def _restart(environment: Environment, run: Run, name: str, log: IO[bytes]) -> str:
+    """Restart the server under a connected client, which must go on without connecting again."""
+    port, began = free_port(), time.monotonic()
+    url = f"http://127.0.0.1:{port}/mcp?agent=planner&namespace=restart-{port}"
+    program = [str(NODE) if run.client == SDK else environment.python, str(HERE / run.client)]
+    try:
+        async with asyncio.timeout(RUN_SECONDS), AsyncExitStack() as opened:
+            with serving(SERVE, environment.data, log, port):
+                agent = AgentClient("planner", await opened.enter_async_context(connected(program, url, [], run.era)))
+                await agent.check_tools()
+                stored = await agent.call("store_memory", content=FACT)
+            with serving(SERVE, environment.data, log, port):
+                read = await _again(agent, "retrieve_memory", memory_id=stored["memory_id"])
+                expect(read["memory"]["content"] == FACT, "the session continues after a restart", read)
+                await agent.call("memory_stats")
+                await opened.aclose()
+    except Exception as error:
+        return "\n".join([f"FAIL {name}: {type(error).__name__}: {error}", *_notes(error)])
+    return f"ok   {name}: {agent.calls} calls, {time.monotonic() - began:.1f} s"
+
+
+async def _again(agent: AgentClient, tool: str, /, **arguments: Any) -> dict[str, Any]:
+    """Call a tool, and once more if the client notices only now that its connection is closed."""
+    try:
+        return await agent.call(tool, **arguments)
+    except PeerFailed:
+        return await agent.call(tool, **arguments)
 
 
 async def _run(environment: Environment, versions: dict[str, str], only: str) -> tuple[list[str], int]:

@@ -11,7 +11,7 @@ from memory_core.records.access import check_scopes
 from memory_server.access.tokens import issue_token
 from support.stack import Server
 
-INITIALIZE = {
+INITIALIZE: dict[str, Any] = {
     "jsonrpc": "2.0",
     "id": 1,
     "method": "initialize",

@@ -27,6 +27,7 @@ _OF_ALL: dict[str, str] = {
     "rm:sweeper": module.SWEEPER,
     "rm:audited": module.AUDITED,
     "rm:functions": module.LIBRARY_PROOF,
+    "rm:sessions": module.SESSION_KEY,
     "rm:bell:": module.bell(0),
     "rm:asks:": module.asks(0, "m"),
     "rm:bulk:": module.bulk(0, "m"),
@@ -34,6 +35,8 @@ _OF_ALL: dict[str, str] = {
     "rm:sidecar:": module.sidecar("1"),
     "rm:token:": module.token_key("1"),
     "rm:operator:": module.operator_key("1"),
+    "rm:ended:": module.ended_sessions("1"),
+    "rm:follows:": module.followed_resources("1"),
 }
 """The kinds outside namespaces, each with a key of it."""
 _NAMES = {"namespace", *_PREFIXES, *_INDEXES}

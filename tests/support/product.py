@@ -20,9 +20,9 @@ READY_SECONDS, STOP_SECONDS = 90.0, 20.0
 
 
 @contextmanager
-def serving(command: Sequence[str], data: Path, log: IO[bytes]) -> Generator[str]:
-    """Run a server on a free port; yields its URL once it is ready and stops it afterwards."""
-    port = free_port()
+def serving(command: Sequence[str], data: Path, log: IO[bytes], port: int | None = None) -> Generator[str]:
+    """Run a server, by default on a free port; yields its URL once it is ready and stops it afterwards."""
+    port = port or free_port()
     url = f"http://127.0.0.1:{port}"
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("MEMORY_", "REDIS_"))}
     process = subprocess.Popen(

@@ -27,6 +27,7 @@ class Authority(StrEnum):
     OPERATOR_KEY = "operator-key"
     LIBRARY = "library"
     FILE = "file"
+    SESSION = "session"
 
 
 class AuthorityCodes(Protocol):

@@ -12,6 +12,7 @@ SIDECARS = "rm:sidecars"  # sorted set: sidecar id → deadline (epoch seconds) 
 SWEEPER = "rm:sweeper"  # string: the server process that currently sweeps; expires if it stops
 AUDITED = "rm:audited"  # set of the namespaces with an audit stream, including those without memories
 LIBRARY_PROOF = "rm:functions"  # string: release and SHA-256 of the newest Functions library, signed
+SESSION_KEY = "rm:sessions"  # string: signs the ids of clients' sessions if the servers have no signing key
 LANES = 2  # fixed number of bell and ask streams; each is read on its own connection
 GROUP = "embedders"  # the consumer group of all sidecars, on job and ask streams
 
@@ -63,6 +64,16 @@ def token_key(token_id: str) -> str:
 def operator_key(key_id: str) -> str:
     """String: hash and namespace of a one-time key for an operator; expires soon."""
     return f"rm:operator:{{{key_id}}}"
+
+
+def ended_sessions(owner: str) -> str:
+    """Sorted set: the sessions that an agent's clients ended, by the time at which their ids expire."""
+    return f"rm:ended:{{{owner}}}"
+
+
+def followed_resources(owner: str) -> str:
+    """Sorted set: `<session> <URI>` of each resource that an agent's clients follow, by time."""
+    return f"rm:follows:{{{owner}}}"
 
 
 def model_key(model: str) -> str:

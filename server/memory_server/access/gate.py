@@ -38,6 +38,7 @@ from memory_server.engine.request_context import Caller, RequestContext
 from memory_server.security.audit.recorder import Recorder
 
 if TYPE_CHECKING:
+    from memory_server.access.sessions import Sessions
     from memory_server.engine.redis_backend import Backend
 
 log = logging.getLogger(__name__)
@@ -59,6 +60,18 @@ class Gate:
         self.admission = Admission(limits.calls_at_once, limits.calls_waiting, limits.patience_seconds)
         self.questions = Questions(limits.questions, limits.question_seconds)
         self._recorder, self._counters = recorder, counters
+        self.sessions: Sessions | None = None
+        """The sessions of clients of the eras up to 2025-11-25; None on stdio."""
+        self.on_session_ended: list[Callable[[str], Awaitable[None]]] = []
+        """Each receives the `mcp-session-id` of a session that its client ended at this server."""
+
+    async def session_ended(self, session_id: str) -> None:
+        """Tell the listeners that a client ended its session."""
+        for listener in self.on_session_ended:
+            try:
+                await listener(session_id)
+            except MemoryServiceError as error:
+                log.warning("the end of a session was not followed up: %s", error.message)
 
     async def verify(self, token: str) -> Access | None:
         """Return what a token grants, None if it is invalid. Reads this deployment's tokens from Redis each time."""

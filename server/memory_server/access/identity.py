@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from mcp.server.auth.middleware.bearer_auth import AuthenticatedUser
@@ -31,8 +32,18 @@ _ADDRESS = re.compile(r"[0-9A-Fa-f.:%a-z]{1,64}")
 
 OPERATOR = "memory.operator"
 """Key in an ASGI scope for the access of an operator's dashboard session. Clients cannot set it."""
+REPEATED = "memory.repeated"
+"""Key in an ASGI scope for a request that the server repeats to rebuild a client's session. Clients cannot set it."""
 SESSION_IS_OPEN = "memory.session_is_open"
 """Key in an ASGI scope for a function that says whether the dashboard session of a request is still open."""
+
+
+@dataclass(frozen=True, slots=True)
+class SessionOwner:
+    """The namespace and the agent that a connection names; the agent is empty if it names none."""
+
+    namespace: str
+    agent: str
 
 
 def caller_of(context: ServerRequestContext[Any, Any], settings: Settings, access: Access | None) -> Caller:
@@ -98,11 +109,22 @@ def holder_of(request: Request, settings: Settings) -> tuple[str, str]:
         access = http_access(request, settings)
     except Unauthenticated:
         return "", _address(request)
+    namespace, agent = _named(request, settings, access)
+    return (namespace, agent) if agent else ("", _address(request))
+
+
+def session_owner(request: Request, settings: Settings) -> SessionOwner:
+    """Return whose session an HTTP request may use; raises Unauthenticated if its token is missing."""
+    return SessionOwner(*_named(request, settings, http_access(request, settings)))
+
+
+def _named(request: Request, settings: Settings, access: Access | None) -> tuple[str, str]:
+    """Return the namespace and the agent of a request; with authentication off the agent may be empty."""
     if access is not None:
         return access.namespace, access.agent
     agent = request.headers.get(AGENT_HEADER) or request.query_params.get(AGENT_PARAMETER) or settings.agent
     namespace = request.headers.get(NAMESPACE_HEADER) or request.query_params.get(NAMESPACE_PARAMETER)
-    return (namespace or settings.namespace, agent) if agent else ("", _address(request))
+    return namespace or settings.namespace, agent or ""
 
 
 def _address(request: Request) -> str:

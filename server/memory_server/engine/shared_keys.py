@@ -22,6 +22,7 @@ _READS = {
     keys.SIDECARS: "ZCARD",
     keys.SWEEPER: "GET",
     keys.LIBRARY_PROOF: "GET",
+    keys.SESSION_KEY: "GET",
     **{keys.bell(lane): "XLEN" for lane in range(keys.LANES)},
 }
 """The keys of all deployments, each with a command that fails if it is of another type."""

@@ -14,11 +14,10 @@ from typing import Any, cast
 
 from mcp.server.streamable_http_manager import StreamableHTTPSessionManager
 from mcp_types import INTERNAL_ERROR
-from mcp_types.version import HANDSHAKE_PROTOCOL_VERSIONS
 from starlette.datastructures import Headers
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
-from starlette.types import Message, Receive, Scope, Send
+from starlette.types import Receive, Scope, Send
 
 from memory_core.errors import Overloaded
 from memory_core.settings.settings import Settings
@@ -29,30 +28,33 @@ from memory_server.engine.shares import Shares
 from memory_server.http.bodies import replay, unavailable
 from memory_server.http.limits import PLACE, Place
 from memory_server.http.pace import KnownTokens
+from memory_server.http.sessions import SessionServer
 from memory_server.mcp.tools.tool_factory import refusal
 
 _MAX_PARSED = 65_536
 """A body up to this size in bytes is parsed, to refuse its call in the terms of MCP; a longer one gets a 503."""
 _DELAY_SHARE, _MAX_DELAY = 0.25, 1.0
 """A refusal is delayed by this share of its `retry_after`, up to this many seconds."""
-_MOST_SESSIONS = 256
-"""Sessions of one agent: thousands of them slow down Python's garbage collection."""
 _FIRST_MODERN = "2026"
 _WITHOUT_SLOT = ("ping", "subscriptions/listen")
 """They do no work, or stay open."""
-_SESSION, _VERSION = "mcp-session-id", "mcp-protocol-version"
+_VERSION = "mcp-protocol-version"
 
 
 class AgentLimits:
     """Wraps the application of the SDK's session manager, and the one behind its check of the body's length."""
 
     def __init__(
-        self, manager: StreamableHTTPSessionManager, gate: Gate, settings: Settings, known: KnownTokens
+        self,
+        manager: StreamableHTTPSessionManager,
+        sessions: SessionServer,
+        gate: Gate,
+        settings: Settings,
+        known: KnownTokens,
     ) -> None:
         self._gate, self._settings, self._known = gate, settings, known
         self._bytes = Shares(settings.limits.request_bytes)
-        self._sessions = _Sessions(manager, settings.limits.sessions)
-        self._read, self._serve = manager.asgi_app, manager.asgi_app.app
+        self._read, self._serve = manager.asgi_app, sessions
         manager.asgi_app.app = self._admit
         cast(Any, manager).asgi_app = self
 
@@ -76,13 +78,13 @@ class AgentLimits:
         async with AsyncExitStack() as held:
             try:
                 self._take_bytes(held, holder, len(message["body"]))
-                watched = self._sessions.watched(holder, send) if _opens_session(headers) else send
+                self._serve.check_room(holder, headers, call.method)
                 slot = await held.enter_async_context(self._gate.admission.slot(holder, patient=not call.is_tool))
             except Overloaded as error:
                 self._gate.count_refusal()
                 await (await call.refused(error, headers))(scope, receive, send)
             else:
-                await self._serve({**scope, SLOT: slot}, receive, watched)
+                await self._serve({**scope, SLOT: slot}, receive, send)
 
     def _take_bytes(self, held: AsyncExitStack, holder: Hashable, size: int) -> None:
         if not self._bytes.take(holder, size):
@@ -98,7 +100,11 @@ class _Call:
     """
 
     id: int | str | None = None
-    is_tool: bool = True
+    method: str = "tools/call"
+
+    @property
+    def is_tool(self) -> bool:
+        return self.method == "tools/call"
 
     @classmethod
     def parse(cls, body: bytes) -> _Call | None:
@@ -113,7 +119,7 @@ class _Call:
             return None
         if message["method"] in _WITHOUT_SLOT:
             return None
-        return cls(message["id"], message["method"] == "tools/call")
+        return cls(message["id"], str(message["method"]))
 
     async def refused(self, error: Overloaded, headers: Headers) -> Response:
         """Refuse the call after a delay, which slows down clients that retry immediately."""
@@ -129,37 +135,3 @@ class _Call:
         if headers.get(_VERSION, "") < _FIRST_MODERN:
             result.pop("resultType", None)
         return JSONResponse({"jsonrpc": "2.0", "id": self.id, "result": result})
-
-
-def _opens_session(headers: Headers) -> bool:
-    return _SESSION not in headers and headers.get(_VERSION, "") in ("", *HANDSHAKE_PROTOCOL_VERSIONS)
-
-
-class _Sessions:
-    """Counts the sessions of each agent. Only clients of the eras up to 2025-11-25 open any."""
-
-    def __init__(self, manager: StreamableHTTPSessionManager, most: int) -> None:
-        self._manager, self._shares = manager, Shares(most, _MOST_SESSIONS)
-        self._holders: dict[str, Hashable] = {}
-
-    def watched(self, holder: Hashable, send: Send) -> Send:
-        """Count the session that an answer opens. Raises Overloaded if the agent has too many."""
-        if not self._shares.has_room(holder):
-            self._forget_ended()
-        if not self._shares.has_room(holder):
-            raise Overloaded("you have too many open sessions", hint="end some with DELETE", retry_after=1.0)
-
-        async def watch(message: Message) -> None:
-            session = Headers(raw=message["headers"]).get(_SESSION) if "headers" in message else None
-            if session:
-                self._shares.force(holder)
-                self._holders[session] = holder
-            await send(message)
-
-        return watch
-
-    def _forget_ended(self) -> None:
-        """The manager does not say when a session ends: look which are left."""
-        open_now = self._manager._server_instances  # pyright: ignore[reportPrivateUsage]
-        for session in [session for session in self._holders if session not in open_now]:
-            self._shares.give_back(self._holders.pop(session))

@@ -19,6 +19,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from memory_core.errors import InvalidArgument, MemoryServiceError, UnsafeStart
 from memory_core.settings.settings import Settings
+from memory_server.access.sessions import Sessions
 from memory_server.dashboard.routes import dashboard
 from memory_server.dashboard.security import SecurityHeaders
 from memory_server.engine.shares import Shares
@@ -32,6 +33,7 @@ from memory_server.http.metrics import metrics_route
 from memory_server.http.open_responses import OpenResponses
 from memory_server.http.pace import KnownTokens, Pace
 from memory_server.http.probes import Probes, unready_reason
+from memory_server.http.sessions import SessionServer
 from memory_server.mcp import lazy
 from memory_server.mcp.server import build_server
 from memory_server.runtime import Runtime
@@ -144,7 +146,9 @@ def http_application(server: MCPServer[Any], runtime: Runtime) -> Starlette:
         max_sessions=settings.limits.sessions,
     )
     known = KnownTokens(settings.auth.mode == "off")
-    AgentLimits(server.session_manager, runtime.gate, settings, known)
+    runtime.gate.sessions = Sessions(runtime.backend)
+    sessions = SessionServer(server.session_manager, runtime.gate, runtime.gate.sessions, settings)
+    AgentLimits(server.session_manager, sessions, runtime.gate, settings, known)
     application.router.routes.extend(dashboard(server, runtime, transport))
     verify = None if settings.auth.mode == "off" else runtime.gate.verify
     application.add_middleware(OpenResponses, verify=verify, send_seconds=settings.limits.send_seconds)

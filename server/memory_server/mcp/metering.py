@@ -13,6 +13,7 @@ from mcp.server.context import CallNext, HandlerResult, ServerRequestContext
 from mcp.shared.exceptions import MCPError
 
 from memory_core.errors import InvalidArgument, MemoryServiceError, RateLimited
+from memory_server.access import identity
 from memory_server.access.gate import Gate
 
 
@@ -23,6 +24,8 @@ class Metering:
         self._gate, self._tools = gate, frozenset(tools)
 
     async def __call__(self, ctx: ServerRequestContext[Any, Any], call_next: CallNext) -> HandlerResult:
+        if ctx.request is not None and identity.REPEATED in ctx.request.scope:
+            return await call_next(ctx)
         name = (ctx.params or {}).get("name")
         if ctx.method == "tools/call" and isinstance(name, str) and name in self._tools:
             return await call_next(ctx)

@@ -18,6 +18,7 @@ from mcp.server.subscriptions import InMemorySubscriptionBus, ListenHandler, Res
 from mcp.shared.exceptions import MCPError
 
 from memory_core.errors import MemoryServiceError
+from memory_server.access import identity
 from memory_server.engine.audited_calls import named_ids
 from memory_server.mcp import lazy
 from memory_server.mcp.metering import protocol_error
@@ -81,6 +82,7 @@ class Subscriptions:
             except MemoryServiceError as error:
                 del tasks[params.uri]
                 raise protocol_error(error) from error
+            await self._record(ctx, params.uri, follows=True)
         return types.EmptyResult()
 
     async def unsubscribe(self, ctx: Request, params: types.UnsubscribeRequestParams) -> types.EmptyResult:
@@ -88,7 +90,20 @@ class Subscriptions:
         task = _tasks_of(ctx).pop(params.uri, None)
         if task:
             task.cancel()
+        await self._record(ctx, params.uri, follows=False)
         return types.EmptyResult()
+
+    async def _record(self, ctx: Request, uri: str, *, follows: bool) -> None:
+        """Record a subscription for other servers, which serve the same session."""
+        sessions, request = self._runtime.gate.sessions, ctx.request
+        if sessions is None or request is None or identity.REPEATED in request.scope:
+            return
+        try:
+            owner = identity.session_owner(request, self._runtime.settings)
+            if session := await sessions.find(owner, request.headers.get("mcp-session-id", "")):
+                await (sessions.follow if follows else sessions.unfollow)(session, uri)
+        except MemoryServiceError as error:
+            raise protocol_error(error) from error
 
     async def _tell(self, ctx: Request, uri: str, begun: asyncio.Future[None]) -> None:
         try:
