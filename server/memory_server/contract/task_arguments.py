@@ -83,12 +83,16 @@ class RegisterArguments(Arguments):
     """register_agent"""
 
     agent_id: AgentId = None
-    agent_type: AgentType = AgentType.CUSTOM
-    capabilities: ListOf[str] | None = Field(default=None, description="what you can do; tasks ask for these")
-    context_window: int = Field(default=0, ge=0, le=MOST_TOKENS, description="tokens")
-    max_tasks: int = Field(default=1, ge=1, le=1000, description="how many at a time")
-    heartbeat_seconds: float = Field(default=60, ge=0.2, le=3600, description="how often you will call in")
-    description: str = Field(default="", description="what you are good at, for routing by meaning")
+    agent_type: AgentType | None = Field(default=None, description="at first custom; what you omit later stays")
+    capabilities: ListOf[str] | None = Field(
+        default=None, description="what you can do; tasks ask for these. Replaces your list; [] clears it"
+    )
+    context_window: int | None = Field(default=None, ge=0, le=MOST_TOKENS, description="tokens; at first 0")
+    max_tasks: int | None = Field(default=None, ge=1, le=1000, description="how many at a time; at first 1")
+    heartbeat_seconds: float | None = Field(
+        default=None, ge=0.2, le=3600, description="how often you will call in; at first 600"
+    )
+    description: str | None = Field(default=None, description='what you are good at, for routing; "" clears it')
 
 
 class UnregisterArguments(Arguments):

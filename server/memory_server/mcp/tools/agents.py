@@ -20,7 +20,7 @@ _FATES: dict[str, tuple[Effect, ...]] = {
 
 def agent_tools(runtime: Runtime) -> list[StrictTool]:
     async def register_agent(request: RequestContext, args: arguments_of.RegisterArguments) -> RegisterAnswer:
-        """Say who you are and what you can do, so that work and shared context reach you."""
+        """Say who you are and what you can do, so that work reaches you. A second call changes only what you give."""
         return await lazy.registry.register_agent(await runtime.service(), request.acting_as(args.agent_id), args)
 
     async def unregister_agent(request: RequestContext, args: arguments_of.UnregisterArguments) -> UnregisterAnswer:
