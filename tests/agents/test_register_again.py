@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from support.stack import Agent
+from support.stack import Agent, answer_of, text_of
 
 PROFILE: dict[str, Any] = {
     "agent_type": "claude",
@@ -20,7 +20,7 @@ async def register(agent: Agent, **profile: Any) -> tuple[dict[str, Any], str]:
     """Register an agent; return the structured answer and its text."""
     answer = await agent.client.call_tool("register_agent", profile)
     assert not answer.is_error, answer.content
-    return answer.structured_content, answer.content[0].text
+    return answer_of(answer), text_of(answer)
 
 
 def kept(answer: dict[str, Any]) -> dict[str, Any]:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
 from support import task_helpers
 from support.embedder_fixtures import wait_until
-from support.stack import Agent, Server, Stack, in_own_task
+from support.stack import Agent, Server, Stack, answer_of, in_own_task, text_of
 from support.task_helpers import claim, code, complete, events, fail, joined, lease, show, submit
 
 from memory_core.records.keys import Keys
@@ -22,9 +23,9 @@ async def stored(lead: Agent, worker: Agent, description: str = "Weigh the ancho
     return (await complete(worker, await lease(worker), result=result, store_result=True))["memory_id"]
 
 
-async def text(agent: Agent, tool: str, /, **arguments: object) -> str:
+async def text(agent: Agent, tool: str, /, **arguments: Any) -> str:
     """Return the text form of an answer."""
-    return (await agent.client.call_tool(tool, arguments)).content[0].text
+    return text_of(await agent.client.call_tool(tool, arguments))
 
 
 # results as memories
@@ -109,10 +110,10 @@ async def test_long_result_of_a_predecessor_is_cut_and_says_where_it_is(lead: Ag
     await submit(lead, "Buy a chain.", depends_on=[first])
     await complete(ada, await lease(ada), result="x" * 60_000)
     answer = await ada.client.call_tool("get_pending_tasks", {"wait_seconds": 10, "with_memories": 0})
-    (shown,) = answer.structured_content["tasks"][0]["predecessors"]
+    (shown,) = answer_of(answer)["tasks"][0]["predecessors"]
     assert shown["cut"]
-    assert len(answer.content[0].text) < 20_000
-    assert f"get_task task_id={first}" in answer.content[0].text
+    assert len(text_of(answer)) < 20_000
+    assert f"get_task task_id={first}" in text_of(answer)
 
 
 async def test_outsider_gets_no_result_by_a_dependent_task_of_its_own(lead: Agent, ada: Agent, ben: Agent) -> None:
@@ -191,10 +192,10 @@ async def test_progress_of_a_dead_agent_does_not_replace_a_handoff(
     await _leave_progress(quick, namespace, lead, ada, task_id)
     await ben.call("update_agent_heartbeat", status="active")
     answer = await ben.client.call_tool("get_pending_tasks", {"wait_seconds": 10, "with_memories": 0})
-    (task,) = answer.structured_content["tasks"]
+    (task,) = answer_of(answer)["tasks"]
     assert (task["handoff"], task["handoff_by"]) == ("Only the winch is left.", "ada")
     assert (task["progress"], task["progress_by"]) == ({"done": "half of the hull"}, "ada")
-    shown = answer.content[0].text
+    shown = text_of(answer)
     assert 'Handoff by ada: "Only the winch is left."' in shown
     assert "Last progress reported by ada: " in shown
 
