@@ -116,6 +116,7 @@ def test_agent_owns_memories_of_all_its_owner_ids() -> None:
     ann = principal()
     assert [ann.owns(owner) for owner in ("o1", "o2", "o3")] == [True, True, False]
     assert ann.tokens == ("pub", "o:o1", "o:o2", "r:o2")
+    assert replace(ann, owner=None, owners=()).tokens == ("pub",)
 
 
 def test_memory_written_for_an_owner_id_is_readable_under_it_alone() -> None:
@@ -127,9 +128,9 @@ def test_memory_written_for_an_owner_id_is_readable_under_it_alone() -> None:
 
 
 def test_private_and_sensitive_memories_have_no_readers() -> None:
-    for changed in ({"visibility": Visibility.PRIVATE}, {"sensitive": True}):
-        assert "r:o2" not in record_tokens(**{**RESULT, **changed}, readers=["o2"])
-    assert replace(ann, owners=()).tokens == ("pub",)
+    changes: list[dict[str, Any]] = [{"visibility": Visibility.PRIVATE}, {"sensitive": True}]
+    for changed in changes:
+        assert "r:o2" not in record_tokens(**(RESULT | changed), readers=["o2"])
 
 
 def test_record_carries_every_token_it_can_be_granted_by() -> None:
