@@ -239,6 +239,16 @@ async def _requeue(team: BusyNamespace) -> Call:
     return Call([team.keys.job_streams, *map(team.keys.memory, ids)], request, {"queued": REQUEUED})
 
 
+@worst("rm1_add_reader", "a memory of 1 MiB with a vector", LIMIT)
+async def _add_reader(team: BusyNamespace) -> Call:
+    (memory_id,) = await team.stored(1, _OWNER)
+    request = {
+        "id": memory_id, "rev": 1, "reader": f"r:{new_id()}", "by": _OWNER, "seal": team.seal(memory_id),
+        "was": team.seal(memory_id),
+    }  # fmt: skip
+    return Call([team.keys.memory(memory_id), team.keys.chores, team.keys.events], request, {"status": "added"})
+
+
 @worst("rm1_adopt", f"{ADOPTED} memories of 1 MiB with vectors", "operations/verify_integrity.py, a slice")
 async def _adopt(team: BusyNamespace) -> Call:
     ids = await team.stored(ADOPTED, _OWNER)

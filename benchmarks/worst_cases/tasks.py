@@ -175,6 +175,14 @@ async def _complete(team: BusyNamespace) -> Call:
     return _call(team, name, {"status": "completed"}, **request)
 
 
+@worst("rm1_task_stored", "one task", "one task")
+async def _stored(team: BusyNamespace) -> Call:
+    name = agent(8)
+    ((task_id, _),) = (await team.leased(1, name)).items()
+    await team.client.hset(team.keys.task(task_id), mapping={"state": "completed", "holders": name})
+    return _call(team, name, {"status": "noted"}, id=task_id, memory=new_id())
+
+
 @worst("rm1_task_fail", f"the last attempt, {DEPENDENTS} dependents, full history", "BATCH of 40_queues.lua")
 async def _fail_dead(team: BusyNamespace) -> Call:
     name = agent(8)

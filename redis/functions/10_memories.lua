@@ -214,6 +214,25 @@ rm.serve('rm1_update', function(request, keys, names)
   return {status = 'updated', rev = request.rev + 1}
 end)
 
+-- rm1_add_reader: let the holder of an owner id read a memory that is not sensitive, if it has the revision that the server
+-- read. The revision stays, because vectors on their way are for it.
+-- KEYS: mem, chores, events. Answer: {status = added | gone | stale | altered | key_missing}
+rm.serve('rm1_add_reader', function(request, keys, names)
+  local mem = keys[1]
+  local found = redis.call('HMGET', mem, 'rev', 'expires_at', 'scope', 'pieces')
+  if not found[1] or rm.has_expired(found[2]) then return {status = 'gone'} end
+  if found[1] ~= tostring(request.rev) then return {status = 'stale'} end
+  if rm.needs_seal(names, request.seal) then return {status = 'key_missing'} end
+  if rm.is_altered(mem, request.was) then return {status = 'altered'} end
+  local scope = rm.split(found[3])
+  if rm.contains(scope, request.reader) then return {status = 'added'} end
+  table.sort(rm.append(scope, request.reader))
+  redis.call('HSET', mem, unpack(rm.add_mac(names, mem, {'scope', table.concat(scope, '\31')}, {}, request.seal)))
+  rm.add_chore(names, request.id, tonumber(found[4] or '1'), rm.tick(names))
+  rm.emit_written(names, 'updated', request.id, request.by, mem)
+  return {status = 'added'}
+end)
+
 -- The owner ids whose memories a request may delete: those that its agent still has or, without one, deleted ones.
 local function deletable_owners(names, request)
   if request.agent then return rm.owners_now(names.agent .. request.agent, request.owners) end

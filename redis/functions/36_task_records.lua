@@ -1,6 +1,6 @@
 -- Records and histories of tasks.
 
-local HISTORY_KEPT = 200
+local HISTORY_KEPT, WORK_KEPT = 200, 500
 
 local TASK = {'state', 'kind', 'kind_spec', 'open_kind', 'open_kind_spec', 'rank', 'score', 'submitter', 'assigned',
   'entry', 'avoid', 'attempt', 'max_retries', 'lease_seconds', 'lease_token', 'fence', 'lease_until', 'holders',
@@ -47,6 +47,25 @@ function rm.add_history(names, id, now, entry)
   if redis.call('RPUSH', names.history .. id, cmsgpack.pack(entry)) > HISTORY_KEPT then
     redis.call('LTRIM', names.history .. id, -HISTORY_KEPT, -1)
   end
+end
+
+-- Keep for the next holder what an agent wrote at the end of an attempt, and what it reported during it. Each replaces
+-- only the earlier note of its kind.
+function rm.keep_notes(names, id, task, name, handoff)
+  local reported, notes = rm.read(names.agent .. name, 'metrics', 'metrics_at'), {}
+  if handoff then rm.append(notes, 'handoff', handoff, 'handoff_by', name) end
+  if reported.metrics and (tonumber(reported.metrics_at) or 0) >= (tonumber(task.leased_at) or 0) then
+    rm.append(notes, 'progress', reported.metrics, 'progress_by', name)
+  end
+  if #notes > 0 then redis.call('HSET', names.task .. id, unpack(notes)) end
+end
+
+-- List a task with those that an agent worked on, for longer than an ended task is kept.
+function rm.list_work(names, name, id, now, keep)
+  local worked = names.worked .. name
+  redis.call('ZADD', worked, rm.seconds(now), id)
+  redis.call('ZREMRANGEBYRANK', worked, 0, -WORK_KEPT - 1)
+  redis.call('EXPIRE', worked, rm.integer(2 * keep))
 end
 
 -- Write an event for the agent that the task is assigned to, and for the submitter while it has its name.

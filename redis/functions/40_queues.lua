@@ -269,6 +269,7 @@ end
 -- another agent is offered it first. `how.team` is for `has_another`.
 function rm.fail_attempt(names, id, task, now, how)
   local name = task.assigned
+  rm.keep_notes(names, id, task, name, how.handoff)
   unassign(names, id, task)
   local failed = rm.append(rm.without(rm.split(task.avoid), name), name)
   task.assigned, task.avoid = nil, table.concat(failed, '\31')
@@ -298,8 +299,8 @@ local function release_task(names, id, name, now, request)
   local damage = rm.damage_of(task)
   if damage then return rm.remove_damaged(names, names.inbox .. name, task.entry, id, task, damage) end
   if task.state == 'leased' then
-    return (rm.fail_attempt(names, id, task, now, {op = 'lost', error = request.reason, handoff = request.handoff,
-      retry = true, delay = 0, keep = request.keep, team = request.team}))
+    return (rm.fail_attempt(names, id, task, now, {op = 'lost', error = request.reason, retry = true, delay = 0,
+      keep = request.keep, team = request.team}))
   end
   return rm.requeue_assigned(names, id, task, now, request.reason, request.keep)
 end

@@ -206,11 +206,13 @@ local function add_performance(names, name, id, task, duration_ms)
 end
 
 -- rm1_task_complete: end a task with its result.
--- KEYS: leases. Answer: {status = completed | unknown | stale, state, more}
+-- KEYS: leases. Answer: {status = completed | unknown | stale, state, submitter, more}
 rm.serve('rm1_task_complete', 'brief', function(request, _, names)
   local id, now, name = request.id, rm.team_now(names), request.agent
   local task = rm.load_task(names, id)
-  if is_repeated(task, request) then return {status = 'completed', more = rm.has_unsettled(names)} end
+  if is_repeated(task, request) then
+    return {status = 'completed', submitter = task.submitter, more = rm.has_unsettled(names)}
+  end
   local problem = rm.lease_problem(names, task, request, now)
   if problem then return {status = problem, state = task.state} end
 
@@ -221,7 +223,17 @@ rm.serve('rm1_task_complete', 'brief', function(request, _, names)
   rm.end_task(names, id, task, 'completed', now, request.keep, request.fields)
   touch_registered(names, name, now)
   rm.audit(names, now, request.audit)
-  return {status = 'completed', more = rm.settle_dependents(names, now, request.keep)}
+  return {status = 'completed', submitter = task.submitter, more = rm.settle_dependents(names, now, request.keep)}
+end)
+
+-- rm1_task_stored: note where the result of a completed task is stored, for the agent that completed it.
+-- KEYS: leases. Answer: {status = noted | unknown}
+rm.serve('rm1_task_stored', function(request, _, names)
+  local task = rm.load_task(names, request.id)
+  local holders = rm.split(task.holders)
+  if task.state ~= 'completed' or holders[#holders] ~= request.agent then return {status = 'unknown'} end
+  redis.call('HSET', names.task .. request.id, 'result_memory', request.memory)
+  return {status = 'noted'}
 end)
 
 -- Exponential backoff with jitter: half of it is fixed, half is random.
@@ -230,14 +242,22 @@ local function backoff(task, request)
   return longest * (0.5 + request.jitter / 2)
 end
 
+-- Add to an answer whose task it is, which attempt ended, and how many are allowed.
+local function attempts_of(task, answer)
+  answer.submitter, answer.attempt = task.submitter, tonumber(task.attempt)
+  answer.most = tonumber(task.max_retries) + 1
+  return answer
+end
+
 -- rm1_task_fail: end an attempt. The task is retried after a pause, by another agent if possible.
--- KEYS: leases. Answer: {status = retrying | reassigned | dead | unknown | stale, state, next_at, more}
+-- KEYS: leases. Answer: {status = retrying | reassigned | dead | unknown | stale, state, next_at, more, submitter,
+--                        attempt, most}: `most` attempts are allowed.
 rm.serve('rm1_task_fail', 'brief', function(request, _, names)
   local id, now = request.id, rm.team_now(names)
   local task = rm.load_task(names, id)
   if is_repeated(task, request) then
-    return {status = task.state == 'dead' and 'dead' or 'retrying', more = rm.has_unsettled(names),
-      next_at = redis.call('HGET', names.task .. id, 'next_at') or nil}
+    return attempts_of(task, {status = task.state == 'dead' and 'dead' or 'retrying', more = rm.has_unsettled(names),
+      next_at = redis.call('HGET', names.task .. id, 'next_at') or nil})
   end
   local problem = rm.lease_problem(names, task, request, now)
   if problem then return {status = problem, state = task.state} end
@@ -247,8 +267,10 @@ rm.serve('rm1_task_fail', 'brief', function(request, _, names)
     handoff = request.handoff, retry = request.retry, delay = backoff(task, request), keep = request.keep, team = {}})
   touch_registered(names, request.agent, now)
   rm.audit(names, now, request.audit)
-  if state == 'dead' then return {status = 'dead', more = rm.settle_dependents(names, now, request.keep)} end
-  return {status = another and 'reassigned' or 'retrying', next_at = rm.seconds(due)}
+  if state == 'dead' then
+    return attempts_of(task, {status = 'dead', more = rm.settle_dependents(names, now, request.keep)})
+  end
+  return attempts_of(task, {status = another and 'reassigned' or 'retrying', next_at = rm.seconds(due)})
 end)
 
 local function may_manage(names, task, request)

@@ -91,6 +91,7 @@ local function lease(names, id, task, agent, secret, now, keep)
     'leased_at', rm.seconds(now), 'attempt', attempt, 'holders', table.concat(holders, '\31'))
   redis.call('ZADD', names.leases, ends, id)
   redis.call('SADD', names.held .. agent.name, id)
+  rm.list_work(names, agent.name, id, now, keep)
   rm.take_turn(names, id, task, agent.name)
   rm.record(names, id, task, now, {op = 'leased', agent = agent.name, fence = fence, attempt = attempt})
   return {id = id, lease_token = token, lease_until = ends, attempt = attempt, lease_seconds = task.lease_seconds}

@@ -3,23 +3,28 @@
 local CONTEXTS_READ = 4000
 local UNUSED_SECONDS = 86400
 local PROFILE = {'registered_at', 'type', 'capabilities', 'context_window', 'max_tasks', 'heartbeat_seconds',
-  'description', 'profile', 'status', 'load', 'metrics', 'last_seen', 'last_claim', 'last_answer'}
+  'description', 'profile', 'status', 'load', 'last_seen', 'last_claim', 'last_answer'}
+local REGISTERED = {'type', 'capabilities', 'context_window', 'max_tasks', 'heartbeat_seconds', 'description', 'status'}
+local REPORTED = {'metrics', 'metrics_at'}
 local LEASE = {'state', 'assigned', 'lease_token', 'lease_until', 'lease_seconds', 'leased_at'}
 
--- rm1_agent_register: register a name, or change its registration. A name without owner id gets the candidate, so the
--- new holder of a name owns nothing that an earlier one left.
--- KEYS: agent. Answer: {status = registered | changed, again, owner}
+-- rm1_agent_register: register a name, or change its registration: then `fields` are those to change, and the answer has
+-- what was `before`. A first registration, and one that repairs a damaged record, gets the `defaults` too. A name without
+-- owner id gets the candidate, so the new holder of a name owns nothing that an earlier one left.
+-- KEYS: agent. Answer: {status = registered | changed, again, owner, before}
 rm.serve('rm1_agent_register', function(request, keys, names)
   local name, now = request.agent, rm.team_now(names)
   local known = rm.read(keys[1], 'owner', 'registered_at')
   if not known.owner and rm.is_outdated(names, name, request.proof) then return {status = 'changed'} end
   if not known.owner then rm.issue_owner(names, name, request.candidate, request.proof) end
+  local before = rm.load_agent(names, name) and rm.read(keys[1], unpack(REGISTERED))
+  if not before then redis.call('HDEL', keys[1], unpack(REPORTED)) end
   redis.call('HSET', keys[1], 'registered_at', known.registered_at or rm.seconds(now), 'status', 'active',
-    unpack(request.fields))
+    unpack(before and request.fields or rm.append({unpack(request.defaults or {})}, unpack(request.fields))))
   rm.touch_agent(names, rm.load_agent(names, name), now)
   rm.audit(names, now, request.audit)
   rm.emit(names, 'agent', 'registered', name, name, {})
-  return {status = 'registered', again = known.registered_at ~= nil, owner = known.owner or request.candidate}
+  return {status = 'registered', again = before ~= nil, owner = known.owner or request.candidate, before = before}
 end)
 
 -- When the lease that a token holds ends if it is renewed now, and its task; nil if the token does not hold it. Reads
@@ -58,6 +63,7 @@ rm.serve('rm1_agent_heartbeat', 'brief', function(request, keys, names)
   local agent = rm.load_agent(names, name)
   if not agent then return {status = 'unknown'} end
   rm.touch_agent(names, agent, now)
+  if request.reports then rm.append(request.fields, 'metrics_at', rm.seconds(now)) end
   if #request.fields > 0 then redis.call('HSET', keys[1], unpack(request.fields)) end
   local renewed, lost = renew(names, request.tokens, name, now)
   if request.audit then rm.audit(names, now, request.audit) end
@@ -78,8 +84,6 @@ rm.serve('rm1_agent_lost', 'allow-oom', function(request, keys, names)
     if request.audit then rm.audit(names, now, request.audit) end
     rm.emit(names, 'agent', 'dead', name, '', {})
   end
-  local metrics = redis.call('HGET', keys[1], 'metrics')
-  request.handoff = metrics and ('last reported metrics: ' .. metrics) or nil
   local taken, ended, more = rm.release_tasks(names, name, now, request)
   return {status = 'dead', taken = taken, ended = ended, more = more}
 end)
@@ -171,18 +175,20 @@ rm.serve('rm1_agent_unregister', 'allow-oom', function(request, keys, names)
   rm.keep_name(names, name)
   redis.call('ZREM', names.agents, name)
   redis.call('DEL', names.performance .. name, names.did .. name, names.seen .. name, names.avoided .. name)
-  redis.call('UNLINK', names.submitted .. name)
+  redis.call('UNLINK', names.submitted .. name, names.worked .. name)
   rm.forget_turns(names, name)
   rm.audit(names, now, request.audit)
   rm.emit(names, 'agent', 'unregistered', name, name, {})
   return {status = 'unregistered', owners = owners, grants = grants}
 end)
 
--- rm1_agent_release: release a slice of an agent's tasks, then a slice of the dependents of those that ended.
+-- rm1_agent_release: release a slice of an agent's tasks, then a slice of the dependents of those that ended. The last
+-- slice forgets what the agent reported.
 -- KEYS: agent. Answer: {taken, ended, more}
-rm.serve('rm1_agent_release', 'allow-oom', function(request, _, names)
+rm.serve('rm1_agent_release', 'allow-oom', function(request, keys, names)
   local now = rm.now()
   local taken, ended, more = rm.release_tasks(names, request.agent, now, request)
+  if not more and not rm.is_registered(names, request.agent) then redis.call('HDEL', keys[1], unpack(REPORTED)) end
   return {taken = taken, ended = ended, more = more or rm.settle_dependents(names, now, request.keep)}
 end)
 

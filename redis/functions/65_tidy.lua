@@ -20,7 +20,7 @@ local function read_keys_of(names, name)
   read_keys('XLEN', names.inbox .. name)
   read_keys('SCARD', names.held .. name, names.granting .. name)
   read_keys('HLEN', names.performance .. name, names.granted .. name, names.offers .. name)
-  read_keys('ZCARD', names.submitted .. name)
+  read_keys('ZCARD', names.submitted .. name, names.worked .. name)
   redis.call('LRANGE', names.did .. name, 0, 0)
 end
 

@@ -68,13 +68,13 @@ async def test_each_agent_type_can_register_and_be_listed(alice: Agent, bob: Age
         assert (found["agent_id"], found["agent_type"]) == ("alice", agent_type)
 
 
-async def test_registering_again_replaces_profile_and_keeps_memories(alice: Agent) -> None:
+async def test_registering_again_changes_what_it_gives_and_keeps_memories(alice: Agent) -> None:
     await register(alice, agent_type="claude", capabilities=["python"], description="old")
     memory = await alice.store("Kept across registrations.")
     answer = await alice.call("register_agent", agent_type="gemini", capabilities=["rust"])
     assert answer["again"]
     found = await shown(alice, "alice")
-    assert (found["agent_type"], found["capabilities"], found.get("description", "")) == ("gemini", ["rust"], "")
+    assert (found["agent_type"], found["capabilities"], found["description"]) == ("gemini", ["rust"], "old")
     await alice.call("update_memory", memory_id=memory, content="Kept and changed.")
 
 
@@ -207,7 +207,7 @@ async def test_tasks_of_a_silent_agent_move_to_others_within_one_sweep(
     found = {found["task_id"]: found for found in [await claim(bob), await claim(bob)]}
     assert set(found) == {first, second}
     assert found[task["task_id"]]["attempt"] == 2
-    assert "half of the floor" in found[task["task_id"]]["handoff"]
+    assert found[task["task_id"]]["progress"] == {"done": "half of the floor"}
     (failure,) = found[task["task_id"]]["earlier_failures"]
     assert (failure["op"], failure["agent"]) == ("lost", "alice")
     untouched = found[({first, second} - {task["task_id"]}).pop()]

@@ -19,9 +19,9 @@ task_sweep tidy tidy_key token_revoke
 FREEING_IF_BRIEF = "agent_heartbeat task_cancel task_complete task_fail token_note".split()
 """Functions that end something with texts of the caller: then Redis runs only the form for short ones."""
 ADDING = """
-accept_transfer adopt adopt_authority agent_register agent_vector audit cache_vectors commit convert_vectors import
-import_agent import_grant key_issue key_rewrap key_turn offer_kept owner pieces requeue reseal
-share store task_assign task_claim task_requeue task_submit task_vectors token_issue touch update
+accept_transfer add_reader adopt adopt_authority agent_register agent_vector audit cache_vectors commit convert_vectors
+import import_agent import_grant key_issue key_rewrap key_turn offer_kept owner pieces requeue reseal
+share store task_assign task_claim task_requeue task_stored task_submit task_vectors token_issue touch update
 """.split()
 """Functions that add to Redis, which then refuses them."""
 MOST_LOCALS = 30

@@ -18,6 +18,14 @@ from memory_core.records.scope import Grant, Part, Principal, record_tokens
 
 NOW = 1_000.5
 """Seconds."""
+RESULT: dict[str, Any] = {
+    "memory_id": "m1",
+    "owner": "o9",
+    "memory_type": MemoryType.TASK,
+    "visibility": Visibility.SHARED,
+    "tags": (),
+    "context": None,
+}
 
 
 def entry(**changed: Any) -> dict[str, Any]:
@@ -107,8 +115,22 @@ def test_write_permission_needs_a_write_grant_matching_the_scope() -> None:
 def test_agent_owns_memories_of_all_its_owner_ids() -> None:
     ann = principal()
     assert [ann.owns(owner) for owner in ("o1", "o2", "o3")] == [True, True, False]
-    assert ann.tokens == ("pub", "o:o1", "o:o2")
-    assert replace(ann, owners=()).tokens == ("pub",)
+    assert ann.tokens == ("pub", "o:o1", "o:o2", "r:o2")
+    assert replace(ann, owner=None, owners=()).tokens == ("pub",)
+
+
+def test_memory_written_for_an_owner_id_is_readable_under_it_alone() -> None:
+    scope = record_tokens(**RESULT, readers=["o2"])
+    assert principal().may_read(scope)
+    assert not replace(principal(), owner="o1").may_read(scope)  # o2 is one that it took over
+    assert not principal().of_public().may_read(scope)
+    assert not principal().grants_to_write(scope)
+
+
+def test_private_and_sensitive_memories_have_no_readers() -> None:
+    changes: list[dict[str, Any]] = [{"visibility": Visibility.PRIVATE}, {"sensitive": True}]
+    for changed in changes:
+        assert "r:o2" not in record_tokens(**(RESULT | changed), readers=["o2"])
 
 
 def test_record_carries_every_token_it_can_be_granted_by() -> None:

@@ -32,7 +32,7 @@ async def test_assigned_task_waits_while_its_agent_lacks_a_capability(lead: Agen
     for agent in (ada, ben):
         await agent.call("register_agent", capabilities=["caulking"])
     task_id = await submit(lead, assign_to="ben", required_capabilities=["caulking"])
-    await ben.call("register_agent")
+    await ben.call("register_agent", capabilities=[])
     assert await claim(ada) == await claim(ben) == []
     assert await state(lead, task_id) == "pending"
     await ben.call("register_agent", capabilities=["caulking"])

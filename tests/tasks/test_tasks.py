@@ -48,7 +48,8 @@ async def test_result_can_be_stored_as_a_memory(lead: Agent, ada: Agent) -> None
     await submit(lead)
     ended = await complete(ada, await lease(ada), result="The anchor weighs three tonnes.", store_result=True)
     memory = (await ada.call("retrieve_memory", memory_id=ended["memory_id"]))["memory"]
-    assert (memory["content"], memory["memory_type"]) == ("The anchor weighs three tonnes.", "task")
+    content = "Weigh the anchor.\n\nResult: The anchor weighs three tonnes."
+    assert (memory["content"], memory["memory_type"]) == (content, "task")
 
 
 # dependencies
@@ -197,7 +198,7 @@ async def test_heartbeat_without_leases_keeps_the_agent_alive(ada: Agent) -> Non
     assert (beat["leases_renewed"], beat["leases_lost"], beat["pending_tasks"]) == ({}, [], 0)
 
 
-async def test_tasks_of_a_silent_agent_go_to_others_with_its_handoff(
+async def test_tasks_of_a_silent_agent_go_to_others_with_its_progress(
     quick: Server, namespace: str, lead: Agent, ada: Agent, ben: Agent
 ) -> None:
     await ada.call("register_agent", heartbeat_seconds=0.2)
@@ -215,7 +216,7 @@ async def test_tasks_of_a_silent_agent_go_to_others_with_its_handoff(
     await wait_until(died)
     task = await lease(ben)
     assert task["task_id"] == task_id
-    assert "half of the hull" in task["handoff"]
+    assert task["progress"] == {"done": "half of the hull"}
     assert [entry["op"] for entry in task["earlier_failures"]] == ["lost"]
 
 

@@ -169,6 +169,7 @@ class Keys:
     inbox = _KeyOf("tasks:")  # stream: the tasks that are assigned to an agent or leased by it
     held = _KeyOf("held:")  # set: the tasks that an agent has leased
     submitted = _KeyOf("submitted:")  # sorted set: the newest ten thousand tasks that an agent submitted, by time
+    worked = _KeyOf("worked:")  # sorted set: the newest five hundred tasks that an agent leased, by time
     backlog = _KeyOf("backlog:")  # sorted set: pending, unassigned tasks of one kind, in order
     kinds = _Key("kinds")  # hash: the kinds of task that have a backlog, each a msgpack map
     kinds_of = _KeyOf("kinds:of:")  # hash: kind → how many open tasks of it an agent submitted

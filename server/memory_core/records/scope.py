@@ -38,6 +38,16 @@ def id_token(memory_id: str) -> str:
     return f"i:{memory_id}"
 
 
+def reader_token(owner: str) -> str:
+    """The token of memories that were written for the holder of an owner id."""
+    return f"r:{owner}"
+
+
+def readers_of(scope: Iterable[str]) -> tuple[str, ...]:
+    """Return the owner ids whose holders a record was written for."""
+    return tuple(sorted(token[2:] for token in scope if token.startswith("r:")))
+
+
 def record_tokens(
     *,
     memory_id: str,
@@ -47,8 +57,9 @@ def record_tokens(
     tags: Iterable[str],
     context: str | None,
     sensitive: bool = False,
+    readers: Iterable[str] = (),
 ) -> frozenset[str]:
-    """Return the tokens of a record. A sensitive record can be granted by id only."""
+    """Return the tokens of a record. A sensitive record can be granted by id only. `readers` are owner ids."""
     tokens = {owner_token(owner), id_token(memory_id)}
     if sensitive:
         return frozenset(tokens)
@@ -56,6 +67,8 @@ def record_tokens(
     tokens.update(tag_token(owner, tag) for tag in tags)
     if context:
         tokens.add(context_token(owner, context))
+    if visibility is not Visibility.PRIVATE:
+        tokens.update(map(reader_token, readers))
     if visibility is Visibility.PUBLIC:
         tokens.add(PUBLIC)
     return frozenset(tokens)
@@ -118,8 +131,14 @@ class Principal:
         return tuple(dict.fromkeys(token for grant in self.grants for part in grant.parts for token in part.tokens))
 
     @cached_property
+    def _ungranted(self) -> tuple[str, ...]:
+        """The tokens without grants. What was written for an owner id is not readable under another one."""
+        received = () if self.owner is None else (reader_token(self.owner),)
+        return (PUBLIC, *map(owner_token, self.owners), *received)
+
+    @cached_property
     def tokens(self) -> tuple[str, ...]:
-        return (PUBLIC, *map(owner_token, self.owners), *self.granted)
+        return (*self._ungranted, *self.granted)
 
     @cached_property
     def _held(self) -> frozenset[str]:
@@ -137,7 +156,7 @@ class Principal:
     def could_read(self, scope: frozenset[str], at: float) -> bool:
         """Whether a record that is gone was readable at a time (epoch seconds), as its own or under present grants."""
         parts = (part for grant in self.grants for part in grant.parts if part.at <= at)
-        held = {PUBLIC, *map(owner_token, self.owners)}.union(*(part.tokens for part in parts))
+        held = set(self._ungranted).union(*(part.tokens for part in parts))
         return not scope.isdisjoint(held) and scope.isdisjoint(self.hidden)
 
     def may_see(self, record: Record) -> bool:

@@ -47,7 +47,10 @@ class TaskPriority(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """One task. Times are epoch seconds; `payload`, `result` and `metrics` are JSON values."""
+    """One task. Times are epoch seconds; `payload`, `result`, `metrics` and `progress` are JSON values.
+
+    `handoff` and `progress` are the last of earlier attempts. Its holder sees the results of the tasks in `results_of`.
+    """
 
     id: str
     state: TaskState
@@ -73,6 +76,12 @@ class Task:
     result: Any = None
     metrics: Any = None
     error: str | None = None
+    handoff: str | None = None
+    handoff_by: str | None = None
+    progress: Any = None
+    progress_by: str | None = None
+    results_of: tuple[str, ...] = ()
+    result_memory: str | None = None
 
     @property
     def has_ended(self) -> bool:
@@ -97,7 +106,8 @@ class Task:
 FIELDS = (
     "state", "description", "type", "priority", "kind_spec", "submitter", "assigned", "holders", "avoid", "attempt",
     "max_retries", "lease_seconds", "created_at", "depends_on", "leased_at", "lease_until", "next_at", "deadline",
-    "finished_at", "payload", "result", "metrics", "error",
+    "finished_at", "payload", "result", "metrics", "error", "handoff", "handoff_by", "progress", "progress_by",
+    "results_of", "result_memory",
 )  # fmt: skip
 
 
@@ -108,7 +118,8 @@ def parse(task_id: str, values: list[bytes | None]) -> Task | None:
         return None
     text = {name: value.decode() for name, value in row.items() if value is not None and name != "kind_spec"}
     times = ("leased_at", "lease_until", "next_at", "deadline", "finished_at")
-    documents = ("payload", "result", "metrics")
+    documents = ("payload", "result", "metrics", "progress")
+    texts = ("assigned", "error", "handoff", "handoff_by", "progress_by", "result_memory")
     return Task(
         id=task_id,
         state=TaskState(text["state"]),
@@ -117,7 +128,6 @@ def parse(task_id: str, values: list[bytes | None]) -> Task | None:
         priority=TaskPriority(text["priority"]),
         kind=TaskKind.parse(row["kind_spec"] or b""),
         submitter=text["submitter"],
-        assigned=text.get("assigned"),
         holders=split_labels(text.get("holders")),
         avoid=split_labels(text.get("avoid")),
         attempt=int(text["attempt"]),
@@ -125,7 +135,8 @@ def parse(task_id: str, values: list[bytes | None]) -> Task | None:
         lease_seconds=float(text["lease_seconds"]),
         created_at=float(text["created_at"]),
         depends_on=split_labels(text.get("depends_on")),
-        error=text.get("error"),
+        results_of=split_labels(text.get("results_of")),
+        **{name: text.get(name) for name in texts},
         **{name: float(text[name]) for name in times if name in text},
         **{name: json.loads(text[name]) for name in documents if name in text},
     )

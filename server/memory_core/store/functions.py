@@ -41,7 +41,7 @@ _KEYS = (
     "dead_tasks deadlines delayed dependents did events grant granted granting grants_due held "
     "history inbox job_streams keyed kinds kinds_of leases memory meta offers owner performance "
     "quarantined reshared same_prefix seen seq submitted task task_vector tokens tombstones turns turns_of "
-    "unclaimed unsettled "
+    "unclaimed unsettled worked "
 ).split()
 """The keys that the Functions name themselves, by their names in keys.py."""
 

@@ -18,11 +18,11 @@ from memory_core.errors import (
     echo,
 )
 from memory_core.records import offer_proof, owners, redis_time
-from memory_core.records.agent import Agent, AgentStatus, load_agent, load_agents, profile_vector
+from memory_core.records.agent import Agent, AgentStatus, AgentType, load_agent, load_agents, profile_vector
 from memory_core.records.authority import Effect
 from memory_core.records.ids import new_id
 from memory_core.records.keys import Keys
-from memory_core.records.names import NAME_PATTERN, SEPARATOR, check_name
+from memory_core.records.names import NAME_PATTERN, SEPARATOR, check_name, split_labels
 from memory_core.records.task_kind import TaskKind
 from memory_core.records.times import to_iso
 from memory_core.records.vectors import to_stored
@@ -35,6 +35,7 @@ from memory_server.contract.agents import (
     AgentAnswer,
     AgentListAnswer,
     AgentView,
+    Change,
     HeartbeatAnswer,
     RegisterAnswer,
     UnregisterAnswer,
@@ -58,6 +59,15 @@ from memory_server.tasks.routing import dispatch, dispatch_soon, end_reserved, w
 from memory_server.tasks.services import TaskServices
 
 _EMBED_SECONDS = 2.0
+_FIRST_PROFILE: dict[str, Any] = {
+    "type": AgentType.CUSTOM,
+    "capabilities": "",
+    "context_window": 0,
+    "max_tasks": 1,
+    "heartbeat_seconds": 600,
+    "description": "",
+}
+"""What an agent gets that its first registration leaves out."""
 _METRICS_BYTES = 16_384
 _MAX_LEASE_TOKENS = 1000
 RENEWED_AT_ONCE = 250
@@ -65,24 +75,23 @@ RENEWED_AT_ONCE = 250
 
 
 async def register_agent(service: TaskServices, request: RequestContext, args: RegisterArguments) -> RegisterAnswer:
-    """Register the caller or update its registration, and assign waiting tasks to it.
+    """Register the caller or update its registration, and assign waiting tasks to it. Omitted fields keep their values.
 
     Raises:
         InvalidArgument: a capability or the description is not valid.
     """
-    caller, capabilities = request.caller, check_capabilities(args.capabilities or ())
-    text = args.description and validation.check_text(args.description, "description", DESCRIPTION_BYTES)
+    caller = request.caller
+    given = _given_profile(args)
     keys = (await service.namespaces.get(caller.namespace)).keys
-    fields: dict[str, Any] = {
-        "type": args.agent_type,
-        "capabilities": SEPARATOR.join(capabilities),
-        "context_window": args.context_window,
-        "max_tasks": args.max_tasks,
-        "heartbeat_seconds": args.heartbeat_seconds,
-        "description": text,
-        "profile": await _embed(service, caller, self_description(text, capabilities)),
-    }
-    changed, candidate = [part for pair in fields.items() for part in pair], new_id()
+    known = await service.backend.read(lambda client: load_agent(client, keys, caller.agent))
+    fields: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+    if known is None or not {"description", "capabilities"}.isdisjoint(fields):
+        text = fields.get("description", known.description if known else "")
+        labels = (
+            split_labels(fields["capabilities"]) if "capabilities" in fields else known.capabilities if known else ()
+        )
+        fields["profile"] = await _embed(service, caller, self_description(text, labels))
+    candidate = new_id()
     for _ in range(SIGNING_ATTEMPTS):
         answer = await _write(
             service,
@@ -92,7 +101,8 @@ async def register_agent(service: TaskServices, request: RequestContext, args: R
             repeatable=True,
             candidate=candidate,
             proof=await prove_owner(service.backend, caller.namespace, caller.agent, candidate),
-            fields=changed,
+            fields=_pairs(fields),
+            defaults=_pairs({name: value for name, value in _FIRST_PROFILE.items() if name not in fields}),
         )
         if answer["status"] != "changed":
             break
@@ -105,15 +115,48 @@ async def register_agent(service: TaskServices, request: RequestContext, args: R
         if agent is None:
             raise not_registered(caller)
         pending = await _pending(service.backend, keys, agent)
-    seconds = args.heartbeat_seconds
+    seconds = agent.heartbeat_seconds
     return RegisterAnswer(
         agent=AgentView.of(agent, redis_time.now()),
         again=answer["again"],
+        changed=_changes(answer.get("before") or {}, agent) if answer["again"] else {},
         pending_tasks=pending,
         heartbeat_seconds=seconds,
         keep_alive=f"Call update_agent_heartbeat at least every {seconds:g} s with the lease_tokens you hold; "
         f"after {2 * seconds:g} s of silence your tasks go to others.",
     )
+
+
+def _given_profile(args: RegisterArguments) -> dict[str, Any]:
+    """Return the fields of an agent's record that the call gives; None for the others."""
+    text, labels = args.description, args.capabilities
+    return {
+        "type": args.agent_type,
+        "capabilities": None if labels is None else SEPARATOR.join(check_capabilities(labels)),
+        "context_window": args.context_window,
+        "max_tasks": args.max_tasks,
+        "heartbeat_seconds": args.heartbeat_seconds,
+        "description": validation.check_text(text, "description", DESCRIPTION_BYTES) if text else text,
+    }
+
+
+def _changes(before: dict[str, Any], agent: Agent) -> dict[str, Change]:
+    """Compare an agent with the stored fields from before its registration; names as the answer has them."""
+    pairs = {
+        "agent_type": (before.get("type"), agent.type.value),
+        "capabilities": (list(split_labels(before.get("capabilities"))), list(agent.capabilities)),
+        "context_window": (_number(before.get("context_window")), agent.context_window),
+        "max_tasks": (_number(before.get("max_tasks")), agent.max_tasks),
+        "heartbeat_seconds": (_number(before.get("heartbeat_seconds")), agent.heartbeat_seconds),
+        "description": (before.get("description", ""), agent.description),
+        "status": (before.get("status"), agent.status.value),
+    }
+    return {name: Change(old=old, new=new) for name, (old, new) in pairs.items() if old != new}
+
+
+def _number(text: str | None) -> float | None:
+    number = None if text is None else float(text)
+    return int(number) if number is not None and number.is_integer() else number
 
 
 async def unregister_agent(
@@ -319,7 +362,10 @@ async def _beat(
     function, op = "rm1_agent_heartbeat", "update_agent_heartbeat"
     try:
         kept = _pairs({**fields, "metrics": metrics})
-        return await _write(service, request, function, op, repeatable=True, fields=kept, tokens=tokens), None
+        answer = await _write(
+            service, request, function, op, repeatable=True, fields=kept, tokens=tokens, reports=metrics is not None
+        )
+        return answer, None
     except StoreFull as error:
         brief: dict[str, Any] = {"repeatable": True, "fields": _pairs(fields), "tokens": tokens}
         answer = await _write(service, request, f"{function}_brief", None, **brief)

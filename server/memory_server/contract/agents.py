@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from pydantic import BaseModel, Field
 
 from memory_core.records.agent import Agent, AgentStatus, AgentType
 from memory_core.records.times import to_iso
 from memory_server.contract.answer import Answer
-from memory_server.contract.untrusted_text import counted, word
+from memory_server.contract.untrusted_text import counted, quoted, word
 
 
 class AgentView(BaseModel):
@@ -53,18 +55,44 @@ class AgentView(BaseModel):
         return f"{self.agent_id} ({self.agent_type}) {self.status}, {self.open_tasks} of {self.max_tasks} tasks{skills}"
 
 
+class Change(BaseModel):
+    """The old and the new value of a field."""
+
+    old: Any
+    new: Any
+
+
 class RegisterAnswer(Answer):
     """A registered agent, and how it stays alive."""
 
     agent: AgentView
-    again: bool = Field(default=False, description="true: it was registered already and has been changed")
+    again: bool = Field(default=False, description="true: it was registered already; omitted fields kept their values")
+    changed: dict[str, Change] = Field(
+        default_factory=dict[str, Change], description="what this call changed, if again"
+    )
     pending_tasks: int = Field(default=0, description="tasks that wait for it now")
     heartbeat_seconds: float
     keep_alive: str
 
     def lines(self) -> list[str]:
-        waiting = f"{counted(self.pending_tasks, 'task')} {'waits' if self.pending_tasks == 1 else 'wait'} for you"
-        return [f"Registered: {self.agent.line()}. {waiting}. {self.keep_alive}"]
+        return [f"{self._what()} {self.agent.line()}.", self._waiting(), self.keep_alive]
+
+    def _what(self) -> str:
+        if not self.again:
+            return "Registered:"
+        changes = [f"{name} {_shown(one.old)} → {_shown(one.new)}" for name, one in self.changed.items()]
+        return f"Registered already; {', '.join(changes) or 'nothing changed'}:"
+
+    def _waiting(self) -> str:
+        if not self.pending_tasks:
+            return "No task waits for you; get_pending_tasks with wait_seconds waits for one."
+        waits = "waits" if self.pending_tasks == 1 else "wait"
+        return f"{counted(self.pending_tasks, 'task')} {waits} for you: call get_pending_tasks."
+
+
+def _shown(value: Any) -> str:
+    """Return a value bare if it is a number or one plain word; else quoted."""
+    return word(str(value)) if isinstance(value, int | float | str) else quoted(value)
 
 
 class UnregisterAnswer(Answer):

@@ -83,12 +83,12 @@ class RegisterArguments(Arguments):
     """register_agent"""
 
     agent_id: AgentId = None
-    agent_type: AgentType = AgentType.CUSTOM
-    capabilities: ListOf[str] | None = Field(default=None, description="skills that tasks ask for")
-    context_window: int = Field(default=0, ge=0, le=MOST_TOKENS, description="tokens")
-    max_tasks: int = Field(default=1, ge=1, le=1000, description="at a time")
-    heartbeat_seconds: float = Field(default=60, ge=0.2, le=3600, description="longest silence")
-    description: str = Field(default="", description="what you are good at")
+    agent_type: AgentType | None = None
+    capabilities: ListOf[str] | None = Field(default=None, description="skills that tasks ask for; [] clears")
+    context_window: int | None = Field(default=None, ge=0, le=MOST_TOKENS, description="tokens")
+    max_tasks: int | None = Field(default=None, ge=1, le=1000, description="at a time; at first 1")
+    heartbeat_seconds: float | None = Field(default=None, ge=0.2, le=3600, description="longest silence; at first 600")
+    description: str | None = Field(default=None, description="what you are good at")
 
 
 class UnregisterArguments(Arguments):

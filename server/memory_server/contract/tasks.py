@@ -11,7 +11,7 @@ from memory_core.records.task import Task, TaskPriority, TaskState
 from memory_core.records.times import to_iso
 from memory_server.contract.answer import Answer
 from memory_server.contract.memories import Hit
-from memory_server.contract.untrusted_text import NOTE, quoted, word
+from memory_server.contract.untrusted_text import NOTE, counted, quoted, word
 
 
 class TaskEvent(BaseModel):
@@ -54,12 +54,29 @@ class TaskView(BaseModel):
     created_at: str
     finished_at: str | None = None
     result: Any = None
+    result_memory: str | None = Field(default=None, description="id of the memory that holds the result")
     metrics: Any = None
     error: str | None = None
+    handoff: str | None = Field(default=None, description="last note of an agent that failed at it")
+    handoff_by: str | None = None
+    progress: Any = Field(
+        default=None, description="metrics that an earlier holder reported last, if it did not finish"
+    )
+    progress_by: str | None = None
 
     @classmethod
     def of(cls, task: Task, *, whole: bool = True, error: bool = True) -> TaskView:
-        """Build the view of a task; without `whole` it has no payload, result and metrics, without `error` no error."""
+        """Build the view of a task; without `whole` it has only what all who see it may know, without `error` no error.
+
+        `whole` adds payload, result, metrics, handoff and progress.
+        """
+        notes: dict[str, Any] = {
+            "result_memory": task.result_memory,
+            "handoff": task.handoff,
+            "handoff_by": task.handoff_by,
+            "progress": task.progress,
+            "progress_by": task.progress_by,
+        }
         return cls(
             task_id=task.id,
             state=task.state,
@@ -84,12 +101,64 @@ class TaskView(BaseModel):
             result=task.result if whole else None,
             metrics=task.metrics if whole else None,
             error=task.error if error else None,
+            **(notes if whole else {}),
         )
 
     def line(self) -> str:
-        who = f", with {self.assigned_to}" if self.assigned_to else ""
-        about = f"{word(self.task_type)}, {self.priority}, by {self.submitted_by}{who}"
-        return f"[{self.task_id}] {self.state} ({about}) {quoted(self.description)}"
+        return f"{self._head()} {quoted(self.description)}"
+
+    def brief(self) -> list[str]:
+        """Return the lines of a list: the title, and the beginning of the result or the error."""
+        title = self.description.strip().split("\n", 1)[0]
+        lines = [f"{self._head()} {quoted(cut(title, _TITLE_CHARS))}"]
+        if self.result is not None:
+            lines.append(f"  Result: {self.result_line(_BRIEF_CHARS)}")
+        elif self.error:
+            lines.append(f"  Error: {quoted(cut(self.error, _BRIEF_CHARS))}")
+        return lines
+
+    def result_line(self, most: int) -> str:
+        """Return the result, cut to so many characters, and where all of it is."""
+        return result_line(self.task_id, self.result, self.result_memory, most)
+
+    def notes(self) -> list[str]:
+        """Return the lines of what earlier holders left, each under its own label."""
+        lines: list[str] = []
+        if self.handoff:
+            lines.append(f"Handoff by {self.handoff_by}: {quoted(self.handoff)}")
+        if self.progress is not None:
+            lines.append(f"Last progress reported by {self.progress_by}: {quoted(self.progress)}")
+        return lines
+
+    def _head(self) -> str:
+        about = [word(self.task_type), str(self.priority), f"by {self.submitted_by}"]
+        if self.assigned_to:
+            verb = "held by" if self.state is TaskState.LEASED else "offered to"
+            about.append(f"{verb} {self.assigned_to}")
+        elif self.held_by:
+            about.append(f"{'done' if self.state is TaskState.COMPLETED else 'last held'} by {self.held_by[-1]}")
+        if self.lease_until and self.state is TaskState.LEASED:
+            about.append(f"until {self.lease_until}")
+        return f"[{self.task_id}] {self.state} ({', '.join(about)})"
+
+
+_TITLE_CHARS, _BRIEF_CHARS = 120, 160
+_RESULT_CHARS = 12_000
+"""Of a result in the text of get_task; the structured answer has all of it."""
+
+
+def cut(text: str, most: int) -> str:
+    """Cut a text to so many characters."""
+    return text if len(text) <= most else text[: most - 1] + "…"
+
+
+def result_line(task_id: str, result: Any, memory_id: str | None, most: int, *, is_cut: bool = False) -> str:
+    """Return a result as one line of at most about so many characters, and where all of it is."""
+    line = quoted(result)
+    if len(line) > most or is_cut:
+        where = f"retrieve_memory memory_id={memory_id}" if memory_id else f"get_task task_id={task_id}"
+        return f"{quoted(cut(result if isinstance(result, str) else line, most))} (cut; all of it: {where})"
+    return f"{line} (memory {memory_id})" if memory_id else line
 
 
 class Suited(BaseModel):
@@ -134,7 +203,8 @@ class DistributeAnswer(Answer):
         return [self.task_id, *(task.task_id for task in self.similar_tasks)]
 
     def lines(self) -> list[str]:
-        lines = [f"Task {self.task_id} is {self.state}: {self.why.reason}."]
+        follow = f"get_task task_id={self.task_id} shows its state and result; wait_for_events says when it ends."
+        lines = [f"Task {self.task_id} is {self.state}: {self.why.reason}.", follow]
         lines += [
             f"{s.agent}: {s.score:.2f} (free {s.free}, success {s.success}, speed {s.speed}, closeness {s.closeness})"
             for s in self.why.considered
@@ -144,12 +214,32 @@ class DistributeAnswer(Answer):
         return lines
 
 
+class Predecessor(BaseModel):
+    """A task that a task depends on, with its result as far as it fits, if the agent may see it."""
+
+    task_id: str
+    state: TaskState
+    description: str
+    by: str | None = Field(default=None, description="the agent that did it")
+    result: Any = None
+    cut: bool = Field(default=False, description="true: result is the beginning of a longer one")
+    memory_id: str | None = Field(default=None, description="where the result is stored")
+
+    def lines(self) -> list[str]:
+        who = f" by {self.by}" if self.by else ""
+        lines = [f"After [{self.task_id}] {self.state}{who}: {quoted(self.description)}"]
+        if self.result is not None:
+            shown = result_line(self.task_id, self.result, self.memory_id, _RESULT_CHARS, is_cut=self.cut)
+            lines.append(f"  Result: {shown}")
+        return lines
+
+
 class ClaimedTask(TaskView):
-    """A task to work on, with earlier attempts and related memories."""
+    """A task to work on, with the results that it needs, earlier attempts and related memories."""
 
     lease_token: str | None = Field(default=None, description="present it to renew, complete or fail")
+    predecessors: list[Predecessor] = Field(default_factory=list[Predecessor])
     earlier_failures: list[TaskEvent] = []
-    handoff: str | None = Field(default=None, description="note of the previous agent")
     memories: list[Hit] = []
 
 
@@ -164,7 +254,9 @@ class PendingAnswer(Answer):
         return [*(task.task_id for task in self.tasks), *self.shown_besides()]
 
     def shown_besides(self) -> list[str]:
-        return [hit.memory.memory_id for task in self.tasks for hit in task.memories]
+        hits = [hit.memory.memory_id for task in self.tasks for hit in task.memories]
+        results = [one for task in self.tasks for one in task.predecessors if one.result is not None]
+        return [*hits, *(one.memory_id or one.task_id for one in results)]
 
     def lines(self) -> list[str]:
         if not self.tasks:
@@ -179,9 +271,9 @@ def _brief(task: ClaimedTask) -> list[str]:
         lines.append(f"Payload: {quoted(task.payload)}")
     if task.lease_token:
         lines.append(f"Attempt {task.attempt}, yours until {task.lease_until}: lease_token={task.lease_token}")
+    lines += chain.from_iterable(one.lines() for one in task.predecessors)
     lines += [f"Earlier: {event.agent}: {quoted(event.error or '')}" for event in task.earlier_failures]
-    if task.handoff:
-        lines.append(f"Handoff: {quoted(task.handoff)}")
+    lines += task.notes()
     lines += [NOTE] if task.memories else []
     return [*lines, *chain.from_iterable(hit.memory.lines(f"Memory {hit.score:.2f} ") for hit in task.memories)]
 
@@ -193,11 +285,59 @@ class TaskStateAnswer(Answer):
     state: str
     next_attempt_at: str | None = None
     memory_id: str | None = Field(default=None, description="where the result was stored")
+    submitted_by: str | None = None
+    attempt: int | None = Field(default=None, description="the attempt that ended")
+    max_attempts: int | None = None
 
     def lines(self) -> list[str]:
-        when = f"; next attempt at {self.next_attempt_at}" if self.next_attempt_at else ""
-        stored = f"; its result is memory {self.memory_id}" if self.memory_id else ""
-        return [f"Task {self.task_id} is {self.state}{when}{stored}."]
+        return [f"Task {self.task_id} is {self.state}.", *_STATE_LINES.get(self.state, _nothing)(self)]
+
+
+def _completed(answer: TaskStateAnswer) -> list[str]:
+    by = answer.submitted_by or "its submitter"
+    lines = [f"{by} sees the result in get_task. Its lease_token is used up; get_pending_tasks gives you more work."]
+    if answer.memory_id:
+        lines.append(f"The result is memory {answer.memory_id}: yours, and readable by {by} and for dependent tasks.")
+    return lines
+
+
+def _retried(answer: TaskStateAnswer) -> list[str]:
+    ended = f"attempt {answer.attempt} of {answer.max_attempts}" if answer.attempt else "the attempt"
+    when = f" at {answer.next_attempt_at}" if answer.next_attempt_at else ""
+    first = "others first" if answer.state == "reassigned" else "the first free agent, which may be you"
+    return [
+        f"That was {ended}; it goes out again{when}, to {first}, with your error and handoff.",
+        "Your lease_token is void: do no more work on it. get_pending_tasks gives you more work.",
+    ]
+
+
+def _dead(answer: TaskStateAnswer) -> list[str]:
+    by = answer.submitted_by or "its submitter"
+    return [f"No attempt follows unless {by} calls requeue_task. get_pending_tasks gives you more work."]
+
+
+def _cancelled(answer: TaskStateAnswer) -> list[str]:
+    return ["The agent that held it is notified, and its lease_token is void."]
+
+
+def _queued(answer: TaskStateAnswer) -> list[str]:
+    return ["It has all its attempts again. get_task shows how it goes."]
+
+
+def _nothing(answer: TaskStateAnswer) -> list[str]:
+    return []
+
+
+_STATE_LINES = {
+    "completed": _completed,
+    "retrying": _retried,
+    "reassigned": _retried,
+    "dead": _dead,
+    "cancelled": _cancelled,
+    "pending": _queued,
+    "waiting": _queued,
+}
+"""What happens next, by the state that an answer reports."""
 
 
 class TaskAnswer(Answer):
@@ -212,7 +352,10 @@ class TaskAnswer(Answer):
     def lines(self) -> list[str]:
         lines = [self.task.line()]
         if self.task.result is not None:
-            lines.append(f"Result: {quoted(self.task.result)}")
+            lines.append(f"Result: {self.task.result_line(_RESULT_CHARS)}")
+        elif self.task.error:
+            lines.append(f"Error: {quoted(self.task.error)}")
+        lines += self.task.notes()
         return [*lines, *(event.line() for event in self.history)]
 
 
@@ -225,4 +368,4 @@ class TaskListAnswer(Answer):
         return [task.task_id for task in self.tasks]
 
     def lines(self) -> list[str]:
-        return [f"{len(self.tasks)} tasks.", *(task.line() for task in self.tasks)]
+        return [f"{counted(len(self.tasks), 'task')}.", *chain.from_iterable(task.brief() for task in self.tasks)]

@@ -14,7 +14,7 @@ from memory_core.records.scope import NOBODY, Principal
 from memory_core.redis_client import Client
 from memory_server.engine.batch_cache import once
 from memory_server.engine.redis_backend import Backend
-from memory_server.engine.request_context import Caller, RequestContext
+from memory_server.engine.request_context import RequestContext
 
 _NAME = re.compile(NAME_PATTERN)
 SIGNING_ATTEMPTS = 4
@@ -40,21 +40,21 @@ async def resolve_writer(backend: Backend, request: RequestContext) -> Principal
     """Like `resolve`, issuing an owner id to an agent that has none yet."""
     principal, attempts = await resolve(backend, request), SIGNING_ATTEMPTS
     while principal.owner is None and attempts:
-        await _issue_owner(backend, request.caller)
+        await issue_owner(backend, request.caller.namespace, request.caller.agent)
         principal, attempts = await resolve(backend, request), attempts - 1
     return principal
 
 
-async def _issue_owner(backend: Backend, caller: Caller) -> None:
+async def issue_owner(backend: Backend, namespace: str, agent: str) -> None:
     """Give an agent an owner id, unless it has one or somebody leaves its name right now."""
-    candidate, keys = new_id(), Keys(caller.namespace)
+    candidate, keys = new_id(), Keys(namespace)
     await backend.write(
         "rm1_owner",
-        [keys.agent(caller.agent), keys.owner(candidate)],
+        [keys.agent(agent), keys.owner(candidate)],
         repeatable=True,
         candidate=candidate,
-        agent=caller.agent,
-        proof=await prove_owner(backend, caller.namespace, caller.agent, candidate),
+        agent=agent,
+        proof=await prove_owner(backend, namespace, agent, candidate),
     )
 
 

@@ -121,7 +121,7 @@ def lifetime(settings: Settings, priority: Priority, ttl_seconds: int | None) ->
     return ttl_seconds
 
 
-def scope_of(record: Record, owner: str) -> frozenset[str]:
+def scope_of(record: Record, owner: str, readers: Sequence[str] = ()) -> frozenset[str]:
     return record_tokens(
         memory_id=record.id,
         owner=owner,
@@ -130,6 +130,7 @@ def scope_of(record: Record, owner: str) -> frozenset[str]:
         tags=record.tags,
         context=record.context,
         sensitive=record.is_sensitive,
+        readers=readers,
     )
 
 

@@ -51,12 +51,16 @@ class _Draft:
     record: Record
     content: ChunkedContent
     full: QuotaExceeded | None
+    readers: Sequence[str] = ()
 
 
 @reads
-async def store_memory(service: MemoryServices, request: RequestContext, args: StoreArguments) -> StoreAnswer:
+async def store_memory(
+    service: MemoryServices, request: RequestContext, args: StoreArguments, *, readers: Sequence[str] = ()
+) -> StoreAnswer:
     """Store one memory as the caller's own. Without a sidecar jobs are queued, and the answer says `pending`.
 
+    `readers` are owner ids whose holders may read it too, unless it becomes private or sensitive.
     Raises InvalidArgument, Conflict (idempotency key used for something else), QuotaExceeded, StoreUnavailable,
     OutcomeUnknown or KeyMissing (sensitive, and this server has no master key).
     """
@@ -86,7 +90,7 @@ async def store_memory(service: MemoryServices, request: RequestContext, args: S
         unread = reader.missing("similar memories are", Effect.READ_MEMORIES)
         similar = [] if unread else await _similar(service, reader, vectors[0], model)
     await request.check_stale_credential()
-    draft = _Draft(args, record, ChunkedContent(record.content, chunks, model, vectors), full)
+    draft = _Draft(args, record, ChunkedContent(record.content, chunks, model, vectors), full, readers)
     record, answer = await _write(service, request, principal, draft, [near.memory_id for near in similar])
     replayed, ready, reason = answer["status"] == "replayed", vectors is not None, None
     if replayed:
@@ -184,7 +188,7 @@ async def _write(
             draft.record,
             owner=owner,
             writer=principal.agent,
-            scope=scope_of(draft.record, owner),
+            scope=scope_of(draft.record, owner, draft.readers),
             content_hash=encoder.content_hash(content.content),
         )
         names = [

@@ -19,7 +19,7 @@ from memory_core.records.keys import Keys, digest
 from memory_core.records.memory import SEALED_BODY, Priority, Record
 from memory_core.records.model import Model
 from memory_core.records.names import check_label
-from memory_core.records.scope import Principal
+from memory_core.records.scope import Principal, readers_of
 from memory_core.settings.settings import Settings
 from memory_server.contract import validation
 from memory_server.contract.arguments import UpdateArguments
@@ -150,7 +150,8 @@ async def _write(
     await request.check_stale_credential()
     content = ChunkedContent(new.content, chunks, model, vectors)
     encoder = await encoder_of(service, principal.namespace, old.owner, model, sensitive=old.is_sensitive)
-    new = replace(new, scope=scope_of(new, new.owner), content_hash=encoder.content_hash(new.content))
+    scope = scope_of(new, new.owner, readers_of(old.scope))
+    new = replace(new, scope=scope, content_hash=encoder.content_hash(new.content))
     fields, sealed = encoder.head(new, chunks), service.backend.integrity.seal
     vector = content.vector(0)
     if not content_changed and encoder.key_version:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import random
 import secrets
 import time
@@ -15,12 +14,11 @@ from memory_core.records import redis_time
 from memory_core.records.authority import Effect
 from memory_core.records.ids import new_id
 from memory_core.records.keys import Keys
-from memory_core.records.memory import MemoryType, Visibility
 from memory_core.records.task import Task, load_tasks
 from memory_core.records.times import to_iso
 from memory_core.redis_client import Client
 from memory_server.contract import validation
-from memory_server.contract.arguments import SearchArguments, StoreArguments
+from memory_server.contract.arguments import SearchArguments
 from memory_server.contract.memories import Hit, Memory
 from memory_server.contract.task_arguments import CompleteArguments, FailArguments, PendingArguments
 from memory_server.contract.tasks import ClaimedTask, PendingAnswer, TaskStateAnswer, TaskView
@@ -31,9 +29,9 @@ from memory_server.events.entries import TASK
 from memory_server.events.listeners import Waiter
 from memory_server.events.waiting import last_position
 from memory_server.memories.secrets_policy import has_credential
-from memory_server.memories.store import store_memory
 from memory_server.search.search import semantic_search
 from memory_server.tasks.lifecycle import DESCRIPTION_BYTES, end_task, load_history, newest_texts
+from memory_server.tasks.results import load_predecessors, store_result
 from memory_server.tasks.routing import settle_soon, sweep_tasks
 from memory_server.tasks.services import TaskServices
 
@@ -93,11 +91,11 @@ async def complete_task(service: TaskServices, request: RequestContext, args: Co
         fields=[part for name, value in fields.items() if value is not None for part in (name, value)],
         duration_ms=_duration(args.metrics),
     )
-    ended = TaskStateAnswer(task_id=args.task_id, state=answer["status"])
+    ended = TaskStateAnswer(task_id=args.task_id, state=answer["status"], submitted_by=answer.get("submitter"))
     if not args.store_result or args.result is None:
         return ended
     try:
-        return ended.model_copy(update={"memory_id": await _store_result(service, request, args)})
+        return ended.model_copy(update={"memory_id": await store_result(service, request, args)})
     except MemoryServiceError as error:
         reason = f"the task is completed, but its result was not stored as a memory: {error.message}"
         return ended.model_copy(update={"partial": True, "reason": reason})
@@ -130,13 +128,20 @@ async def fail_task(service: TaskServices, request: RequestContext, args: FailAr
         backoff_most=settings.backoff_most_seconds,
         jitter=random.random(),  # noqa: S311 # nosec B311
     )
+    ended = TaskStateAnswer(
+        task_id=args.task_id,
+        state=answer["status"],
+        submitted_by=answer.get("submitter"),
+        attempt=answer.get("attempt"),
+        max_attempts=answer.get("most"),
+    )
     if "next_at" not in answer:
-        return TaskStateAnswer(task_id=args.task_id, state=answer["status"])
+        return ended
     due = float(answer["next_at"])
     delay = max(due - redis_time.now(), 0.0) + _CLOCK_SKEW_SECONDS
     # If this process ends first, the next periodic sweep retries the task.
     service.soon(("retry", args.task_id), lambda: sweep_tasks(service, request.caller.namespace), delay)
-    return TaskStateAnswer(task_id=args.task_id, state=answer["status"], next_attempt_at=to_iso(due))
+    return ended.model_copy(update={"next_attempt_at": to_iso(due)})
 
 
 async def _claim(service: TaskServices, request: RequestContext, limit: int) -> dict[str, Any]:
@@ -215,7 +220,7 @@ async def _describe(
         unread = reader.missing("memories are", Effect.READ_MEMORIES)
     number = 0 if unread else args.with_memories
     described = await asyncio.gather(
-        *(_describe_task(service, reader, task, leases[task.id], number) for task in tasks)
+        *(_describe_task(service, request, task, leases[task.id], number) for task in tasks)
     )
     reasons = dict.fromkeys(reason for reason in [unread, *(reason for _, reason in described)] if reason)
     return PendingAnswer(
@@ -233,12 +238,12 @@ async def _describe_task(
     """Describe a leased task; also return what is missing. A failed search keeps the lease."""
     history = await load_history(service.backend, request.caller.namespace, task.id)
     failures = [event for event in history if event.op in _FAILURES]
-    handoffs = [event.handoff for event in failures if event.handoff]
     failures, omitted = newest_texts(failures, _FAILURE_CHARS)
     hits, reason = list[Hit](), None
     if memories:
         try:
-            found = await semantic_search(service, request, SearchArguments(query=task.description, limit=memories))
+            reader = request.as_reader()
+            found = await semantic_search(service, reader, SearchArguments(query=task.description, limit=memories))
             hits, reason = _relevant(found.hits, service.settings.tasks.memories_from), found.reason
         except MemoryServiceError as error:
             reason = f"memories could not be searched: {error.message}"
@@ -249,7 +254,7 @@ async def _describe_task(
         "lease_until": to_iso(float(lease["lease_until"])),
         "attempt": int(lease["attempt"]),
         "earlier_failures": failures,
-        "handoff": handoffs[-1] if handoffs else None,
+        "predecessors": await load_predecessors(service, request, task),
         "memories": hits,
     }
     return _claimed(task).model_copy(update=extra), reason
@@ -278,14 +283,3 @@ def _claimed(task: Task) -> ClaimedTask:
 def _duration(metrics: dict[str, Any] | None) -> int | None:
     value = (metrics or {}).get("duration_ms")
     return int(value) if isinstance(value, int | float) and 0 <= value < 1e12 else None
-
-
-async def _store_result(service: TaskServices, request: RequestContext, args: CompleteArguments) -> str:
-    memory = StoreArguments(
-        content=args.result if isinstance(args.result, str) else json.dumps(args.result, ensure_ascii=False),
-        memory_type=MemoryType.TASK,
-        visibility=Visibility.SHARED,
-        context=f"task:{args.task_id}",
-        idempotency_key=f"result of {args.task_id}",
-    )
-    return (await store_memory(service, request, memory)).memory_id

@@ -8,6 +8,7 @@ from typing import Any
 from memory_core.errors import Conflict, InvalidArgument, LeaseLost, NotFound, QuotaExceeded, StoreFull, echo
 from memory_core.records.agent import held_since, load_agent
 from memory_core.records.codec import unpack
+from memory_core.records.damage import execute
 from memory_core.records.keys import Keys
 from memory_core.records.names import check_label
 from memory_core.records.task import Task, TaskState, load_tasks
@@ -35,14 +36,13 @@ _HISTORY_CHARS = _LISTED_CHARS = 100_000
 
 async def get_task(service: TaskServices, caller: Caller, task_id: str) -> TaskAnswer:
     """Return a task with its history; without payload and result to an operator, and without what its parties wrote
-    to an agent that is only able to do it.
+    to an agent that is only able to do it. An agent that holds a task that depends on it sees its result.
 
     Raises:
         NotFound: no task with that id that the caller may see.
     """
-    task, keys = await find_task(service.backend, caller, task_id), Keys(caller.namespace)
-    since = await service.backend.read(lambda client: held_since(client, keys, caller.agent, service.backend.integrity))
-    whole = caller.admin or (task.is_party(caller.agent, since) and not caller.public_only)
+    task = await find_task(service.backend, caller, task_id)
+    whole = sees_whole(caller, task, await held_since_of(service.backend, caller))
     concerned = whole or caller.oversees
     history = await load_history(service.backend, caller.namespace, task.id) if concerned else []
     history, omitted = newest_texts(history, _HISTORY_CHARS)
@@ -50,7 +50,29 @@ async def get_task(service: TaskServices, caller: Caller, task_id: str) -> TaskA
         f"errors and handoffs of {omitted} older events are left out, because they are too long" if omitted else None
     )
     view = TaskView.of(task, whole=whole, error=concerned)
+    needed = await service.backend.read(lambda client: _results_for(client, caller))
+    if not whole and task.id in needed:
+        view = view.model_copy(update={"result": task.result, "result_memory": task.result_memory})
     return TaskAnswer(task=view, history=history, partial=bool(reason), reason=reason)
+
+
+def sees_whole(caller: Caller, task: Task, since: float) -> bool:
+    """Whether a caller sees all of a task. `since` is when it took over its name."""
+    return caller.admin or (task.is_party(caller.agent, since) and not caller.public_only)
+
+
+async def held_since_of(backend: Backend, caller: Caller) -> float:
+    """Return when the last holder of the caller's name left it, in epoch seconds."""
+    keys = Keys(caller.namespace)
+    return await backend.read(lambda client: held_since(client, keys, caller.agent, backend.integrity))
+
+
+async def _results_for(client: Client, caller: Caller) -> frozenset[str]:
+    """Return the ids of the tasks whose results the tasks that the caller holds need."""
+    keys = Keys(caller.namespace)
+    held = [] if caller.public_only else await client.smembers(keys.held(caller.agent))
+    tasks = await load_tasks(client, keys, [raw.decode(errors="replace") for raw in held])
+    return frozenset(task_id for task in tasks if task.assigned == caller.agent for task_id in task.results_of)
 
 
 async def cancel_task(service: TaskServices, request: RequestContext, task_id: str, reason: str) -> TaskStateAnswer:
@@ -110,17 +132,25 @@ def raise_for_limit(status: str, settings: Settings) -> None:
 
 
 async def list_tasks(service: TaskServices, caller: Caller, states: Sequence[TaskState], limit: int) -> TaskListAnswer:
-    """List the newest tasks that the caller submitted; without `states`, in all states.
+    """List the newest tasks that the caller submitted, has or had; without `states`, in all states.
 
     Once the list is long, further tasks come without payload, result, metrics and error.
     """
     keys = Keys(caller.namespace)
 
     async def fetch(client: Client) -> list[Task]:
-        names = await client.zrange(keys.submitted(caller.agent), 0, _MAX_LISTED - 1, desc=True)
-        return await load_tasks(client, keys, [name.decode() for name in names])
+        pipe = client.pipeline(transaction=False)
+        for key in (keys.submitted(caller.agent), keys.worked(caller.agent)):
+            pipe.zrange(key, 0, _MAX_LISTED - 1, desc=True)
+        pipe.xrange(keys.inbox(caller.agent), count=_MAX_LISTED)
+        submitted, worked, assigned = await execute(pipe)
+        names = {*submitted, *worked, *(fields.get(b"task", b"") for _, fields in assigned)}
+        newest = sorted((name.decode(errors="replace") for name in names), reverse=True)[:_MAX_LISTED]
+        return await load_tasks(client, keys, newest)
 
-    tasks = [task for task in await service.backend.read(fetch) if not states or task.state in states]
+    since = await held_since_of(service.backend, caller)
+    found = [task for task in await service.backend.read(fetch) if task.is_party(caller.agent, since)]
+    tasks = [task for task in found if not states or task.state in states]
     views, chars, omitted = list[TaskView](), _LISTED_CHARS, 0
     for task in tasks[:limit]:
         view = TaskView.of(task)
@@ -154,7 +184,12 @@ async def visible_tasks(backend: Backend, caller: Caller, task_ids: Sequence[str
             return tasks
         profile = await load_agent(client, keys, caller.agent)
         able = {task.id for task in tasks if profile is not None and profile.is_able(task.kind)}
-        return [task for task in tasks if caller.oversees or task.may_see(caller.agent, task.id in able, since)]
+        needed = await _results_for(client, caller)
+        return [
+            task
+            for task in tasks
+            if caller.oversees or task.id in needed or task.may_see(caller.agent, task.id in able, since)
+        ]
 
     return await backend.read(fetch)
 

@@ -32,9 +32,11 @@ from memory_server.tasks.lifecycle import (
     DESCRIPTION_BYTES,
     check_required,
     find_task,
+    held_since_of,
     no_task,
     open_limits,
     raise_for_limit,
+    sees_whole,
     visible_tasks,
 )
 from memory_server.tasks.routing import Demand, able, note_assigned, rank, roster
@@ -67,10 +69,13 @@ async def distribute_task(
     caller, args = request.caller, _checked(service.settings, args)
     kind = TaskKind(tuple(args.required_capabilities or ()), args.min_context_window, args.assign_to or "")
     await service.namespaces.get(caller.namespace)
-    known = {task.id for task in await visible_tasks(service.backend, caller, args.depends_on or ())}
+    before = await visible_tasks(service.backend, caller, args.depends_on or ())
+    known = {task.id for task in before}
     for task_id in args.depends_on or ():
         if task_id not in known:
             raise no_task(task_id)
+    since = await held_since_of(service.backend, caller) if before else 0.0
+    results_of = [task.id for task in before if sees_whole(caller, task, since)]
     model, vector = await service.models.current(caller.namespace), None
     with suppress(MemoryServiceError):
         (vector,) = await service.embeddings.embed([args.description], caller, model=model, wait=_EMBED_SECONDS)
@@ -79,7 +84,7 @@ async def distribute_task(
     unread = request.missing("similar tasks are", Effect.SEE_TASKS)
     similar = [] if unread else await _similar(service, caller, vector, model)
     await request.check_stale_credential()
-    answer = await _submit(service, request, args, demand, model, ranked)
+    answer = await _submit(service, request, args, demand, model, ranked, results_of)
     if answer["status"] == "replayed":
         task = await find_task(service.backend, caller, answer["id"])
         why = Why(reason="a task was already submitted with this idempotency_key")
@@ -121,6 +126,7 @@ async def _submit(
     demand: Demand,
     model: Model,
     ranked: Sequence[Suited],
+    results_of: Sequence[str],
 ) -> dict[str, Any]:
     keys, task_id = Keys(request.caller.namespace), new_id()
     free_first = sorted(ranked, key=lambda suited: not suited.free)
@@ -131,7 +137,7 @@ async def _submit(
         repeatable=True,
         prefix=keys.prefix,
         id=task_id,
-        fields=_fields(service.settings, request.caller, args, demand.kind, deadline),
+        fields=_fields(service.settings, request.caller, args, demand.kind, deadline, results_of),
         depends_on=args.depends_on or [],
         only=demand.kind.only,
         deadline=deadline,
@@ -148,7 +154,12 @@ async def _submit(
 
 
 def _fields(
-    settings: Settings, caller: Caller, args: DistributeArguments, kind: TaskKind, deadline: float | None
+    settings: Settings,
+    caller: Caller,
+    args: DistributeArguments,
+    kind: TaskKind,
+    deadline: float | None,
+    results_of: Sequence[str],
 ) -> list[str | bytes | int | float]:
     unpinned = replace(kind, only="")
     fields: dict[str, str | bytes | int | float | None] = {
@@ -165,6 +176,7 @@ def _fields(
         "lease_seconds": args.lease_seconds,
         "claim_seconds": settings.tasks.claim_seconds,
         "depends_on": SEPARATOR.join(args.depends_on or ()) or None,
+        "results_of": SEPARATOR.join(results_of) or None,
         "deadline": None if deadline is None else to_redis(deadline),
         "payload": validation.check_json(args.payload, "payload", settings.tasks.payload_bytes),
     }

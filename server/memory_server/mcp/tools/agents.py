@@ -20,7 +20,10 @@ _FATES: dict[str, tuple[Effect, ...]] = {
 
 def agent_tools(runtime: Runtime) -> list[StrictTool]:
     async def register_agent(request: RequestContext, args: arguments_of.RegisterArguments) -> RegisterAnswer:
-        """Join the team, once per session: say what you can do, so that tasks and shared context reach you."""
+        """Join the team, once per session: say what you can do, so that tasks and shared context reach you.
+
+        What you omit keeps its value.
+        """
         return await lazy.registry.register_agent(await runtime.service(), request.acting_as(args.agent_id), args)
 
     async def unregister_agent(request: RequestContext, args: arguments_of.UnregisterArguments) -> UnregisterAnswer:

@@ -33,7 +33,7 @@ def task_tools(runtime: Runtime) -> list[StrictTool]:
         return await lazy.lifecycle.get_task(await runtime.service(), request.caller, args.task_id)
 
     async def list_tasks(request: RequestContext, args: arguments_of.ListTasksArguments) -> TaskListAnswer:
-        """List your tasks and their states, such as what you handed out."""
+        """List the tasks that you submitted, hold or did, newest first."""
         return await lazy.lifecycle.list_tasks(await runtime.service(), request.caller, args.states or (), args.limit)
 
     async def cancel_task(request: RequestContext, args: arguments_of.CancelArguments) -> TaskStateAnswer:
