@@ -182,7 +182,7 @@ class BatchArguments(Arguments):
 class WaitArguments(Arguments):
     """wait_for_events"""
 
-    cursor: str | None = Field(default=None, description="of the last answer; default: from now on")
+    cursor: str | None = Field(default=None, description="of the last answer; default: where your last call ended")
     kinds: ListOf[EventKind] | None = Field(default=None, description="default: all; match needs query")
     query: str | None = Field(default=None, description="wake when a readable memory close to this is stored")
     timeout_seconds: float = Field(default=30, ge=0, le=300)

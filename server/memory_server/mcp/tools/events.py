@@ -25,7 +25,7 @@ def event_tools(runtime: Runtime) -> list[StrictTool]:
     async def wait_for_events(ctx: Ctx, request: RequestContext, args: arguments_of.WaitArguments) -> EventsAnswer:
         """Wait until something happens that concerns you: a task, grant, agent or memory, or a match of your query.
 
-        Call it again with the returned cursor to miss nothing.
+        Call it again to get what happened since: it goes on where your last call ended.
         """
         wait = lazy.waiting.wait_for_events(await runtime.service(), request, args)
         try:
