@@ -13,8 +13,6 @@ from memory_server.contract.events import EventKind
 T = TypeVar("T")
 _MAX_ITEMS = 10_000
 """Of any list: each wrong item makes an error of its own."""
-MATCH_MIN_SCORE = 0.45
-"""Cosine at which a memory matches a standing query; benchmarks/README.md has its recall and precision."""
 
 
 def _as_list(value: Any) -> Any:
@@ -186,4 +184,4 @@ class WaitArguments(Arguments):
     kinds: ListOf[EventKind] | None = Field(default=None, description="default: all; match needs query")
     query: str | None = Field(default=None, description="wake when a readable memory close to this is stored")
     timeout_seconds: float = Field(default=30, ge=0, le=300)
-    min_score: MinScore = Field(default=MATCH_MIN_SCORE, description="minimum similarity")
+    min_score: MinScore | None = Field(default=None, description="of a match; default: what clearly matches")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
 from typing import Any, cast
@@ -41,11 +41,12 @@ from memory_server.events.entries import (
     read_cursor,
 )
 from memory_server.events.listeners import Audience, Waiter
+from memory_server.events.matching import is_match, lowest_cosine, score_records
 from memory_server.events.services import EventServices
 from memory_server.events.wording import Subjects, load_subjects
 from memory_server.index import loader
 from memory_server.index.loader import Ref
-from memory_server.search.ranking import vector_scores
+from memory_server.search.ranking import ScoredRecord
 
 _MATCH = "match"
 _MAX_EVENTS = 50
@@ -75,10 +76,10 @@ async def wait_for_events(service: EventServices, request: RequestContext, args:
     end, quiet, since, registered = await _end(service.backend, caller)
     own = await _own_position(service, caller, registered)
     begin = sent or own or end
-    waiter = Waiter(caller.agent, kinds, vector, args.min_score, model, since)
+    waiter = Waiter(caller.agent, kinds, vector, lowest_cosine(args.min_score), model, since)
     listening = service.events.listening(caller.namespace, waiter, end)
     with listening if args.timeout_seconds else nullcontext(Audience(end)) as audience:
-        wait = _Wait(service, request, waiter, audience, begin, text=args.query or "")
+        wait = _Wait(service, request, waiter, audience, begin, text=args.query or "", min_score=args.min_score)
         events = await wait.catch_up()
         while not events and args.timeout_seconds and not waiter.closed and await _woken(request, waiter, deadline):
             events = await (wait.catch_up() if waiter.overflown else wait.consider(waiter.queue))
@@ -191,6 +192,7 @@ class _Wait:
     audience: Audience
     begin: Position
     text: str = ""
+    min_score: float | None = None
     position: Position = field(init=False)
     returned: Position = START
     has_gap: bool = False
@@ -273,15 +275,26 @@ class _Wait:
             if entry.kind == MEMORY and entry.has_vector and principal.may_read(entry.scope)
         }
         records = await self._load_with_vectors(principal, list(candidates))
+        others = [record for record in records if record.vector and not self._is_own(record, candidates)]
         best: dict[str, tuple[float, Record]] = {}
-        for record, score in zip(records, vector_scores(records, self.waiter.query), strict=True):
-            by = candidates[Ref(record.id, record.part)].by
-            is_own = not by and record.rev == 1 and record.writer == self.request.caller.agent
-            if score is None or is_own or score < self.waiter.min_score:
+        for scored in await self._scored(principal, others):
+            if not is_match(scored, self.min_score):
                 continue
+            record, score = scored.record, scored.score
             if record.id not in best or score > best[record.id][0]:
                 best[record.id] = score, record
         return {candidates[Ref(record.id, record.part)].position: (record, score) for score, record in best.values()}
+
+    def _is_own(self, record: Record, candidates: Mapping[Ref, EventEntry]) -> bool:
+        """Whether a vector that arrived is of a memory that the caller stored."""
+        by = candidates[Ref(record.id, record.part)].by
+        return not by and record.rev == 1 and record.writer == self.request.caller.agent
+
+    async def _scored(self, principal: Principal, records: Sequence[Record]) -> list[ScoredRecord]:
+        query, model = self.waiter.query, self.waiter.model
+        if query is None or model is None or not records:
+            return []
+        return await score_records(self.service, self.request, principal, self.text, query, model, records)
 
     async def _load_with_vectors(self, principal: Principal, refs: Sequence[Ref]) -> list[Record]:
         """Load chunks with vectors of the query's model. If the model has changed, embed the query again first."""
