@@ -52,7 +52,7 @@ FACTS = (
     Fact("Errors are sent to Sentry, project kestrel-web.", "kestrel-web", "Where do errors go?"),
     Fact("The admin panel is reachable only through the VPN.", "through the VPN", "How do I reach the admin panel?"),
     Fact("Database migrations need two approvals.", "two approvals", "How many approvals do migrations need?"),
-    Fact("The cache key includes the tenant id, after the leak in March.", "tenant id", "What does the cache key include?"),
+    Fact("The cache key includes the tenant id, after the leak in March.", "tenant id", "What is in the cache key?"),
     Fact("Dates are shown as day.month.year for German users.", "day.month.year", "How are dates shown to Germans?"),
     Fact("The flaky test test_cart_merge depends on the clock.", "test_cart_merge", "Which test is flaky?"),
     Fact("Webhooks are retried for 72 hours.", "72 hours", "How long are webhooks retried?"),

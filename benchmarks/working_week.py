@@ -67,7 +67,7 @@ class Week:
         )
         until = time.monotonic() + 60
         while time.monotonic() < until:
-            with suppress(OSError), urlopen(f"http://127.0.0.1:{self.port}/readyz", timeout=2):  # noqa: S310
+            with suppress(OSError), urlopen(f"http://127.0.0.1:{self.port}/readyz", timeout=2):
                 return
             time.sleep(0.1)
         raise RuntimeError(f"the server is not ready; see {self.folder / 'log'}")
@@ -125,7 +125,7 @@ class Window:
         """Call a tool and return the text that the model sees; a refusal is text too."""
         sent = arguments
         if self.fills_null:
-            sent = {name: None for name in self._optional.get(tool, [])} | arguments
+            sent = dict.fromkeys(self._optional.get(tool, [])) | arguments
         text, refused = await self._send(tool, sent)
         if refused and sent != arguments and "null" in text + json.dumps(sent):
             again, still_refused = await self._send(tool, arguments)
