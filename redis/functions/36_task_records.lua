@@ -1,10 +1,12 @@
 -- Records and histories of tasks.
 
 local HISTORY_KEPT, WORK_KEPT = 200, 500
+-- How many agents a task's record names that were told of it.
+local TOLD_MOST = 64
 
 local TASK = {'state', 'kind', 'kind_spec', 'open_kind', 'open_kind_spec', 'rank', 'score', 'submitter', 'assigned',
   'entry', 'avoid', 'attempt', 'max_retries', 'lease_seconds', 'lease_token', 'fence', 'lease_until', 'holders',
-  'claim_seconds', 'type', 'last_call', 'leased_at'}
+  'claim_seconds', 'type', 'last_call', 'leased_at', 'told'}
 
 local TEXTS = {'state', 'kind', 'open_kind', 'submitter', 'type'}
 local NUMBERS = {'rank', 'attempt', 'max_retries', 'lease_seconds', 'claim_seconds'}
@@ -75,6 +77,29 @@ function rm.emit_task(names, op, id, by, task)
     to[#to + 1] = task.submitter
   end
   rm.emit(names, 'task', op, id, by, {to = table.concat(to, '\31')})
+end
+
+-- Write an event that a task is assigned. Each agent is told once of a task, and again only after it became able since:
+-- an unclaimed task goes to the same agents again and again. The submitter is told of the first of them.
+function rm.emit_assigned(names, id, task, now)
+  local told, name = rm.split(task.told), task.assigned
+  for position = 1, #told, 2 do
+    if told[position] == name then
+      if rm.number(names.agent .. name, 'able_at') <= tonumber(told[position + 1]) then return end
+      table.remove(told, position)
+      table.remove(told, position)
+      break
+    end
+  end
+  if task.told then
+    rm.emit(names, 'task', 'assigned', id, '', {to = name})
+  else
+    rm.emit_task(names, 'assigned', id, '', task)
+  end
+  rm.append(told, name, rm.seconds(now))
+  while #told > 2 * TOLD_MOST do table.remove(told, 1) end
+  task.told = table.concat(told, '\31')
+  redis.call('HSET', names.task .. id, 'told', task.told)
 end
 
 -- Write both: a history entry, and an event by its agent.

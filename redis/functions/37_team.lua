@@ -72,6 +72,11 @@ function rm.has_capacity(names, agent)
   return redis.call('XLEN', names.inbox .. agent.name) < agent.most
 end
 
+-- Record that an agent becomes able to take tasks: it is told again of those that wait.
+function rm.becomes_able(names, name, now)
+  redis.call('HSET', names.agent .. name, 'able_at', rm.seconds(now))
+end
+
 -- Record a sign of life of an agent.
 function rm.touch_agent(names, agent, now)
   redis.call('ZADD', names.agents, rm.seconds(now + 2 * tonumber(agent.heartbeat_seconds) * 1000000), agent.name)
@@ -79,6 +84,7 @@ function rm.touch_agent(names, agent, now)
   if agent.status == 'dead' then
     agent.status = 'active'
     redis.call('HSET', names.agent .. agent.name, 'status', 'active')
+    rm.becomes_able(names, agent.name, now)
     rm.emit(names, 'agent', 'alive', agent.name, agent.name, {})
   end
 end

@@ -50,8 +50,18 @@ local function drop_entry(names, name, entry)
   if redis.call('XLEN', names.inbox .. name) == 0 then redis.call('DEL', names.inbox .. name) end
 end
 
+-- Note that an agent gets a free slot, if a task ends that it leased and it held as many as it takes.
+local function note_free_slot(names, task)
+  if task.state ~= 'leased' then return end
+  local most = tonumber(redis.call('HGET', names.agent .. task.assigned, 'max_tasks') or '')
+  if most and redis.call('SCARD', names.held .. task.assigned) >= most then
+    rm.becomes_able(names, task.assigned, rm.now())
+  end
+end
+
 local function unassign(names, id, task)
   if not task.assigned then return end
+  note_free_slot(names, task)
   drop_entry(names, task.assigned, task.entry)
   redis.call('SREM', names.held .. task.assigned, id)
   redis.call('ZREM', task.state == 'leased' and names.leases or names.unclaimed, id)
@@ -68,7 +78,7 @@ function rm.assign_to_first(names, id, task, candidates, now)
       rm.assign(names, id, task, name)
       redis.call('ZADD', names.unclaimed, rm.seconds(now + tonumber(task.claim_seconds) * 1000000), id)
       rm.add_history(names, id, now, {op = 'assigned', agent = name})
-      rm.emit_task(names, 'assigned', id, '', task)
+      rm.emit_assigned(names, id, task, now)
       return name
     end
   end
@@ -84,8 +94,9 @@ local function lost_agent(names, id, task)
   return is_lost and only or nil
 end
 
--- Queue a task. One that is only for an agent that left becomes a dead letter. Returns the state.
-function rm.make_pending(names, id, task, now, keep)
+-- Queue a task. One that is only for an agent that left becomes a dead letter. `quietly`: its submitter is not told, as
+-- nothing changed for it. Returns the state.
+function rm.make_pending(names, id, task, now, keep, quietly)
   local lost = lost_agent(names, id, task)
   if lost then
     rm.dead_letter(names, id, task, now, keep, 'it is only for ' .. lost .. ', which was unregistered')
@@ -94,7 +105,7 @@ function rm.make_pending(names, id, task, now, keep)
   redis.call('HSET', names.task .. id, 'state', 'pending')
   redis.call('HDEL', names.task .. id, 'next_at')
   rm.queue_task(names, id, task)
-  rm.emit_task(names, 'pending', id, '', task)
+  if not quietly then rm.emit_task(names, 'pending', id, '', task) end
   return 'pending'
 end
 
@@ -107,12 +118,12 @@ function rm.is_due(names, now)
 end
 
 -- Take an assigned task back from its agent and queue it. Returns the state.
-function rm.requeue_assigned(names, id, task, now, reason, keep)
+function rm.requeue_assigned(names, id, task, now, reason, keep, quietly)
   local name = task.assigned
   unassign(names, id, task)
   task.assigned = nil
   rm.add_history(names, id, now, {op = 'taken back', agent = name, error = reason})
-  return rm.make_pending(names, id, task, now, keep)
+  return rm.make_pending(names, id, task, now, keep, quietly)
 end
 
 -- Queue a task that its agent did not claim in time, and offer it to others first. `team` is for `has_another`.
@@ -122,7 +133,7 @@ function rm.end_assignment(names, id, task, now, keep, team)
   if rm.has_another(names, team, rm.read_kind(task.kind_spec), rm.set(failed), now) then
     rm.avoid(names, id, task, name, now, now)
   end
-  rm.requeue_assigned(names, id, task, now, 'not claimed in time', keep)
+  rm.requeue_assigned(names, id, task, now, 'not claimed in time', keep, true)
 end
 
 local function change_count(key, field, change)
@@ -272,8 +283,9 @@ function rm.fail_attempt(names, id, task, now, how)
   rm.keep_notes(names, id, task, name, how.handoff)
   unassign(names, id, task)
   local failed = rm.append(rm.without(rm.split(task.avoid), name), name)
-  task.assigned, task.avoid = nil, table.concat(failed, '\31')
+  task.assigned, task.told, task.avoid = nil, nil, table.concat(failed, '\31')
   redis.call('HSET', names.task .. id, 'avoid', task.avoid)
+  redis.call('HDEL', names.task .. id, 'told')
   rm.count_performance(names, name, task.type, {failed = 1})
   rm.add_history(names, id, now, {op = how.op, agent = name, error = how.error, handoff = how.handoff,
     fence = task.fence, attempt = tonumber(task.attempt)})

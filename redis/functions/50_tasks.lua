@@ -299,7 +299,7 @@ local function revive(names, id, task, now)
   for _, name in ipairs(rm.split(task.avoid)) do redis.call('ZREM', names.avoided .. name, id) end
   local entry = redis.call('HGET', names.task .. id, 'dead_entry')
   if entry then redis.call('XDEL', names.dead_tasks, entry) end
-  redis.call('HDEL', names.task .. id, 'finished_at', 'error', 'avoid', 'dead_entry', 'deadline',
+  redis.call('HDEL', names.task .. id, 'finished_at', 'error', 'told', 'avoid', 'dead_entry', 'deadline',
     'score')
   redis.call('HSET', names.task .. id, 'attempt', 0, 'requeued_at', rm.seconds(now))
   for _, key in ipairs({names.task, names.history}) do redis.call('PERSIST', key .. id) end

@@ -3,7 +3,7 @@
 local CONTEXTS_READ = 4000
 local UNUSED_SECONDS = 86400
 local PROFILE = {'registered_at', 'type', 'capabilities', 'context_window', 'max_tasks', 'heartbeat_seconds',
-  'description', 'profile', 'status', 'load', 'last_seen', 'last_claim', 'last_answer'}
+  'description', 'profile', 'status', 'load', 'last_seen', 'last_claim', 'last_answer', 'able_at'}
 local REGISTERED = {'type', 'capabilities', 'context_window', 'max_tasks', 'heartbeat_seconds', 'description', 'status'}
 local REPORTED = {'metrics', 'metrics_at'}
 local LEASE = {'state', 'assigned', 'lease_token', 'lease_until', 'lease_seconds', 'leased_at'}
@@ -22,6 +22,7 @@ rm.serve('rm1_agent_register', function(request, keys, names)
   redis.call('HSET', keys[1], 'registered_at', known.registered_at or rm.seconds(now), 'status', 'active',
     unpack(before and request.fields or rm.append({unpack(request.defaults or {})}, unpack(request.fields))))
   rm.touch_agent(names, rm.load_agent(names, name), now)
+  rm.becomes_able(names, name, now)
   rm.audit(names, now, request.audit)
   rm.emit(names, 'agent', 'registered', name, name, {})
   return {status = 'registered', again = before ~= nil, owner = known.owner or request.candidate, before = before}
@@ -65,6 +66,9 @@ rm.serve('rm1_agent_heartbeat', 'brief', function(request, keys, names)
   rm.touch_agent(names, agent, now)
   if request.reports then rm.append(request.fields, 'metrics_at', rm.seconds(now)) end
   if #request.fields > 0 then redis.call('HSET', keys[1], unpack(request.fields)) end
+  if agent.status == 'draining' and redis.call('HGET', keys[1], 'status') ~= 'draining' then
+    rm.becomes_able(names, name, now)
+  end
   local renewed, lost = renew(names, request.tokens, name, now)
   if request.audit then rm.audit(names, now, request.audit) end
   return {status = 'alive', renewed = renewed, lost = lost, most = agent.most,

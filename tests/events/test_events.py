@@ -84,8 +84,39 @@ async def test_agent_is_not_notified_of_its_own_actions(
     assert {name[2] for name in (await all_events(bob, begin))[0]} == {memory_id}
 
 
-async def test_wait_without_cursor_starts_now(stack: Stack, namespace: str, bob: Agent) -> None:
+async def test_first_wait_of_an_unregistered_agent_starts_now(stack: Stack, namespace: str, bob: Agent) -> None:
     await emit(stack, namespace, "earlier")
+    assert named(await now(bob)) == []
+
+
+async def test_first_wait_of_a_registered_agent_starts_at_its_registration(
+    stack: Stack, namespace: str, bob: Agent
+) -> None:
+    await emit(stack, namespace, "earlier")
+    await asyncio.sleep(0.002)
+    await bob.call("register_agent")
+    await emit(stack, namespace, "later")
+    assert (await bob.call("update_agent_heartbeat"))["unread_events"] == 1
+    assert named(await now(bob)) == [("task", "assigned", "later")]
+    assert (await bob.call("update_agent_heartbeat"))["unread_events"] == 0
+
+
+async def test_wait_without_cursor_goes_on_where_the_last_one_ended(
+    server: Server, stack: Stack, namespace: str, bob: Agent
+) -> None:
+    await bob.call("register_agent")
+    begin = (await now(bob))["cursor"]
+    for number in range(70):
+        await emit(stack, namespace, f"task-{number}")
+    assert (await bob.call("update_agent_heartbeat"))["unread_events"] == 70
+    first = await now(bob)
+    assert first["more"]
+    assert (await bob.call("update_agent_heartbeat"))["unread_events"] == 20
+    async with server.agent("bob", namespace) as other_session:
+        second = await now(other_session)
+    assert [name[2] for name in [*named(first), *named(second)]] == [f"task-{number}" for number in range(70)]
+    assert "more" not in second or not second["more"]
+    assert len((await now(bob, cursor=begin))["events"]) == 50
     assert named(await now(bob)) == []
 
 
@@ -100,7 +131,8 @@ async def test_updates_and_deletions_are_reported_deletions_only_by_id(
     await alice.call("clear_memory", memory_ids=[memory_id])
     answer = await now(bob, cursor=answer["cursor"])
     assert named(answer) == [("memory", "deleted", memory_id)]
-    assert set(answer["events"][0]) == {"kind", "op", "id", "by", "at"}
+    assert set(answer["events"][0]) == {"kind", "op", "id", "by", "at", "what"}
+    assert answer["events"][0]["what"] == f"alice deleted memory {memory_id}"
 
 
 async def test_grant_and_revoke_change_a_wait_in_progress(

@@ -13,8 +13,6 @@ from memory_server.contract.events import EventKind
 T = TypeVar("T")
 _MAX_ITEMS = 10_000
 """Of any list: each wrong item makes an error of its own."""
-MATCH_MIN_SCORE = 0.45
-"""Cosine at which a memory matches a standing query; benchmarks/README.md has its recall and precision."""
 
 
 def _as_list(value: Any) -> Any:
@@ -183,8 +181,8 @@ class BatchArguments(Arguments):
 class WaitArguments(Arguments):
     """wait_for_events"""
 
-    cursor: str | None = Field(default=None, description="of the last answer; default: from now")
-    kinds: ListOf[EventKind] | None = Field(default=None, description="default: all")
+    cursor: str | None = Field(default=None, description="of the last answer; default: where your last call ended")
+    kinds: ListOf[EventKind] | None = Field(default=None, description="default: all; match needs query")
     query: str | None = Field(default=None, description="wake when a memory close to this is stored")
     timeout_seconds: float = Field(default=30, ge=0, le=300)
-    min_score: MinScore = MATCH_MIN_SCORE
+    min_score: MinScore | None = None

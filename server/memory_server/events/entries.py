@@ -52,7 +52,7 @@ def read_cursor(cursor: str) -> Position:
     match = _CURSOR.fullmatch(cursor)
     position = Position(*map(int, match.groups())) if match else None
     if position is None or position.milliseconds > (redis_time.now() + _AHEAD_SECONDS) * 1000:
-        hint = "send the cursor of the last wait_for_events answer, or leave it out to begin now"
+        hint = "send the cursor of the last wait_for_events answer, or leave it out to go on where your last call ended"
         raise InvalidArgument(f"unknown cursor {echo(cursor)}", hint=hint)
     return position
 

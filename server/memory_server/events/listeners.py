@@ -61,7 +61,7 @@ class Waiter(Listener):
         agent: str,
         kinds: frozenset[str],
         query: Matrix | None = None,
-        min_score: float = 0.0,
+        min_cosine: float = 0.0,
         model: Model | None = None,
         since: float = 0.0,
     ) -> None:
@@ -71,7 +71,8 @@ class Waiter(Listener):
         self.kinds = kinds
         self.query = query
         self.model = model
-        self.min_score = min_score
+        self.min_cosine = min_cosine
+        """No memory with a lower cosine matches; the others are scored when they are taken out."""
         self.tokens: frozenset[str] = frozenset()
         self.doubts = 1
         """How often its permissions may have changed; `tokens` covers the first `trusted` of these changes."""
@@ -264,7 +265,7 @@ class Audience:
         near = set(self.with_query).difference(queries.waiters)
         if queries.rows is not None:
             scored = zip(queries.waiters, queries.rows @ vector, strict=True)
-            near |= {waiter for waiter, score in scored if score >= waiter.min_score - _ROUNDING}
+            near |= {waiter for waiter, score in scored if score >= waiter.min_cosine - _ROUNDING}
         return near
 
     def offer(self, entry: EventEntry, near: set[Waiter] | None) -> None:

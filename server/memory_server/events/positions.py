@@ -20,7 +20,7 @@ _BATCH = 500
 
 
 class Positions:
-    """The last cursor that each agent sent or received."""
+    """The last cursor that each agent received."""
 
     def __init__(self, backend: Backend) -> None:
         self._backend = backend

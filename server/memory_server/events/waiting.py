@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
 from typing import Any, cast
 
 from memory_core.errors import EmbeddingUnavailable, InvalidArgument
 from memory_core.records import owners
-from memory_core.records.agent import held_since
+from memory_core.records.damage import or_none
 from memory_core.records.keys import Keys
 from memory_core.records.memory import Record
 from memory_core.records.model import Model
@@ -41,13 +41,17 @@ from memory_server.events.entries import (
     read_cursor,
 )
 from memory_server.events.listeners import Audience, Waiter
+from memory_server.events.matching import is_match, lowest_cosine, score_records
 from memory_server.events.services import EventServices
+from memory_server.events.wording import Subjects, load_subjects
 from memory_server.index import loader
 from memory_server.index.loader import Ref
-from memory_server.search.ranking import vector_scores
+from memory_server.search.ranking import ScoredRecord
 
 _MATCH = "match"
-_MAX_EVENTS = 100
+_MAX_EVENTS = 50
+"""Events of one answer: it stays under 8,000 tokens."""
+_MAX_UNREAD = 100
 _PAGE = 1000
 _SNIPPET = 160
 _Raw = tuple[bytes, dict[bytes, bytes]]
@@ -65,45 +69,52 @@ async def wait_for_events(service: EventServices, request: RequestContext, args:
     """
     caller = request.caller
     deadline = time.monotonic() + args.timeout_seconds
-    begin = None if args.cursor is None else read_cursor(args.cursor)
+    sent = None if args.cursor is None else read_cursor(args.cursor)
     kinds = _kinds(args)
     model = await service.models.current(caller.namespace)
     vector, reason = await _query_vector(service, caller, args.query, model, kinds)
-    if begin:
-        service.positions.note(caller.namespace, caller.agent, begin)
-    end, quiet, since = await _end(service.backend, caller)
-    waiter = Waiter(caller.agent, kinds, vector, args.min_score, model, since)
+    end, quiet, since, registered = await _end(service.backend, caller)
+    own = await _own_position(service, caller, registered)
+    begin = sent or own or end
+    waiter = Waiter(caller.agent, kinds, vector, lowest_cosine(args.min_score), model, since)
     listening = service.events.listening(caller.namespace, waiter, end)
     with listening if args.timeout_seconds else nullcontext(Audience(end)) as audience:
-        wait = _Wait(service, request, waiter, audience, begin or end, text=args.query or "")
+        wait = _Wait(service, request, waiter, audience, begin, text=args.query or "", min_score=args.min_score)
         events = await wait.catch_up()
         while not events and args.timeout_seconds and not waiter.closed and await _woken(request, waiter, deadline):
             events = await (wait.catch_up() if waiter.overflown else wait.consider(waiter.queue))
     problem = _DROPPED if wait.has_gap else _CLOSING if not events and waiter.closed else None
     reason = "; ".join(filter(None, [problem, reason])) or None
-    cursor = wait.returned if events else max(begin or quiet, quiet)
-    service.positions.note(caller.namespace, caller.agent, cursor)
-    return EventsAnswer(events=events, cursor=cursor.id, partial=reason is not None, reason=reason)
+    cursor = wait.returned if events else max(begin, quiet)
+    service.positions.note(caller.namespace, caller.agent, max(own or cursor, cursor))  # never backwards
+    return EventsAnswer(events=events, cursor=cursor.id, more=wait.has_more, partial=reason is not None, reason=reason)
 
 
 async def unread(service: EventServices, request: RequestContext) -> int:
-    """Count the events after the caller's last cursor that it may see, at most 100.
+    """Count the events that `wait_for_events` without a cursor gives the caller now, at most 100.
 
-    A caller without a cursor gets one here, so that later events count.
+    A caller that is not registered and never waited gets a position here, so that later events count.
     """
     caller = request.caller
-    cursor = await service.positions.get(caller.namespace, caller.agent)
-    if cursor is None:
-        end = await last_position(service.backend, caller.namespace)
-        service.positions.note(caller.namespace, caller.agent, end)
+    end, quiet, since, registered = await _end(service.backend, caller)
+    begin = await _own_position(service, caller, registered)
+    if begin is None:
+        service.positions.note(caller.namespace, caller.agent, quiet)
         return 0
-    position, keys = read_cursor(cursor), Keys(caller.namespace)
-    since = await service.backend.read(lambda client: held_since(client, keys, caller.agent, service.backend.integrity))
-    wait = _Wait(service, request, Waiter(caller.agent, KINDS, since=since), Audience(position), position)
+    wait = _Wait(service, request, Waiter(caller.agent, KINDS, since=since), Audience(end), begin)
     found = 0
-    while found < _MAX_EVENTS and (events := await wait.catch_up()):
+    while found < _MAX_UNREAD and (events := await wait.catch_up()):
         found += len(events)
-    return min(found, _MAX_EVENTS)
+    return min(found, _MAX_UNREAD)
+
+
+async def _own_position(service: EventServices, caller: Caller, registered: Position | None) -> Position | None:
+    """Return where the agent's last call ended; for a first call its registration, None without one.
+
+    All sessions of an agent share the position: an event goes to the first of them that asks without a cursor.
+    """
+    cursor = await service.positions.get(caller.namespace, caller.agent)
+    return read_cursor(cursor) if cursor else registered
 
 
 async def _woken(request: RequestContext, waiter: Waiter, deadline: float) -> bool:
@@ -118,10 +129,11 @@ async def last_position(backend: Backend, namespace: str) -> Position:
     return Position.of(newest[0][0]) if newest else START
 
 
-async def _end(backend: Backend, caller: Caller) -> tuple[Position, Position, float]:
-    """Return the end of the stream, a position up to which no entry will be added, and since when the name is held.
+async def _end(backend: Backend, caller: Caller) -> tuple[Position, Position, float, Position | None]:
+    """Return the end of the stream, a position up to which no entry will be added, since when the name is held, and the
+    position of the agent's registration.
 
-    The position comes from the clock: a cursor at the last entry would reveal when other agents are active.
+    The second position comes from the clock: a cursor at the last entry would reveal when other agents are active.
     """
     keys = Keys(caller.namespace)
 
@@ -130,19 +142,28 @@ async def _end(backend: Backend, caller: Caller) -> tuple[Position, Position, fl
         pipe.time()
         pipe.xrevrange(keys.events, count=1)
         pipe.hmget(keys.agent(caller.agent), owners.FIELDS)
+        pipe.hget(keys.agent(caller.agent), "registered_at")
         return await pipe.execute()
 
-    (seconds, microseconds), newest, row = await backend.read(fetch)
-    since = owners.read(backend.integrity, caller.namespace, caller.agent, row).since
+    (seconds, microseconds), newest, row, registered_at = await backend.read(fetch)
+    since = float(owners.read(backend.integrity, caller.namespace, caller.agent, row).since or 0)
     end = Position.of(newest[0][0]) if newest else START
     past = Position(seconds * 1000 + microseconds // 1000 - 1, 0)
-    return end, max(end, past), float(since or 0)
+    first = or_none(lambda: float(registered_at)) if registered_at else None
+    return end, max(end, past), since, Position(int(max(first, since) * 1000), 0) if first else None
 
 
 async def readable(
     backend: Backend, request: RequestContext, principal: Principal, entries: Sequence[EventEntry]
 ) -> list[EventEntry]:
     """Keep the entries that a principal may see now, and deletions of memories that it could read."""
+    return (await _readable(backend, request, principal, entries))[0]
+
+
+async def _readable(
+    backend: Backend, request: RequestContext, principal: Principal, entries: Sequence[EventEntry]
+) -> tuple[list[EventEntry], list[Record]]:
+    """Like `readable`, with the memories."""
 
     def may_see(entry: EventEntry) -> bool:
         if entry.kind != MEMORY:
@@ -156,7 +177,9 @@ async def readable(
     ids = {entry.subject for entry in allowed if entry.kind == MEMORY and entry.op != DELETED}
     records = await _load(backend, request, principal, [Ref(memory_id) for memory_id in ids])
     living = {record.id for record in records}
-    return [entry for entry in allowed if entry.kind != MEMORY or entry.op == DELETED or entry.subject in living]
+    return [
+        entry for entry in allowed if entry.kind != MEMORY or entry.op == DELETED or entry.subject in living
+    ], records
 
 
 @dataclass(slots=True)
@@ -169,9 +192,11 @@ class _Wait:
     audience: Audience
     begin: Position
     text: str = ""
+    min_score: float | None = None
     position: Position = field(init=False)
     returned: Position = START
     has_gap: bool = False
+    has_more: bool = False
 
     def __post_init__(self) -> None:
         self.position = self.begin
@@ -187,6 +212,7 @@ class _Wait:
             await self._note_gap([entry for entry in entries if entry.kind == LOST and entry.lost_to > self.begin])
             events = await self.consider(deque(entries))
             if events or len(page) < _PAGE:
+                self.has_more = self.has_more or (len(events) >= _MAX_EVENTS // 2 and len(page) == _PAGE)
                 return events
             self.position = max(self.position, Position.of(page[-1][0]))
 
@@ -203,6 +229,7 @@ class _Wait:
                     if self.waiter.concerns(entry):
                         chunk.append(entry)
             if chunk and (events := await self._events(chunk)):
+                self.has_more = any(self.waiter.concerns(entry) for entry in entries)
                 return events
         return []
 
@@ -210,21 +237,31 @@ class _Wait:
         """Build events of the entries that the caller may see now. Entries addressed by name need no lookup."""
         if all(entry.kind != MEMORY for entry in entries):
             self.returned = entries[-1].position
-            return [event_of(entry) for entry in entries]
+            subjects = await self._subjects(entries, [])
+            return [event_of(entry, subjects) for entry in entries]
         with self.service.inflight_reads.reading(self.request.caller.namespace, self.request.caller.agent):
             principal = await self._principal()
             news = [entry for entry in entries if entry.is_news and entry.kind in self.waiter.kinds]
-            allowed = {entry.position for entry in await readable(self.service.backend, self.request, principal, news)}
+            shown, records = await _readable(self.service.backend, self.request, principal, news)
+            allowed = {entry.position for entry in shown}
             matches = await self._matches(principal, entries)
+            subjects = await self._subjects(shown, records)
         events: list[Event] = []
         for entry in entries:
             if entry.position in allowed:
-                events.append(event_of(entry))
+                events.append(event_of(entry, subjects))
             if entry.position in matches:
-                events.append(_match(entry, *matches[entry.position]))
+                events.append(_match(entry, subjects, *matches[entry.position]))
             if entry.position in allowed or entry.position in matches:
                 self.returned = entry.position
         return events
+
+    async def _subjects(self, entries: Sequence[EventEntry], records: Sequence[Record]) -> Subjects:
+        """Load what the events are about."""
+        keys, agent, since = Keys(self.request.caller.namespace), self.request.caller.agent, self.waiter.since
+        return await self.service.backend.read(
+            lambda client: load_subjects(client, keys, agent, since, entries, records)
+        )
 
     async def _matches(
         self, principal: Principal, entries: Sequence[EventEntry]
@@ -238,15 +275,26 @@ class _Wait:
             if entry.kind == MEMORY and entry.has_vector and principal.may_read(entry.scope)
         }
         records = await self._load_with_vectors(principal, list(candidates))
+        others = [record for record in records if record.vector and not self._is_own(record, candidates)]
         best: dict[str, tuple[float, Record]] = {}
-        for record, score in zip(records, vector_scores(records, self.waiter.query), strict=True):
-            by = candidates[Ref(record.id, record.part)].by
-            is_own = not by and record.rev == 1 and record.writer == self.request.caller.agent
-            if score is None or is_own or score < self.waiter.min_score:
+        for scored in await self._scored(principal, others):
+            if not is_match(scored, self.min_score):
                 continue
+            record, score = scored.record, scored.score
             if record.id not in best or score > best[record.id][0]:
                 best[record.id] = score, record
         return {candidates[Ref(record.id, record.part)].position: (record, score) for score, record in best.values()}
+
+    def _is_own(self, record: Record, candidates: Mapping[Ref, EventEntry]) -> bool:
+        """Whether a vector that arrived is of a memory that the caller stored."""
+        by = candidates[Ref(record.id, record.part)].by
+        return not by and record.rev == 1 and record.writer == self.request.caller.agent
+
+    async def _scored(self, principal: Principal, records: Sequence[Record]) -> list[ScoredRecord]:
+        query, model = self.waiter.query, self.waiter.model
+        if query is None or model is None or not records:
+            return []
+        return await score_records(self.service, self.request, principal, self.text, query, model, records)
 
     async def _load_with_vectors(self, principal: Principal, refs: Sequence[Ref]) -> list[Record]:
         """Load chunks with vectors of the query's model. If the model has changed, embed the query again first."""
@@ -295,20 +343,26 @@ async def _load(
     )
 
 
-def event_of(entry: EventEntry) -> Event:
+def event_of(entry: EventEntry, subjects: Subjects | None = None) -> Event:
     return Event(
         kind=cast(EventKind, entry.kind),
         op=entry.op,
         id=entry.subject,
         by=entry.by or None,
         at=to_iso(entry.position.milliseconds / 1000) or "",
+        what=subjects.say(entry) if subjects else "",
         uri=None if entry.op == DELETED else entry.uri,
     )
 
 
-def _match(entry: EventEntry, record: Record, score: float) -> Event:
-    snippet = " ".join(record.content.split())[:_SNIPPET]
-    details = {"by": entry.by or record.writer, "score": round(score, 4), "snippet": snippet, "kind": _MATCH}
+def _match(entry: EventEntry, subjects: Subjects, record: Record, score: float) -> Event:
+    details = {
+        "by": entry.by or record.writer,
+        "what": subjects.say_match(entry, record.writer),
+        "score": round(score, 4),
+        "snippet": " ".join(record.content.split())[:_SNIPPET],
+        "kind": _MATCH,
+    }
     return event_of(entry).model_copy(update=details)
 
 

@@ -28,6 +28,9 @@ AVERAGE_LENGTH = 40
 _LONGEST = 300
 _BEST_OF_MANY, _MANY = 0.05, 8
 
+_CLEAR_COSINE, _CLEAR_WORDS, LEAST_COSINE = 0.25, 0.2, 0.15
+"""What stands out, tried with short texts and topics (docs/decisions/0009-event-waits.md)."""
+
 Column = NDArray[np.float64]
 """One number per record."""
 Turn = tuple[str, str, int]
@@ -143,6 +146,12 @@ def _extras(features: Sequence[RecordFeatures], query: ParsedQuery) -> Iterator[
         yield query.weights.source, [len(query.names & each) / len(query.names) for each in stems]
     if query.moments:
         yield query.weights.time, [float(is_near(query.moments, item.record.occurred_at)) for item in features]
+
+
+def stands_out(scored: ScoredRecord) -> bool:
+    """Whether a hit clearly matches its query: by its meaning, or by its words and a little by its meaning."""
+    cosine, words = scored.vector_score or 0.0, scored.keyword_score or 0.0
+    return cosine >= _CLEAR_COSINE or (words >= _CLEAR_WORDS and cosine >= LEAST_COSINE)
 
 
 def vector_scores(records: Sequence[Record], query: Matrix) -> list[float | None]:

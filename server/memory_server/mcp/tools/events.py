@@ -23,7 +23,7 @@ _REFUSAL_SECONDS = 1.0
 
 def event_tools(runtime: Runtime) -> list[StrictTool]:
     async def wait_for_events(ctx: Ctx, request: RequestContext, args: arguments_of.WaitArguments) -> EventsAnswer:
-        """Wait for what concerns you: tasks, grants, agents, memories, matches of query. Pass on the cursor."""
+        """Wait for what concerns you: tasks, grants, agents, memories, matches of query. Goes on where you ended."""
         wait = lazy.waiting.wait_for_events(await runtime.service(), request, args)
         try:
             return await while_connected(ctx, request, wait)
