@@ -19,6 +19,7 @@ from memory_server.cli.commands.dashboard import dashboard
 from memory_server.cli.commands.grants import grants
 from memory_server.cli.commands.keys import keys
 from memory_server.cli.commands.memories import search, show
+from memory_server.cli.commands.namespaces import namespaces
 from memory_server.cli.commands.reindex import reindex
 from memory_server.cli.commands.reports import clusters, duplicates
 from memory_server.cli.commands.status import status
@@ -37,7 +38,7 @@ for command in (status, connect, search, show, purge, dashboard, duplicates, clu
 app.command("import")(import_)
 for command in (reindex, bench):
     app.command()(command)
-for commands in (agents, tasks, grants, keys, quarantine, integrity, audit):
+for commands in (namespaces, agents, tasks, grants, keys, quarantine, integrity, audit):
     app.add_typer(commands)
 
 
@@ -63,8 +64,11 @@ def serve(
 @common_options("as_json", "config", "data_dir")
 def stop(console: Console) -> None:
     """Stop the embedded Redis and its sidecar."""
-    is_stopped = lazy.stop.stop(console.settings.data_dir)
-    console.show({"stopped": is_stopped}, "stopped" if is_stopped else "nothing was running")
+    is_stopped, folder = (
+        lazy.stop.stop(console.settings.data_dir),
+        lazy.paths.locate(console.settings.data_dir).data_dir,
+    )
+    console.show({"stopped": is_stopped}, "stopped" if is_stopped else f"nothing was running on {folder}")
 
 
 @app.command()

@@ -164,8 +164,4 @@ def _time(at: str) -> str:
 
 
 def _on_redis(console: Console, action: Callable[[Client, Keys], Awaitable[T]]) -> T:
-    async def run() -> T:
-        async with lazy.running.connected(console.settings) as client:
-            return await action(client, Keys(console.namespace))
-
-    return asyncio.run(run())
+    return console.on_redis(lambda client: action(client, Keys(console.namespace)))

@@ -57,7 +57,7 @@ def connect(
         else:
             lazy.printing.line(f"Wrote {change.file}{f'; the previous version is {backup}' if backup else ''}.")
             lazy.printing.line(f"Next: {NEXT_STEP[client]}.")
-        if not stdio and not url and not asyncio.run(lazy.machine.livez(console.settings)):
+        if not stdio and not url and not asyncio.run(lazy.machine.livez(_local(console))):
             lazy.printing.line(
                 "No server is running there: start one with `make run` or `redis-memory serve`.", err=True
             )
@@ -82,11 +82,17 @@ def _check(name: str, token_env: str | None, stdio: bool, url: str | None) -> No
 def _url(console: Console, url: str | None, agent: str | None, token: str | None) -> str:
     """Return the server's URL, with the names that the token does not determine."""
     settings = console.settings
-    base = url or f"{'https' if settings.tls_cert else 'http'}://127.0.0.1:{settings.port}/mcp"
+    base = url or f"{_local(console)}/mcp"
     namespace = console.namespace_option if token else settings.namespace
     names = {"agent": agent, "namespace": None if namespace == "default" else namespace}
     query = urlencode({key: value for key, value in names.items() if value})
     return f"{base}{'&' if '?' in base else '?'}{query}" if query else base
+
+
+def _local(console: Console) -> str:
+    """Return the URL of the newest server on the data directory, or where one will listen."""
+    settings = console.settings
+    return (lazy.running.find_servers(settings) or [lazy.running.configured_url(settings)])[0]
 
 
 def _command(console: Console, agent: str | None) -> tuple[str, ...]:

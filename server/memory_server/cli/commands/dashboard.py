@@ -2,23 +2,38 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from memory_core.errors import StoreUnavailable
 from memory_server.cli import lazy
 from memory_server.cli.console import Console, common_options
+
+if TYPE_CHECKING:
+    from memory_core.settings.settings import Settings
 
 
 @common_options()
 def dashboard(
     console: Console,
-    url: Annotated[str | None, typer.Option(help="URL of the server; http://127.0.0.1:PORT/ if omitted.")] = None,
+    url: Annotated[
+        str | None, typer.Option(help="URL of the server; the one on the data directory if omitted.")
+    ] = None,
     port: Annotated[int | None, typer.Option(help="HTTP port of the server on this machine.")] = None,
 ) -> None:
     """Print a link to the operator's view. It works once, within an hour."""
     settings = console.settings
-    page = url or f"{'https' if settings.tls_cert else 'http'}://127.0.0.1:{port or settings.port}/"
+    page = url or (lazy.running.configured_url(settings, port) if port else _newest(settings))
     key = console.with_backend(lambda backend: lazy.operator_login.admit_once(backend, settings.namespace))
     address = f"{page.rstrip('/')}/#operator={key}"
     console.show({"url": address}, address)
+
+
+def _newest(settings: Settings) -> str:
+    """Return the URL of the newest server on the data directory. Raises as `find_servers` finds none."""
+    servers = lazy.running.find_servers(settings)
+    if not servers:
+        folder = lazy.running.existing_memory(settings).data_dir
+        raise StoreUnavailable(f"no HTTP server is running on {folder}", hint="start one with redis-memory serve")
+    return servers[0]
