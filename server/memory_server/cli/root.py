@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from memory_core.crypto.secret_files import restrict_umask
-from memory_core.errors import MemoryServiceError
+from memory_core.errors import InvalidArgument, MemoryServiceError, plain_line
 from memory_server.cli import lazy
 from memory_server.cli.commands.agents import agents
 from memory_server.cli.commands.audit import audit
@@ -32,6 +34,7 @@ from memory_server.cli.reference import markdown
 if TYPE_CHECKING:
     from memory_core.settings.settings import Settings
 
+log = logging.getLogger(__name__)
 app = typer.Typer(no_args_is_help=True, add_completion=True, pretty_exceptions_enable=False, help=__doc__)
 for command in (status, connect, search, show, purge, dashboard, duplicates, clusters, export):
     app.command()(command)
@@ -50,13 +53,22 @@ def serve(
     port: Annotated[int | None, typer.Option(help="HTTP port; 0 picks a free one.")] = None,
     host: Annotated[str | None, typer.Option(help="HTTP address; loopback only without authentication.")] = None,
     agent: Annotated[str | None, typer.Option(help="Name of the agent that connects over stdio.")] = None,
+    project: Annotated[
+        bool,
+        typer.Option("--project", help="With --stdio: derive the namespace from the project in this folder."),
+    ] = False,
 ) -> None:
     """Serve MCP."""
+    if project and not stdio:
+        hint = "over HTTP, each client names its namespace in the URL: ?namespace=NAME"
+        raise InvalidArgument("--project needs --stdio", hint=hint)
     overrides = {"port": port, "host": host, "agent": agent}
     settings = lazy.settings.Settings.load(
         console.config, data_dir=console.data_dir, namespace=console.namespace_option, **overrides
     )
     lazy.logs.configure(settings.log_level, settings.log_format)
+    if project:
+        settings = _of_project(settings)
     _run(_serve(settings, stdio))
 
 
@@ -119,6 +131,15 @@ def main() -> None:
     except MemoryServiceError as error:
         lazy.printing.line(error.text(), err=True)
         sys.exit(exit_code(error))
+
+
+def _of_project(settings: Settings) -> Settings:
+    """Name the namespace after the project in this folder, unless a flag, the environment or the file names one."""
+    if "namespace" in settings.model_fields_set:
+        return settings
+    found = lazy.project.find_project(Path.cwd())
+    log.info("the namespace of this project is %s, from %s", found.namespace, plain_line(found.source))
+    return settings.model_copy(update={"namespace": found.namespace})
 
 
 async def _serve(settings: Settings, stdio: bool) -> None:

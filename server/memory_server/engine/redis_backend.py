@@ -93,6 +93,7 @@ class Backend:
         self._looking = asyncio.Lock()
         self._local: Any = None
         self._audited: set[str] = set()
+        self._existing: set[str] = set()
         self._may_sign: set[str] = set()
         self.adopted: set[str] = set()
         """Namespaces where an authorisation record with a code was found."""
@@ -187,12 +188,13 @@ class Backend:
 
     async def exists(self, namespace: str) -> bool:
         """Whether anything was ever written to a namespace. Raises StoreUnavailable."""
-        if namespace in self._audited:
+        if namespace in self._audited or namespace in self._existing:
             return True
         for known in (NAMESPACES, AUDITED):
             if await self.read(lambda client, known=known: client.sismember(known, namespace)):
-                return True
-        return False
+                self._existing.add(namespace)
+                break
+        return namespace in self._existing
 
     async def hold_lease(self, key: str, holder: str, seconds: float) -> bool:
         """Take or renew a lease; return False if another process holds it. Raises StoreUnavailable."""

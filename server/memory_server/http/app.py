@@ -210,10 +210,14 @@ async def _greet(runtime: Runtime, server: uvicorn.Server, url: str, port: int) 
     """
     while not server.started:
         await asyncio.sleep(0.05)
-    await _until_connected(runtime)
-    with _announced(runtime.settings, (await runtime.service()).backend, port):
-        await _print_greeting(runtime, url)
-        await asyncio.Event().wait()
+    try:
+        await _until_connected(runtime)
+        with _announced(runtime.settings, (await runtime.service()).backend, port):
+            await _print_greeting(runtime, url)
+            await asyncio.Event().wait()
+    except UnsafeStart:
+        server.should_exit = True
+        raise
 
 
 async def _until_connected(runtime: Runtime) -> None:

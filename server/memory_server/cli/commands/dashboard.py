@@ -12,6 +12,7 @@ from memory_server.cli.console import Console, common_options
 
 if TYPE_CHECKING:
     from memory_core.settings.settings import Settings
+    from memory_server.engine.redis_backend import Backend
 
 
 @common_options()
@@ -24,16 +25,20 @@ def dashboard(
 ) -> None:
     """Print a link to the operator's view. It works once, within an hour."""
     settings = console.settings
-    page = url or (lazy.running.configured_url(settings, port) if port else _newest(settings))
-    key = console.with_backend(lambda backend: lazy.operator_login.admit_once(backend, settings.namespace))
-    address = f"{page.rstrip('/')}/#operator={key}"
+
+    async def admit(backend: Backend) -> str:
+        page = url or (lazy.running.configured_url(settings, port) if port else _newest(settings))
+        key = await lazy.operator_login.admit_once(backend, settings.namespace)
+        return f"{page.rstrip('/')}/#operator={key}"
+
+    address = console.with_backend(admit)
     console.show({"url": address}, address)
 
 
 def _newest(settings: Settings) -> str:
-    """Return the URL of the newest server on the data directory. Raises as `find_servers` finds none."""
+    """Return the URL of the newest server on the data directory. Raises StoreUnavailable without one."""
     servers = lazy.running.find_servers(settings)
     if not servers:
-        folder = lazy.running.existing_memory(settings).data_dir
-        raise StoreUnavailable(f"no HTTP server is running on {folder}", hint="start one with redis-memory serve")
+        hint = "start one with redis-memory serve, or name one with --url"
+        raise StoreUnavailable("no HTTP server is running on this memory", hint=hint)
     return servers[0]
