@@ -63,10 +63,10 @@ def _escapes() -> dict[int, str]:
 
 
 def echo(value: object) -> str:
-    """Quote `value` for an error text: printable, at most 64 characters of it."""
+    """Quote `value` for an error text: letters of any language, all else escaped, at most 64 characters of it."""
     text = value if isinstance(value, str) else repr(value)
     short = text[:ECHO_LIMIT]
-    return ascii(short) + ("…" if len(text) > ECHO_LIMIT else "")
+    return plain_line(repr(short)) + ("…" if len(text) > ECHO_LIMIT else "")
 
 
 class MemoryServiceError(Exception):

@@ -41,9 +41,10 @@ def remedy(report: DoctorReport, fault: str) -> str:
 
 
 async def test_stopped_redis_is_reported_with_available_binaries(tmp_path: Path) -> None:
+    (tmp_path / "password").write_text("secret\n")
     faults, report = await examine_folder(tmp_path)
     assert faults == {"embedded.supervisor"}
-    assert remedy(report, "embedded.supervisor") == "start it with redis-memory serve"
+    assert remedy(report, "embedded.supervisor") == f"start it with redis-memory serve --data-dir {tmp_path}"
     assert any(finding.id == "embedded.binaries" for finding in report.findings)
 
 

@@ -328,11 +328,11 @@ async def has_entries(client: Client, namespace: str, number: int) -> bool:
     return await client.xlen(Keys(namespace).audit) >= number
 
 
-async def test_reading_an_empty_namespace_creates_no_index(
+async def test_reading_an_unknown_namespace_creates_neither_index_nor_audit(
     server: Server, alice: Agent, stack: Stack, namespace: str
 ) -> None:
     await alice.call("get_agent_memories")
-    assert await flushed_entries(server, stack.client, namespace)
+    assert not await flushed_entries(server, stack.client, namespace)
     assert not await server.service.namespaces.knows(namespace)
 
 

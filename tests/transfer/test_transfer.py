@@ -320,7 +320,7 @@ async def test_export_refuses_existing_files_and_unknown_namespaces(
     assert (await shell.run("export", file, "--namespace", filled.namespace)).output.startswith("conflict")
     await shell.done("export", file, "--namespace", filled.namespace, "--force")
     result = await shell.run("export", tmp_path / "none.jsonl", "--namespace", "never-used")
-    assert result.output.startswith("invalid_argument: nothing was ever stored")
+    assert result.output.startswith("not_found: there is no namespace 'never-used'")
     assert os.listdir(tmp_path) == ["all.jsonl"]
 
 

@@ -19,7 +19,7 @@ from pydantic_settings import (
     SettingsError,
 )
 
-from memory_core.errors import InvalidArgument
+from memory_core.errors import InvalidArgument, plain_line
 from memory_core.records.names import NAME_PATTERN
 from memory_core.settings.auth import AuthSettings, Names
 from memory_core.settings.choices import AnswerForm, ToolSet
@@ -212,7 +212,7 @@ def variable(path: Sequence[str]) -> str:
 
 def _problem(kind: str, loc: Sequence[int | str], message: str) -> tuple[str, str]:
     path = [str(part) for part in loc]
-    name = ascii(".".join(path))[1:-1][:200]
+    name = plain_line(".".join(path))[:200]
     if variable(path) in map(str.upper, os.environ):
         name += f" ({variable(path)})"
     if kind != "extra_forbidden":

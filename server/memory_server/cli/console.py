@@ -17,8 +17,10 @@ import typer
 from memory_core.errors import EmbeddingUnavailable, MemoryServiceError, OutcomeUnknown, StoreUnavailable
 from memory_core.records.names import check_name
 from memory_server.cli import lazy
+from memory_server.cli.effects import EFFECTS, Effect
 
 if TYPE_CHECKING:
+    from memory_core.redis_client import Client
     from memory_core.settings.settings import Settings
     from memory_server.contract.answer import Answer
     from memory_server.engine.redis_backend import Backend
@@ -62,11 +64,13 @@ def common_options(*names: str) -> Callable[[Callable[..., None]], Callable[...,
 
     def decorate(function: Callable[..., None]) -> Callable[..., None]:
         signature = inspect.signature(function, eval_str=True)
-        parameters = [*list(signature.parameters.values())[1:], *common]
+        context = Parameter("typer_context", Parameter.KEYWORD_ONLY, annotation=typer.Context)
+        parameters = [*list(signature.parameters.values())[1:], *common, context]
 
         @wraps(function)
         def command(**arguments: Any) -> None:
-            console = Console(**{one.name: arguments.pop(one.name) for one in common})
+            options = {one.name: arguments.pop(one.name) for one in common}
+            console = Console(**options, effect=_effect(arguments.pop("typer_context")), scoped="namespace" in options)
             function(console, **arguments)
 
         command.__annotations__ = {one.name: one.annotation for one in parameters}
@@ -86,7 +90,11 @@ class Console:
         as_json: bool = False,
         config: Path | None = None,
         data_dir: Path | None = None,
+        effect: Effect = Effect.CREATE,
+        scoped: bool = False,
     ) -> None:
+        self.effect = effect
+        self._is_scoped = scoped
         self.namespace_option = namespace
         self.as_json = as_json
         self.config = config
@@ -100,6 +108,11 @@ class Console:
     @property
     def namespace(self) -> str:
         return self.settings.namespace
+
+    def only_reads(self, *, any_namespace: bool = False) -> None:
+        """Make this run of the command start and create nothing, as with an option like `--dry-run`."""
+        self.effect = Effect.READ
+        self._is_scoped = self._is_scoped and not any_namespace
 
     def as_operator(self, op: str, run: Callable[[Service, RequestContext], Awaitable[A]], *ids: str) -> A:
         """Run a use case with the operator's permission: the console holds the password of Redis."""
@@ -134,9 +147,9 @@ class Console:
         """Run an action that needs Redis only."""
 
         async def run() -> T:
-            await _check_redis(self.settings)
+            await self._check_store()
             backend = lazy.redis_backend.Backend(self.settings)
-            return await _connected(backend, lambda: action(backend))
+            return await self._connected(backend, lambda: action(backend))
 
         return asyncio.run(run())
 
@@ -161,11 +174,45 @@ class Console:
 
     def _run(self, action: Callable[[Service], Awaitable[T]]) -> T:
         async def run() -> T:
-            await _check_redis(self.settings)
+            await self._check_store()
             service = lazy.service.Service(self.settings)
-            return await _connected(service.backend, lambda: action(service))
+            return await self._connected(service.backend, lambda: action(service))
 
         return asyncio.run(run())
+
+    def on_redis(self, action: Callable[[Client], Awaitable[T]]) -> T:
+        """Run an action that only reads from Redis: a connection is enough."""
+
+        async def run() -> T:
+            async with lazy.running.connected(self.settings) as client:
+                if self._is_scoped:
+                    await lazy.running.check_namespace(client, self.namespace)
+                return await action(client)
+
+        return asyncio.run(run())
+
+    async def _check_store(self) -> None:
+        """Refuse to create or start what the command only reads, before anything is written to a Redis."""
+        await _check_redis(self.settings)
+        if self.effect is Effect.READ:
+            async with lazy.running.connected(self.settings) as client:
+                if self._is_scoped:
+                    await lazy.running.check_namespace(client, self.namespace)
+        elif self.effect is Effect.CHANGE and lazy.connection.redis_url(self.settings) is None:
+            lazy.running.existing_memory(self.settings)
+
+    async def _connected(self, backend: Backend, action: Callable[[], Awaitable[T]]) -> T:
+        """Run an action once Redis answers. Raises its refusal outside the task group, which would wrap it."""
+        refused: MemoryServiceError
+        async with backend.running():
+            try:
+                client = await backend.client()
+                if self.effect is Effect.CHANGE and self._is_scoped:
+                    await lazy.running.check_namespace(client, self.namespace)
+                return await action()
+            except MemoryServiceError as error:
+                refused = error
+        raise refused
 
     def progress(self) -> AbstractContextManager[Callable[[str, int, int], None]]:
         """Show progress on stderr, unless the answer is JSON; see `printing.progress`."""
@@ -200,16 +247,14 @@ def _caller(namespace: str, agent: str, **options: Any) -> Caller:
     return lazy.request_context.Caller(namespace, agent, origin=origin, **options)
 
 
-async def _connected(backend: Backend, action: Callable[[], Awaitable[T]]) -> T:
-    """Run an action once Redis answers. Raises its refusal outside the task group, which would wrap it."""
-    refused: MemoryServiceError
-    async with backend.running():
-        try:
-            await backend.client()
-            return await action()
-        except MemoryServiceError as error:
-            refused = error
-    raise refused
+def _effect(context: typer.Context) -> Effect:
+    """Return the effect of the command that runs, by its words after the program's name."""
+    words: list[str] = []
+    at: Any = context
+    while at.parent is not None:
+        words.insert(0, at.info_name or "")
+        at = at.parent
+    return EFFECTS[tuple(words)]
 
 
 async def _check_redis(settings: Settings) -> None:

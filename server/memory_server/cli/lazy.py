@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from memory_server.engine import audited_calls as audit_calls
     from memory_server.engine import redis_backend, request_context
     from memory_server.http import app as http
-    from memory_server.local import running
+    from memory_server.local import paths, project, running
     from memory_server.local import stop as stop
     from memory_server.mcp import stdio, tools_reference
     from memory_server.memories import get as read
@@ -56,7 +56,8 @@ _NAMES = """
     memory_server.engine.redis_backend memory_server.operations.bench memory_server.cli.printing
     memory_server.operations.health.machine memory_server.operations.doctor memory_server.local.stop
     memory_server.transfer.incoming_memory memory_server.transfer.exporter memory_server.transfer.importer
-    memory_server.local.running memory_server.service memory_server.cli.settings_reference
+    memory_server.local.running memory_server.local.paths memory_server.local.project
+    memory_server.service memory_server.cli.settings_reference
     memory_server.operations.status memory_server.mcp.tools_reference memory_server.mcp.stdio
     memory_server.access.operator_login memory_server.operations.admin_view memory_server.engine.request_context
     memory_server.operations.quarantine memory_server.operations.reindex memory_server.search.reports

@@ -25,8 +25,8 @@ _LAST_COLUMN = 12  # columns that the last column of a table gets at least
 
 
 def emit(value: object) -> None:
-    """Print JSON, in ASCII."""
-    typer.echo(json.dumps(value, indent=2))
+    """Print JSON with readable letters of any language."""
+    page(json.dumps(value, indent=2, ensure_ascii=False))
 
 
 def line(text: str, *, err: bool = False, color: str | None = None) -> None:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from memory_core.crypto.secret_files import restrict_umask
-from memory_core.errors import MemoryServiceError
+from memory_core.errors import InvalidArgument, MemoryServiceError, plain_line
 from memory_core.settings.choices import AnswerForm, ToolSet
 from memory_server.cli import lazy
 from memory_server.cli.commands.agents import agents
@@ -20,6 +22,7 @@ from memory_server.cli.commands.dashboard import dashboard
 from memory_server.cli.commands.grants import grants
 from memory_server.cli.commands.keys import keys
 from memory_server.cli.commands.memories import search, show
+from memory_server.cli.commands.namespaces import namespaces
 from memory_server.cli.commands.reindex import reindex
 from memory_server.cli.commands.reports import clusters, duplicates
 from memory_server.cli.commands.status import status
@@ -32,13 +35,14 @@ from memory_server.cli.reference import markdown
 if TYPE_CHECKING:
     from memory_core.settings.settings import Settings
 
+log = logging.getLogger(__name__)
 app = typer.Typer(no_args_is_help=True, add_completion=True, pretty_exceptions_enable=False, help=__doc__)
 for command in (status, connect, search, show, purge, dashboard, duplicates, clusters, export):
     app.command()(command)
 app.command("import")(import_)
 for command in (reindex, bench):
     app.command()(command)
-for commands in (agents, tasks, grants, keys, quarantine, integrity, audit):
+for commands in (namespaces, agents, tasks, grants, keys, quarantine, integrity, audit):
     app.add_typer(commands)
 
 
@@ -52,13 +56,22 @@ def serve(
     agent: Annotated[str | None, typer.Option(help="Name of the agent that connects over stdio.")] = None,
     tools: Annotated[ToolSet | None, typer.Option(help="Tools that are listed; a URL's `?tools=` wins.")] = None,
     answers: Annotated[AnswerForm | None, typer.Option(help="Form of answers; a URL's `?answers=` wins.")] = None,
+    project: Annotated[
+        bool,
+        typer.Option("--project", help="With --stdio: derive the namespace from the project in this folder."),
+    ] = False,
 ) -> None:
     """Serve MCP."""
+    if project and not stdio:
+        hint = "over HTTP, each client names its namespace in the URL: ?namespace=NAME"
+        raise InvalidArgument("--project needs --stdio", hint=hint)
     overrides = {"port": port, "host": host, "agent": agent, "tools": tools, "answers": answers}
     settings = lazy.settings.Settings.load(
         console.config, data_dir=console.data_dir, namespace=console.namespace_option, **overrides
     )
     lazy.logs.configure(settings.log_level, settings.log_format)
+    if project:
+        settings = _of_project(settings)
     _run(_serve(settings, stdio))
 
 
@@ -66,8 +79,11 @@ def serve(
 @common_options("as_json", "config", "data_dir")
 def stop(console: Console) -> None:
     """Stop the embedded Redis and its sidecar."""
-    is_stopped = lazy.stop.stop(console.settings.data_dir)
-    console.show({"stopped": is_stopped}, "stopped" if is_stopped else "nothing was running")
+    is_stopped, folder = (
+        lazy.stop.stop(console.settings.data_dir),
+        lazy.paths.locate(console.settings.data_dir).data_dir,
+    )
+    console.show({"stopped": is_stopped}, "stopped" if is_stopped else f"nothing was running on {folder}")
 
 
 @app.command()
@@ -124,6 +140,15 @@ def main() -> None:
     except MemoryServiceError as error:
         lazy.printing.line(error.text(), err=True)
         sys.exit(exit_code(error))
+
+
+def _of_project(settings: Settings) -> Settings:
+    """Name the namespace after the project in this folder, unless a flag, the environment or the file names one."""
+    if "namespace" in settings.model_fields_set:
+        return settings
+    found = lazy.project.find_project(Path.cwd())
+    log.info("the namespace of this project is %s, from %s", found.namespace, plain_line(found.source))
+    return settings.model_copy(update={"namespace": found.namespace})
 
 
 async def _serve(settings: Settings, stdio: bool) -> None:

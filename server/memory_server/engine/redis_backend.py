@@ -36,7 +36,7 @@ from memory_core.errors import (
 from memory_core.observe import tracing
 from memory_core.records import redis_time
 from memory_core.records.authority_codes import Authority
-from memory_core.records.keys import AUDITED, LIBRARY_PROOF, namespace_of
+from memory_core.records.keys import AUDITED, LIBRARY_PROOF, NAMESPACES, namespace_of
 from memory_core.redis_client import Client
 from memory_core.settings.settings import Settings
 from memory_core.store import functions
@@ -93,6 +93,7 @@ class Backend:
         self._looking = asyncio.Lock()
         self._local: Any = None
         self._audited: set[str] = set()
+        self._existing: set[str] = set()
         self._may_sign: set[str] = set()
         self.adopted: set[str] = set()
         """Namespaces where an authorisation record with a code was found."""
@@ -106,6 +107,11 @@ class Backend:
             finally:
                 await cancel(own)
                 await self._close()
+
+    @property
+    def is_embedded(self) -> bool:
+        """Whether this is the Redis of a data directory."""
+        return self._local is not None
 
     @property
     def is_scattered(self) -> bool:
@@ -179,6 +185,16 @@ class Backend:
                 if not await client.sismember(AUDITED, namespace):
                     await client.sadd(AUDITED, namespace)
             self._audited.add(namespace)
+
+    async def exists(self, namespace: str) -> bool:
+        """Whether anything was ever written to a namespace. Raises StoreUnavailable."""
+        if namespace in self._audited or namespace in self._existing:
+            return True
+        for known in (NAMESPACES, AUDITED):
+            if await self.read(lambda client, known=known: client.sismember(known, namespace)):
+                self._existing.add(namespace)
+                break
+        return namespace in self._existing
 
     async def hold_lease(self, key: str, holder: str, seconds: float) -> bool:
         """Take or renew a lease; return False if another process holds it. Raises StoreUnavailable."""

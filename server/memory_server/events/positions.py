@@ -56,14 +56,20 @@ class Positions:
             await self._write()
 
     async def _write(self) -> None:
-        """Write the cursors. A lost one only makes events count as unread again."""
+        """Write the cursors. A lost one only makes events count as unread again.
+
+        None is kept in a namespace that does not exist: waiting there must not create it.
+        """
         self._any.clear()
         noted = list(self._pending.items())
         for start in range(0, len(noted), _BATCH):
             part = noted[start : start + _BATCH]
             try:
                 pipe = (await self._backend.client()).pipeline(transaction=False)
+                existing = [one for one in {namespace for (namespace, _), _ in part} if await self._backend.exists(one)]
                 for (namespace, agent), position in part:
+                    if namespace not in existing:
+                        continue
                     pipe.set(Keys(namespace).seen(agent), position.id, ex=_LIFETIME_SECONDS)
                 await self._backend.read(lambda _, pipe=pipe: pipe.execute())
             except MemoryServiceError as error:

@@ -8,6 +8,8 @@ import logging
 import math
 import socket
 import sys
+from collections.abc import Generator
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any, cast
 
@@ -19,9 +21,11 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from memory_core.errors import InvalidArgument, MemoryServiceError, UnsafeStart
 from memory_core.settings.settings import Settings
+from memory_core.store.connection import redis_url
 from memory_server.access.sessions import Sessions
 from memory_server.dashboard.routes import dashboard
 from memory_server.dashboard.security import SecurityHeaders
+from memory_server.engine.redis_backend import Backend
 from memory_server.engine.shares import Shares
 from memory_server.http.agent_limits import AgentLimits
 from memory_server.http.binding import check_bind, transport_security
@@ -34,6 +38,9 @@ from memory_server.http.open_responses import OpenResponses
 from memory_server.http.pace import KnownTokens, Pace
 from memory_server.http.probes import Probes, unready_reason
 from memory_server.http.sessions import SessionServer
+from memory_server.local.paths import locate, prepare
+from memory_server.local.running import address_of, configured_url, keyring_from_settings
+from memory_server.local.servers import announced
 from memory_server.mcp import lazy
 from memory_server.mcp.server import build_server
 from memory_server.runtime import Runtime
@@ -45,6 +52,7 @@ moment, a client could send a call on a closing connection and would not know wh
 """
 
 
+_RETRY_SECONDS = 1.0
 HANDSHAKE_SECONDS = 5.0
 """How long a client may take for the TLS handshake. Until then its connection is not counted."""
 
@@ -66,6 +74,13 @@ def bind(settings: Settings) -> socket.socket:
     return listener
 
 
+def check_local_files(settings: Settings) -> None:
+    """Refuse unreadable keys and an unusable data directory, before anything listens. Raises UnsafeStart."""
+    keyring_from_settings(settings)
+    if redis_url(settings) is None:
+        prepare(settings.data_dir)
+
+
 async def serve_http(settings: Settings) -> None:
     """Serve until the process is stopped.
 
@@ -73,16 +88,18 @@ async def serve_http(settings: Settings) -> None:
         UnsafeStart: the address or the Redis is unsafe as configured. InvalidArgument: the address is taken.
     """
     check_bind(settings)
+    await asyncio.to_thread(check_local_files, settings)
     listener = bind(settings)
     runtime = Runtime(settings)
     application = http_application(build_server(runtime), runtime)
     server = HttpServer(server_config(application, settings, loop="none", log_config=None), runtime)
     async with runtime.running():
+        port = listener.getsockname()[1]
         host = f"[{settings.host}]" if ":" in settings.host else settings.host
         scheme = "https" if settings.tls_cert else "http"
-        url = f"{scheme}://{host}:{listener.getsockname()[1]}/mcp"
+        url = f"{scheme}://{host}:{port}/mcp"
         helpers = [
-            asyncio.create_task(work) for work in (_stop_if_unsafe(runtime, server), _greet(runtime, server, url))
+            asyncio.create_task(work) for work in (_stop_if_unsafe(runtime, server), _greet(runtime, server, url, port))
         ]
         try:
             await server.serve(sockets=[listener])
@@ -190,10 +207,52 @@ class Refusals:
             await JSONResponse(body, status_code=503, headers=headers)(scope, receive, send)
 
 
-async def _greet(runtime: Runtime, server: uvicorn.Server, url: str) -> None:
-    """Print how clients connect, and then when everything is ready."""
+async def _greet(runtime: Runtime, server: uvicorn.Server, url: str, port: int) -> None:
+    """Announce the server on its data directory until cancelled, and print how clients connect.
+
+    Nothing is printed before Redis was found safe: the server might stop at once.
+    """
     while not server.started:
         await asyncio.sleep(0.05)
+    try:
+        await _until_connected(runtime)
+        with _announced(runtime.settings, (await runtime.service()).backend, port):
+            await _print_greeting(runtime, url)
+            await asyncio.Event().wait()
+    except UnsafeStart:
+        server.should_exit = True
+        raise
+
+
+async def _until_connected(runtime: Runtime) -> None:
+    """Wait for Redis. Raises UnsafeStart if it may not be used."""
+    backend = (await runtime.service()).backend
+    while True:
+        try:
+            await backend.client()
+            return
+        except UnsafeStart:
+            raise
+        except MemoryServiceError as error:
+            log.info("not ready yet: %s", error.message)
+            await asyncio.sleep(_RETRY_SECONDS)
+
+
+@contextmanager
+def _announced(settings: Settings, backend: Backend, port: int) -> Generator[None]:
+    """Write where this server listens into the data directory. Only a server with the embedded Redis needs that."""
+    redis = "" if backend.is_embedded else address_of(backend.url)
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(announced(locate(settings.data_dir), configured_url(settings, port), redis))
+        except UnsafeStart as error:
+            if backend.is_embedded:
+                raise
+            log.info("commands on this machine will not find this server: %s", error.message)
+        yield
+
+
+async def _print_greeting(runtime: Runtime, url: str) -> None:
     print(greeting(url, with_tokens=runtime.settings.auth.mode != "off"), flush=True)
     last_reason = None
     while reason := await unready_reason(runtime):

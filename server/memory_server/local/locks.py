@@ -52,13 +52,15 @@ def take_exclusive(path: Path) -> int | None:
 
 
 def is_held(path: Path) -> bool:
-    if not path.exists():
+    """Whether a process holds the lock exclusively. Writes nothing, so a read-only folder will do."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError:
         return False
-    fd = take_exclusive(path)
-    if fd is None:
-        return True
-    os.close(fd)
-    return False
+    try:
+        return not try_shared(fd)  # two that look at once do not see each other
+    finally:
+        os.close(fd)
 
 
 def _try(fd: int, mode: int) -> bool:

@@ -9,7 +9,9 @@ import re
 import secrets
 import tempfile
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
+from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -17,13 +19,15 @@ from platformdirs import user_data_path
 
 from memory_core.crypto.keyring import new_key
 from memory_core.crypto.secret_files import is_open_to_others, narrow, open_private, private_folder, write_private
-from memory_core.errors import UnsafeStart, echo
+from memory_core.errors import InvalidArgument, UnsafeStart, echo
 
 SOCKET_LIMIT = 103  # bytes of sun_path: 107 on Linux, 103 on macOS
 LOG_LIMIT = 5 << 20
 _SOCKET_FOLDER = "redis-memory"
 APPEND_ONLY = "appendonlydir"
 """The folder of Redis's append-only file."""
+_PASSWORD = "password"  # noqa: S105 # nosec B105 - the name of a file
+_MOST_NEIGHBOURS = 1000
 
 _Record = TypeVar("_Record", "State", "Address")
 
@@ -50,12 +54,13 @@ class LocalPaths:
     state = _File("state.json")  # what the supervisor runs now (a `State`); missing while it starts and stops
     address = _File("address.json")  # the last `Address`, reused after a restart so that clients find Redis again
     stopped = _File("stopped")  # exists after Redis was asked to stop, until the next `attach`
-    password = _File("password")  # the generated password, one line
+    password = _File(_PASSWORD)  # the generated password, one line
     integrity_key = _File("integrity.key")  # the generated key of integrity codes, for use without a master key
     config = _File("redis.runtime.conf")  # the rendered redis.conf; it holds the password
     redis_log = _File("redis.log")
     sidecar_log = _File("sidecar.log")
     supervisor_log = _File("supervisor.log")
+    servers = _File("servers")  # a file for each HTTP server that runs: see `servers.py`
 
     @property
     def socket_name(self) -> str:
@@ -97,6 +102,34 @@ def locate(data_dir: Path | None) -> LocalPaths:
     return LocalPaths(data_dir.expanduser().resolve())
 
 
+def check_folder(paths: LocalPaths) -> None:
+    """Refuse a data directory that is a file or cannot be entered. Raises InvalidArgument, UnsafeStart."""
+    folder = paths.data_dir
+    try:
+        if folder.exists() and not folder.is_dir():
+            raise InvalidArgument(f"the data directory {folder} is a file", hint="name a folder")
+        if folder.exists():
+            next(folder.iterdir(), None)
+    except OSError as error:
+        raise UnsafeStart(f"cannot use the data directory {folder}: {error.strerror}") from error
+
+
+def holds_memory(folder: Path) -> bool:
+    """Whether an embedded Redis ever ran on a folder."""
+    try:
+        return (folder / _PASSWORD).is_file() or (folder / APPEND_ONLY).is_dir()
+    except OSError:
+        return False
+
+
+def known_memories(paths: LocalPaths) -> list[Path]:
+    """Return data directories that hold a memory: the default one, and the neighbours of a missing one."""
+    folders = [locate(None).data_dir]
+    with suppress(OSError):
+        folders += sorted(islice((one for one in paths.data_dir.parent.iterdir() if one.is_dir()), _MOST_NEIGHBOURS))
+    return list(dict.fromkeys(folder for folder in folders if folder != paths.data_dir and holds_memory(folder)))
+
+
 def prepare(data_dir: Path | None) -> LocalPaths:
     """Create the private data directory and return its files. An existing one and its files lose wider permissions.
 
@@ -105,6 +138,7 @@ def prepare(data_dir: Path | None) -> LocalPaths:
     """
     paths = locate(data_dir)
     folder = paths.data_dir
+    check_folder(paths)
     try:
         if folder.exists() and folder.stat().st_mode & 0o022:
             # Others may have put files there, which a narrower mode would not remove.

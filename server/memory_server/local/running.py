@@ -1,19 +1,37 @@
-"""Finds a running Redis and its keys, for commands that start nothing."""
+"""Finds a running Redis, its namespaces and its keys, for commands that start nothing."""
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from difflib import get_close_matches
+from urllib.parse import urlsplit
 
 from memory_core.crypto.keyring import HOW_TO_SET, Keyring, load_keyring
-from memory_core.errors import StoreUnavailable, UnsafeStart
+from memory_core.errors import NotFound, StoreUnavailable, UnsafeStart, echo
+from memory_core.records.keys import AUDITED, NAMESPACES
+from memory_core.records.names import only_names
 from memory_core.redis_client import Client
 from memory_core.settings.settings import Settings
-from memory_core.store.connection import connect, is_usable, redis_url
+from memory_core.store.connection import connect, is_usable, redis_url, store_errors
 from memory_server.local import client as local_client
 from memory_server.local import locks
-from memory_server.local.paths import LocalPaths, State, locate, password_of, read_state
+from memory_server.local.paths import (
+    LocalPaths,
+    State,
+    check_folder,
+    holds_memory,
+    known_memories,
+    locate,
+    password_of,
+    read_state,
+)
+from memory_server.local.servers import running_servers
+
+_MOST_NAMED = 10
+"""Namespaces or data directories that a refusal names."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,15 +44,77 @@ class RunningRedis:
 
 
 async def find_running(settings: Settings) -> RunningRedis:
-    """Find the configured Redis, which need not answer, else the embedded one. Raises StoreUnavailable without both."""
+    """Find the configured Redis, which need not answer, else the embedded one.
+
+    Raises:
+        NotFound: the data directory holds no memory. StoreUnavailable: its Redis does not run.
+    """
     url = redis_url(settings)
     if url is not None and not (settings.uses_config_default_redis and not await is_usable(url)):
         return RunningRedis(url)
-    paths = locate(settings.data_dir)
+    paths = existing_memory(settings)
     state = read_state(paths)
     if state is None or not locks.is_held(paths.supervisor_lock):
-        raise StoreUnavailable(f"no Redis is running on {paths.data_dir}", hint="start it with redis-memory serve")
+        hint = f"start it with redis-memory serve --data-dir {shlex.quote(str(paths.data_dir))}"
+        raise StoreUnavailable(f"no Redis is running on {paths.data_dir}", hint=hint)
     return RunningRedis(local_client.socket_url(state.socket, password_of(paths)), paths, state)
+
+
+def redis_names(settings: Settings) -> tuple[str, ...]:
+    """Return the names of the Redis that servers with these settings use: its address, or "" for the embedded one."""
+    url = redis_url(settings)
+    if url is None:
+        return ("",)
+    return (address_of(url), "") if settings.uses_config_default_redis else (address_of(url),)
+
+
+def address_of(url: str) -> str:
+    """Return the address of Redis without its credentials."""
+    parts = urlsplit(url)
+    return parts.path if parts.scheme == "unix" else f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+
+
+def find_servers(settings: Settings) -> list[str]:
+    """Return the URLs of the HTTP servers on the data directory, the newest first.
+
+    An external Redis may also have servers on other machines: without one here, the configured address counts.
+    """
+    found = [one.url for one in running_servers(locate(settings.data_dir), redis_names(settings))]
+    return found or ([configured_url(settings)] if redis_url(settings) is not None and settings.port else [])
+
+
+def configured_url(settings: Settings, port: int | None = None) -> str:
+    """Return the URL of a server with these settings, on this machine."""
+    host = "127.0.0.1" if settings.host in {"0.0.0.0", "::"} else settings.host  # noqa: S104 # nosec B104
+    shown = f"[{host}]" if ":" in host else host
+    return f"{'https' if settings.tls_cert else 'http'}://{shown}:{port or settings.port}"
+
+
+def existing_memory(settings: Settings) -> LocalPaths:
+    """Return the files of the data directory. Raises NotFound if it holds no memory; names those that exist."""
+    paths = locate(settings.data_dir)
+    check_folder(paths)
+    if not holds_memory(paths.data_dir):
+        known = ", ".join(map(str, known_memories(paths)[:_MOST_NAMED]))
+        hint = f"memories are in {known}" if known else "redis-memory serve creates one"
+        raise NotFound(f"there is no memory in {paths.data_dir}", hint=hint)
+    return paths
+
+
+async def check_namespace(client: Client, namespace: str) -> None:
+    """Refuse a namespace in which nothing was ever written. Raises NotFound; names those that exist."""
+    async with store_errors():
+        names = set(only_names([*await client.smembers(NAMESPACES), *await client.smembers(AUDITED)]))
+    if namespace in names:
+        return
+    if not names:
+        hint = "an agent creates one with its first memory, `redis-memory import` with an import"
+        raise NotFound(f"there is no namespace {echo(namespace)}: this memory has no namespace yet", hint=hint)
+    near = get_close_matches(namespace, names, _MOST_NAMED, 0.5)
+    shown = [*near, *sorted(names.difference(near))][:_MOST_NAMED]
+    more = f" and {len(names) - len(shown)} more" if len(names) > len(shown) else ""
+    hint = f"namespaces here: {', '.join(shown)}{more}; --namespace chooses"
+    raise NotFound(f"there is no namespace {echo(namespace)}", hint=hint)
 
 
 @asynccontextmanager

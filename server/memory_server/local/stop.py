@@ -11,7 +11,7 @@ from pathlib import Path
 from memory_core.crypto.secret_files import write_private
 from memory_core.errors import StoreUnavailable
 from memory_server.local import client, locks
-from memory_server.local.paths import LocalPaths, locate, password_of, read_address, read_state
+from memory_server.local.paths import LocalPaths, check_folder, locate, password_of, read_address, read_state
 
 STOP_SECONDS = 40.0
 
@@ -22,11 +22,12 @@ def stop(data_dir: Path | None = None) -> bool:
     Blocks up to 40 s: call it outside an event loop or in a thread.
 
     Raises:
-        NotSupported: the platform has no embedded Redis.
+        NotSupported: the platform has no embedded Redis. InvalidArgument: the data directory is a file.
         StoreUnavailable: it did not stop in time.
     """
     locks.require_posix()
     paths = locate(data_dir)
+    check_folder(paths)
     if not paths.supervisor_lock.exists():
         return False
     deadline = time.monotonic() + STOP_SECONDS

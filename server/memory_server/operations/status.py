@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 from contextlib import suppress
 from typing import Any
-from urllib.parse import urlsplit
 
 import httpx2
 from pydantic import BaseModel
@@ -22,8 +22,8 @@ from memory_core.store.connection import connect, store_errors
 from memory_core.store.sidecar import SidecarStatus
 from memory_server.index import queries as candidates
 from memory_server.index import query_builder as build
-from memory_server.local.running import RunningRedis, find_running
-from memory_server.operations.health.machine import base_url, livez
+from memory_server.local.running import RunningRedis, address_of, configured_url, find_running, find_servers
+from memory_server.operations.health.machine import livez
 
 
 class RedisState(BaseModel):
@@ -40,7 +40,7 @@ class RedisState(BaseModel):
 
 
 class ServerState(BaseModel):
-    """The HTTP server at the configured address. `servers`: whether any server process uses this Redis."""
+    """An HTTP server. `servers`: whether any server process uses this Redis."""
 
     url: str
     answers: bool = False
@@ -68,17 +68,21 @@ class Status(BaseModel):
 
     redis: RedisState = RedisState()
     server: ServerState
+    """The newest one on the data directory."""
+    more_servers: list[ServerState] = []
     sidecars: list[SidecarStatus] = []
     namespaces: list[NamespaceState] = []
 
 
 async def read_status(settings: Settings) -> Status:
     """Read the status. A part that does not answer is reported, not raised."""
-    found = Status(server=await _read_server(settings))
+    first, *more = await asyncio.gather(*map(_read_server, find_servers(settings) or [""]))
+    first.url = first.url or f"{configured_url(settings)}/mcp"
+    found = Status(server=first, more_servers=more)
     try:
         running = await find_running(settings)
     except MemoryServiceError as error:
-        found.redis.why = error.message
+        found.redis.why = f"{error.message} ({error.hint})" if error.hint else error.message
         return found
     found.redis = RedisState(address=_address(running), embedded=running.paths is not None)
     client = connect(running.url)
@@ -91,10 +95,9 @@ async def read_status(settings: Settings) -> Status:
     return found
 
 
-async def _read_server(settings: Settings) -> ServerState:
-    url = base_url(settings)
-    state = ServerState(url=f"{url}/mcp")
-    if settings.port == 0 or not await livez(settings):
+async def _read_server(url: str) -> ServerState:
+    state = ServerState(url=f"{url}/mcp" if url else "")
+    if not url or not await livez(url):
         return state
     state.answers = True
     try:
@@ -155,5 +158,4 @@ def _address(running: RunningRedis) -> str:
     """Return the address of Redis without its credentials."""
     if running.state:
         return f"{running.state.socket}, 127.0.0.1:{running.state.port}"
-    parts = urlsplit(running.url)
-    return parts.path if parts.scheme == "unix" else f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+    return address_of(running.url)

@@ -15,7 +15,7 @@ import typer
 import zstandard
 
 from memory_core.crypto.secret_files import replacing
-from memory_core.errors import InvalidArgument
+from memory_core.errors import InvalidArgument, plain_line
 from memory_core.records.keys import Keys
 from memory_core.records.times import to_iso
 from memory_server.cli import lazy
@@ -149,7 +149,7 @@ def _print_report(report: AuditReport) -> None:
 
 
 def _line(entry: SignedEntry) -> str:
-    fields = {name: ascii(value)[1:-1] for name, value in entry.fields.items()}
+    fields = {name: plain_line(value) for name, value in entry.fields.items()}
     acting_for = f" as {fields['as']}" if "as" in fields else ""
     begin = f"{fields.get('n', '')} {_time(fields.get('at', ''))} {fields.get('who', '')}"
     result = f"{fields.get('op')} {fields.get('outcome')} [{fields.get('ids')}] {fields.get('from')}"
@@ -164,8 +164,4 @@ def _time(at: str) -> str:
 
 
 def _on_redis(console: Console, action: Callable[[Client, Keys], Awaitable[T]]) -> T:
-    async def run() -> T:
-        async with lazy.running.connected(console.settings) as client:
-            return await action(client, Keys(console.namespace))
-
-    return asyncio.run(run())
+    return console.on_redis(lambda client: action(client, Keys(console.namespace)))

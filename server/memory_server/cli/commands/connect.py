@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 from urllib.parse import urlencode
 
 import typer
@@ -15,6 +15,9 @@ from memory_core.settings.choices import AnswerForm, ToolSet
 from memory_server.cli import lazy
 from memory_server.cli.client_config.clients import NEXT_STEP, Client, Environment, Server, config_file, entry
 from memory_server.cli.console import Console, common_options
+
+if TYPE_CHECKING:
+    from memory_server.local.project import Project
 
 _ANSWERS: AnswerForm = "text"
 """All these clients are for chats: the model reads the text, and some hide it if there is a structure too."""
@@ -34,16 +37,24 @@ def connect(
     ] = None,
     name: Annotated[str, typer.Option(help="Name of the server in the client.")] = "redis-memory",
     tools: Annotated[ToolSet | None, typer.Option(help="Tools that the client lists; all if omitted.")] = None,
-    project: Annotated[bool, typer.Option("--project", help="Only for the project in this folder.")] = False,
+    project: Annotated[
+        bool, typer.Option("--project", help="Only for the project in this folder, with a namespace of its own.")
+    ] = False,
+    per_project: Annotated[
+        bool, typer.Option("--per-project", help="With --stdio: each project in which the client starts has its own.")
+    ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would change, without changing it.")] = False,
     only_print: Annotated[bool, typer.Option("--print", help="Print the entry to add by hand; read no file.")] = False,
 ) -> None:
     """Configure a client to use this memory. A changed file is backed up first; running it again changes nothing."""
     _check(name, token_env, stdio, url)
+    if per_project and not stdio:
+        raise InvalidArgument("--per-project needs --stdio: a URL names one namespace", hint="or use --project")
+    found = _project(console, token_env) if project else None
     agent = agent or (None if token_env else client.value)
     server = Server(
-        url="" if stdio else _url(console, url, agent, token_env, tools),
-        command=_command(console, agent, tools) if stdio else (),
+        url="" if stdio else _url(console, url, agent, token_env, found, tools),
+        command=_command(console, agent, tools, derives=per_project or found is not None) if stdio else (),
         token_variable=token_env,
     )
     wanted = entry(client, server)
@@ -55,6 +66,8 @@ def connect(
     backup = change.write() if is_written else None
 
     def show() -> None:
+        if found is not None:
+            lazy.printing.line(f"Namespace {found.namespace}, from {found.source}; --namespace chooses another.")
         if not change.is_needed:
             lazy.printing.line(f"{change.file} is already configured.")
         elif dry_run:
@@ -62,13 +75,15 @@ def connect(
         else:
             lazy.printing.line(f"Wrote {change.file}{f'; the previous version is {backup}' if backup else ''}.")
             lazy.printing.line(f"Next: {NEXT_STEP[client]}.")
-        if not stdio and not url and not asyncio.run(lazy.machine.livez(console.settings)):
+        if not stdio and not url and not asyncio.run(lazy.machine.livez(_local(console))):
             lazy.printing.line(
                 "No server is running there: start one with `make run` or `redis-memory serve`.", err=True
             )
 
     result = {"client": client, "file": str(change.file), "name": name, "entry": wanted}
     result |= {"changed": is_written, "would_change": change.is_needed, "backup": str(backup) if backup else None}
+    if found is not None:
+        result |= {"namespace": found.namespace}
     console.show(result, show)
 
 
@@ -84,18 +99,39 @@ def _check(name: str, token_env: str | None, stdio: bool, url: str | None) -> No
         raise InvalidArgument(f"--url {echo(url)} is not a URL", hint="such as https://memory.example/mcp")
 
 
-def _url(console: Console, url: str | None, agent: str | None, token: str | None, tools: ToolSet | None) -> str:
+def _project(console: Console, token: str | None) -> Project | None:
+    """Return the project in this folder; None if a token, a flag, the environment or a file names the namespace."""
+    if token is not None or "namespace" in console.settings.model_fields_set:
+        return None
+    return lazy.project.find_project(Path.cwd())
+
+
+def _url(
+    console: Console,
+    url: str | None,
+    agent: str | None,
+    token: str | None,
+    project: Project | None,
+    tools: ToolSet | None,
+) -> str:
     """Return the server's URL, with the names that the token does not determine."""
     settings = console.settings
-    base = url or f"{'https' if settings.tls_cert else 'http'}://127.0.0.1:{settings.port}/mcp"
-    namespace = console.namespace_option if token else settings.namespace
+    base = url or f"{_local(console)}/mcp"
+    own = project.namespace if project else settings.namespace
+    namespace = console.namespace_option if token else own
     names = {"agent": agent, "namespace": None if namespace == "default" else namespace}
     names |= {"answers": _ANSWERS, "tools": tools}
     query = urlencode({key: value for key, value in names.items() if value})
     return f"{base}{'&' if '?' in base else '?'}{query}" if query else base
 
 
-def _command(console: Console, agent: str | None, tools: ToolSet | None) -> tuple[str, ...]:
+def _local(console: Console) -> str:
+    """Return the URL of the newest server on the data directory, or where one will listen."""
+    settings = console.settings
+    return (lazy.running.find_servers(settings) or [lazy.running.configured_url(settings)])[0]
+
+
+def _command(console: Console, agent: str | None, tools: ToolSet | None, *, derives: bool) -> tuple[str, ...]:
     """Return the command that starts a stdio server of this installation, from any folder.
 
     With -P, because clients start it in the folder of a project, whose modules must not shadow installed ones.
@@ -110,5 +146,6 @@ def _command(console: Console, agent: str | None, tools: ToolSet | None) -> tupl
         "--answers": _ANSWERS,
         "--tools": tools,
     }
+    derived = ("--project",) if derives and not console.namespace_option else ()
     given = [part for option, value in options.items() if value for part in (option, value)]
-    return (*start, "serve", "--stdio", *given)
+    return (*start, "serve", "--stdio", *derived, *given)

@@ -2,23 +2,43 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from memory_core.errors import StoreUnavailable
 from memory_server.cli import lazy
 from memory_server.cli.console import Console, common_options
+
+if TYPE_CHECKING:
+    from memory_core.settings.settings import Settings
+    from memory_server.engine.redis_backend import Backend
 
 
 @common_options()
 def dashboard(
     console: Console,
-    url: Annotated[str | None, typer.Option(help="URL of the server; http://127.0.0.1:PORT/ if omitted.")] = None,
+    url: Annotated[
+        str | None, typer.Option(help="URL of the server; the one on the data directory if omitted.")
+    ] = None,
     port: Annotated[int | None, typer.Option(help="HTTP port of the server on this machine.")] = None,
 ) -> None:
     """Print a link to the operator's view. It works once, within an hour."""
     settings = console.settings
-    page = url or f"{'https' if settings.tls_cert else 'http'}://127.0.0.1:{port or settings.port}/"
-    key = console.with_backend(lambda backend: lazy.operator_login.admit_once(backend, settings.namespace))
-    address = f"{page.rstrip('/')}/#operator={key}"
+
+    async def admit(backend: Backend) -> str:
+        page = url or (lazy.running.configured_url(settings, port) if port else _newest(settings))
+        key = await lazy.operator_login.admit_once(backend, settings.namespace)
+        return f"{page.rstrip('/')}/#operator={key}"
+
+    address = console.with_backend(admit)
     console.show({"url": address}, address)
+
+
+def _newest(settings: Settings) -> str:
+    """Return the URL of the newest server on the data directory. Raises StoreUnavailable without one."""
+    servers = lazy.running.find_servers(settings)
+    if not servers:
+        hint = "start one with redis-memory serve, or name one with --url"
+        raise StoreUnavailable("no HTTP server is running on this memory", hint=hint)
+    return servers[0]

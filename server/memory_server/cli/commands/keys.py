@@ -89,7 +89,9 @@ def rewrap(console: Console, namespace: Annotated[str | None, typer.Option(help=
     async def act(service: Service) -> int:
         await service.vault.check()
         number = 0
-        for name in [check_name(namespace, "namespace")] if namespace else await service.namespaces.names():
+        if namespace:
+            await lazy.running.check_namespace(await service.backend.client(), check_name(namespace, "namespace"))
+        for name in [namespace] if namespace else await service.namespaces.names():
             for owner in await lazy.key_rotation.owners_with_keys(service.backend, name):
                 with _unreadable(owner, unread):
                     number += await lazy.key_rotation.rewrap(service.backend, name, owner)

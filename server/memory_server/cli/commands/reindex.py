@@ -34,6 +34,8 @@ def reindex(
     """
     if sum((model is not None, back, drop_old)) > 1:
         raise InvalidArgument("--model, --back and --drop-old exclude each other")
+    if status or dry_run:
+        console.only_reads()
     namespace, changes = console.namespace, lazy.reindex
     with console.progress() as progress:
 

@@ -30,9 +30,8 @@ def status(console: Console) -> None:
 
 def _print(found: Status) -> None:
     processes = ("running" if found.server.servers else "none running") if found.redis.answers else None
-    lazy.printing.pairs(
-        [("Redis", _redis(found.redis)), ("HTTP server", _server(found.server)), ("server processes", processes)]
-    )
+    servers = [("HTTP server", _server(one)) for one in (found.server, *found.more_servers)]
+    lazy.printing.pairs([("Redis", _redis(found.redis)), *servers, ("server processes", processes)])
     if found.sidecars:
         lazy.printing.line("")
         lazy.printing.table(_SIDECAR_COLUMNS, map(_sidecar, found.sidecars))

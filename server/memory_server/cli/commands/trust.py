@@ -71,6 +71,8 @@ def purge(
 ) -> None:
     """Delete everything that an agent wrote, permanently. Run it again to resume after an interruption."""
     namespace, start = console.namespace, _since(since)
+    if not confirm:
+        console.only_reads()
     act = lazy.quarantine.purge if confirm else lazy.quarantine.count_written
     number = console.with_service(lambda service: act(service, namespace, agent, start))
     if not confirm:

@@ -9,15 +9,18 @@ import stat
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import httpx2
 
 from memory_core.errors import NotSupported
 from memory_core.settings.settings import Settings
+from memory_core.store.connection import redis_url
 from memory_core.store.sidecar import SidecarStatus
 from memory_server.local import DEFAULT_MODEL
 from memory_server.local.binaries import find_redis
 from memory_server.local.paths import LocalPaths, State
+from memory_server.local.running import configured_url, find_servers
 from memory_server.operations.health.report import DoctorReport
 
 MINIMUM_FREE_BYTES = 500 << 20
@@ -79,11 +82,15 @@ def check_disk(report: DoctorReport, paths: LocalPaths) -> None:
 
 
 async def check_port(report: DoctorReport, settings: Settings) -> None:
-    """Check that the HTTP port is free or has one of our servers."""
+    """Check that the servers on the data directory answer; without one, that the configured port is free."""
+    servers = find_servers(settings) if redis_url(settings) is None else []
+    for url in servers:
+        remedy = "stop its process and start it again"
+        report.check(bool(await livez(url)), "ports.http", "a server answers", remedy, where=url)
     where = f"{settings.host}:{settings.port}"
-    if settings.port == 0:
+    if servers or settings.port == 0:
         return
-    answer = await livez(settings)
+    answer = await livez(configured_url(settings))
     if answer is False:
         remedy = f"stop the program that listens there, or serve with --port {settings.port + 1}"
         report.error("ports.http", "another program listens there", remedy, where=where)
@@ -91,31 +98,21 @@ async def check_port(report: DoctorReport, settings: Settings) -> None:
         report.ok("ports.http", "a server answers" if answer else "free: no HTTP server is running", where=where)
 
 
-async def livez(settings: Settings) -> bool | None:
-    """Whether one of our servers listens at the configured address; None if nothing listens."""
+async def livez(url: str) -> bool | None:
+    """Whether one of our servers listens at a URL; None if nothing listens."""
+    at = urlsplit(url)
     try:
         async with asyncio.timeout(_TIMEOUT_SECONDS):
-            _, writer = await asyncio.open_connection(_host(settings), settings.port)
+            _, writer = await asyncio.open_connection(at.hostname, at.port)
             writer.close()
     except (OSError, TimeoutError):
         return None
     try:
         async with httpx2.AsyncClient(verify=False, timeout=_TIMEOUT_SECONDS, trust_env=False) as http:  # nosec B501
-            answer = await http.get(f"{base_url(settings)}/livez")
+            answer = await http.get(f"{url}/livez")
     except (httpx2.HTTPError, OSError):
         return False
     return answer.status_code in {200, 421} and (answer.status_code == 421 or answer.text == "ok\n")
-
-
-def base_url(settings: Settings) -> str:
-    """Return the URL of a server with these settings, on this machine."""
-    host = _host(settings)
-    shown = f"[{host}]" if ":" in host else host
-    return f"{'https' if settings.tls_cert else 'http'}://{shown}:{settings.port}"
-
-
-def _host(settings: Settings) -> str:
-    return "127.0.0.1" if settings.host in {"0.0.0.0", "::"} else settings.host  # noqa: S104 # nosec B104
 
 
 def check_weights(report: DoctorReport, settings: Settings, ready: int) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 from redis.exceptions import ResponseError
 
 from memory_core.crypto.integrity import Integrity
-from memory_core.errors import KeyMissing, ModelMismatch, SignedElsewhere, StoreRefused
+from memory_core.errors import KeyMissing, ModelMismatch, SignedElsewhere, StoreRefused, plain_line
 from memory_core.records.authority_codes import IntegrityFailure
 from memory_core.records.damage import execute
 from memory_core.records.keys import NAMESPACES, Keys
@@ -111,7 +111,7 @@ async def index_info(client: Client, keys: Keys) -> dict[bytes, Any] | None:
 def _last_error(info: dict[bytes, Any]) -> str:
     errors = info.get(b"Index Errors") or {}
     message, key = (errors.get(name, b"") for name in (b"last indexing error", b"last indexing error key"))
-    return f"{ascii(message.decode(errors='replace'))[1:-1][:120]} in {key.decode(errors='replace')}"
+    return f"{plain_line(message.decode(errors='replace'))[:120]} in {plain_line(key.decode(errors='replace'))}"
 
 
 async def _check_jobs(inspection: Inspection, keys: Keys, model: Model) -> None:

@@ -105,6 +105,8 @@ class Auditor:
     async def _write(self, batch: Batch) -> None:
         keys = Keys(batch.namespace)
         await self._backend.client()
+        if not await self._exists(batch):
+            return
         await self._backend.remember_audited(batch.namespace)
         answer = await self._backend.write(
             "rm1_audit",
@@ -116,6 +118,15 @@ class Auditor:
             log.error("%d audit entries of %s are lost: it is signed", len(batch.entries), batch.namespace)
             return
         self.noticed(batch.namespace)
+
+    async def _exists(self, batch: Batch) -> bool:
+        """Whether a batch's namespace exists, or the server itself acted there.
+
+        Agents may name any namespace when they read. An audit would create it.
+        """
+        if any(entry["from"].startswith(f"{entry['who']} ") for entry in batch.entries):
+            return True
+        return await self._backend.exists(batch.namespace)
 
     async def _flush_forever(self) -> None:
         while True:

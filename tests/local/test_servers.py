@@ -1,0 +1,106 @@
+"""Commands find HTTP servers by their data directory."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from support.product import serving, stop_redis
+from typer.testing import CliRunner
+
+from memory_core.errors import UnsafeStart
+from memory_core.settings.settings import Settings
+from memory_server import cli
+from memory_server.local.paths import locate
+from memory_server.local.running import find_servers
+from memory_server.local.servers import announced, running_servers
+
+
+def test_servers_of_a_data_directory_are_found_newest_first(tmp_path: Path) -> None:
+    paths, settings = locate(tmp_path / "데이터 dir"), Settings.load(data_dir=tmp_path / "데이터 dir")
+    with announced(paths, "http://127.0.0.1:8811", ""):
+        with announced(paths, "http://127.0.0.1:8812", ""), announced(paths, "http://127.0.0.1:1", "redis://other:1"):
+            assert find_servers(settings) == ["http://127.0.0.1:8812", "http://127.0.0.1:8811"]
+            assert {file.stat().st_mode & 0o777 for file in paths.servers.iterdir()} == {0o600}
+            assert running_servers(paths)[0].pid == os.getpid()
+        assert find_servers(settings) == ["http://127.0.0.1:8811"]
+    assert find_servers(settings) == []
+    assert list(paths.servers.iterdir()) == []
+
+
+def test_file_of_a_killed_server_is_recognised_although_its_pid_runs(tmp_path: Path) -> None:
+    paths = locate(tmp_path)
+    paths.servers.mkdir(mode=0o700)
+    stale = paths.servers / f"{os.getpid()}-1.json"
+    record = {"url": "http://127.0.0.1:8811", "pid": os.getpid(), "started_at": 1.0, "redis": ""}
+    stale.write_text(json.dumps(record))
+    stale.chmod(0o600)
+    (paths.servers / "0-2.json").symlink_to(stale)
+    assert running_servers(paths) == []
+    assert stale.exists(), "a read changes nothing"
+    with announced(paths, "http://127.0.0.1:8812", ""):
+        assert [one.url for one in running_servers(paths)] == ["http://127.0.0.1:8812"]
+        assert not stale.exists()
+
+
+def test_unusable_data_directory_is_a_refusal(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.write_text("")
+    with pytest.raises(UnsafeStart, match="cannot use the data directory"), announced(locate(file), "http://x", ""):
+        pass
+
+
+def test_external_redis_without_announced_server_keeps_the_configured_address(tmp_path: Path) -> None:
+    settings = Settings.load(data_dir=tmp_path, redis_url="redis://:secret@10.0.0.1:6379/0", port=8811)
+    assert find_servers(settings) == ["http://127.0.0.1:8811"]
+    with announced(locate(tmp_path), "http://127.0.0.1:9000", "redis://10.0.0.1:6379/0"):
+        assert find_servers(settings) == ["http://127.0.0.1:9000"]
+
+
+def test_server_with_a_bad_key_or_folder_is_refused_before_it_promises_anything(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.write_text("")
+    for settings in ({"MEMORY_MASTER_KEY": "short"}, {"MEMORY_DATA_DIR": str(file)}):
+        ended = subprocess.run(
+            [sys.executable, "-m", "memory_server", "serve", "--port", "0"],
+            env={**os.environ, "MEMORY_DATA_DIR": str(tmp_path / "new"), **settings},
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+        assert (ended.returncode, ended.stdout) == (78, ""), ended.stderr
+
+
+@pytest.mark.long
+async def test_commands_find_a_server_on_any_port_until_it_stops(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name in ("REDIS_URL", "MEMORY_PORT", "MEMORY_NAMESPACE"):
+        monkeypatch.delenv(name, raising=False)
+    folder = tmp_path / "memory"
+    monkeypatch.setenv("MEMORY_DATA_DIR", str(folder))
+
+    def run(*words: str) -> str:
+        result = CliRunner().invoke(cli.app, [*words])
+        assert result.exit_code in (0, 1), (result.output, result.exception)
+        return result.output
+
+    def check() -> None:
+        command = (sys.executable, "-m", "memory_server", "serve")
+        with (tmp_path / "log").open("wb") as log, serving(command, folder, log) as first:
+            with serving(command, folder, log) as second:
+                status = json.loads(run("status", "--json"))
+                assert [one["url"] for one in (status["server"], *status["more_servers"])] == [second, first]
+                assert status["server"]["ready"]
+            assert first in run("connect", "claude", "--print")
+            assert run("dashboard").startswith(f"{first.removesuffix('mcp')}#operator=")
+        assert json.loads(run("status", "--json"))["server"]["answers"] is False
+        stop_redis(folder)
+
+    await asyncio.to_thread(check)
