@@ -33,6 +33,7 @@ from memory_server.engine.audited_calls import AuditedCall
 from memory_server.engine.batch_cache import BatchCache
 from memory_server.engine.counters import Counters
 from memory_server.engine.credential import Credential
+from memory_server.engine.presence import AgentSession, Presence
 from memory_server.engine.rate_limits import Rates
 from memory_server.engine.request_context import Caller, RequestContext
 from memory_server.security.audit.recorder import Recorder
@@ -49,9 +50,14 @@ class Gate:
     """Admits requests to one server process."""
 
     def __init__(
-        self, settings: Settings, recorder: Recorder, counters: Counters, backend: Callable[[], Awaitable[Backend]]
+        self,
+        settings: Settings,
+        recorder: Recorder,
+        counters: Counters,
+        backend: Callable[[], Awaitable[Backend]],
+        presence: Presence,
     ) -> None:
-        self._settings = settings
+        self._settings, self.presence = settings, presence
         auth, limits = settings.auth, settings.limits
         self._oauth = OAuthVerifier(auth, settings.namespace) if auth.mode == "oauth" else None
         self._backend = backend
@@ -148,8 +154,12 @@ class Gate:
             caller = identity.caller_of(context, self._settings, access)
             await (await self._backend()).check_signer(caller.namespace)
             credential = await self._credential(context, access) if access is not None else None
-            request = RequestContext(caller, call=call, access=access, credential=credential, slot=slot)
-            yield request
+            session = identity.session_of(context, self.presence.process_session)
+            request = RequestContext(
+                caller, call=call, access=access, credential=credential, slot=slot, session=session
+            )
+            with self.presence.call(AgentSession(caller.namespace, caller.agent, session)):
+                yield request
             with after_write() if call.written else nullcontext():
                 await request.check_stale_credential()
 

@@ -45,6 +45,8 @@ from memory_server.contract.task_arguments import (
     RegisterArguments,
     UnregisterArguments,
 )
+from memory_server.contract.tasks import PendingAnswer
+from memory_server.engine.presence import AgentSession
 from memory_server.engine.principals import SIGNING_ATTEMPTS, prove_owner, read_owners, resolve
 from memory_server.engine.redis_backend import Backend
 from memory_server.engine.request_context import Caller, RequestContext
@@ -52,7 +54,7 @@ from memory_server.events.waiting import unread
 from memory_server.index import queries
 from memory_server.index import query_builder as build
 from memory_server.index.filters import ResolvedFilters
-from memory_server.tasks.leases import not_registered
+from memory_server.tasks.leases import not_registered, resume_leases
 from memory_server.tasks.lifecycle import DESCRIPTION_BYTES, check_capabilities
 from memory_server.tasks.routing import dispatch, dispatch_soon, end_reserved, write_in_slices
 from memory_server.tasks.services import TaskServices
@@ -105,15 +107,25 @@ async def register_agent(service: TaskServices, request: RequestContext, args: R
         if agent is None:
             raise not_registered(caller)
         pending = await _pending(service.backend, keys, agent)
+        work = await _work_of(service, request, agent)
     seconds = args.heartbeat_seconds
     return RegisterAnswer(
         agent=AgentView.of(agent, redis_time.now()),
         again=answer["again"],
         pending_tasks=pending,
         heartbeat_seconds=seconds,
-        keep_alive=f"Call update_agent_heartbeat at least every {seconds:g} s with the lease_tokens you hold; "
-        f"after {2 * seconds:g} s of silence your tasks go to others.",
+        work=work,
+        keep_alive=f"Any call shows that you are there, and renews the leases of this session. After {seconds:g} s "
+        "without one you get no new tasks; what you hold stays yours until its lease ends.",
     )
+
+
+async def _work_of(service: TaskServices, request: RequestContext, agent: Agent) -> PendingAnswer | None:
+    """Return what an agent holds, and give this session what ended ones held; None if it holds nothing."""
+    service.presence.renew(AgentSession(request.caller.namespace, agent.name, request.session))
+    if not agent.leased_tasks or not request.may(Effect.WORK_ON_TASKS):
+        return None
+    return await resume_leases(service, request)
 
 
 async def unregister_agent(
@@ -252,6 +264,7 @@ async def _write(
         prefix=keys.prefix,
         agent=caller.agent,
         target=target,
+        session=request.session,
         audited_call=request.call,
         **({"audit": caller.audit(op, [target] if target else [])} if op else {}),
         **fields,
@@ -318,8 +331,8 @@ async def _beat(
     """Write a heartbeat; on a full Redis without its metrics. Returns the answer, and what was not kept."""
     function, op = "rm1_agent_heartbeat", "update_agent_heartbeat"
     try:
-        kept = _pairs({**fields, "metrics": metrics})
-        return await _write(service, request, function, op, repeatable=True, fields=kept, tokens=tokens), None
+        kept = {"fields": _pairs({**fields, "metrics": metrics}), "progress": metrics is not None}
+        return await _write(service, request, function, op, repeatable=True, tokens=tokens, **kept), None
     except StoreFull as error:
         brief: dict[str, Any] = {"repeatable": True, "fields": _pairs(fields), "tokens": tokens}
         answer = await _write(service, request, f"{function}_brief", None, **brief)

@@ -7,6 +7,7 @@ from pydantic import BaseModel, Field
 from memory_core.records.agent import Agent, AgentStatus, AgentType
 from memory_core.records.times import to_iso
 from memory_server.contract.answer import Answer
+from memory_server.contract.tasks import PendingAnswer
 from memory_server.contract.untrusted_text import counted, word
 
 
@@ -59,12 +60,14 @@ class RegisterAnswer(Answer):
     agent: AgentView
     again: bool = Field(default=False, description="true: it was registered already and has been changed")
     pending_tasks: int = Field(default=0, description="tasks that wait for it now")
+    work: PendingAnswer | None = Field(default=None, description="what it holds, from this session or an earlier one")
     heartbeat_seconds: float
     keep_alive: str
 
     def lines(self) -> list[str]:
         waiting = f"{counted(self.pending_tasks, 'task')} {'waits' if self.pending_tasks == 1 else 'wait'} for you"
-        return [f"Registered: {self.agent.line()}. {waiting}. {self.keep_alive}"]
+        work = [] if self.work is None else self.work.lines()
+        return [f"Registered: {self.agent.line()}. {waiting}. {self.keep_alive}", *work]
 
 
 class UnregisterAnswer(Answer):

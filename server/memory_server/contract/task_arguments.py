@@ -27,7 +27,7 @@ class DistributeArguments(Arguments):
     min_context_window: int = Field(default=0, ge=0, le=MOST_TOKENS, description="tokens")
     depends_on: ListOf[str] | None = Field(default=None, description="task ids that must complete first")
     max_retries: int = Field(default=3, ge=0, le=100)
-    lease_seconds: Seconds = 300
+    lease_seconds: Seconds = 1800
     deadline: Time | None = None
     idempotency_key: str | None = Field(default=None, description="makes retries safe: same key, same task")
 
@@ -87,7 +87,9 @@ class RegisterArguments(Arguments):
     capabilities: ListOf[str] | None = Field(default=None, description="what you can do; tasks ask for these")
     context_window: int = Field(default=0, ge=0, le=MOST_TOKENS, description="tokens")
     max_tasks: int = Field(default=1, ge=1, le=1000, description="how many at a time")
-    heartbeat_seconds: float = Field(default=60, ge=0.2, le=3600, description="how often you will call in")
+    heartbeat_seconds: float = Field(
+        default=600, ge=0.2, le=3600, description="after this long without any call you get no new tasks"
+    )
     description: str = Field(default="", description="what you are good at, for routing by meaning")
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from collections.abc import Hashable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
@@ -21,10 +22,12 @@ from starlette.responses import JSONResponse, Response
 from starlette.types import Message, Receive, Scope, Send
 
 from memory_core.errors import Overloaded
+from memory_core.records.names import NAME_PATTERN
 from memory_core.settings.settings import Settings
 from memory_server.access.gate import Gate
-from memory_server.access.identity import holder_of
+from memory_server.access.identity import SESSION_HEADER, holder_of
 from memory_server.engine.admission import SLOT
+from memory_server.engine.presence import session_id
 from memory_server.engine.shares import Shares
 from memory_server.http.bodies import replay, unavailable
 from memory_server.http.limits import PLACE, Place
@@ -40,7 +43,7 @@ _MOST_SESSIONS = 256
 _FIRST_MODERN = "2026"
 _WITHOUT_SLOT = ("ping", "subscriptions/listen")
 """They do no work, or stay open."""
-_SESSION, _VERSION = "mcp-session-id", "mcp-protocol-version"
+_SESSION, _VERSION = SESSION_HEADER, "mcp-protocol-version"
 
 
 class AgentLimits:
@@ -60,10 +63,25 @@ class AgentLimits:
         """Count the request against its agent instead of its address."""
         self._known.add(scope)
         place: Place = scope[PLACE]
-        if place.pass_to(holder_of(Request(scope), self._settings)):
-            await self._read(scope, receive, send)
+        holder = holder_of(Request(scope), self._settings)
+        if place.pass_to(holder):
+            await self._read(scope, receive, self._ending(scope, holder, send))
         else:
             await unavailable("you have too many open requests")(scope, receive, send)
+
+    def _ending(self, scope: Scope, holder: tuple[str, str], send: Send) -> Send:
+        """End the client's session with the answer to a DELETE that succeeds."""
+        session = Headers(scope=scope).get(_SESSION)
+        if scope["method"] != "DELETE" or not session:
+            return send
+
+        async def watch(message: Message) -> None:
+            if message["type"] == "http.response.start" and message["status"] < 300:
+                callers = [holder] if all(re.fullmatch(NAME_PATTERN, name) for name in holder) else []
+                await self._gate.presence.end(session_id("http", session), *callers)
+            await send(message)
+
+        return watch
 
     async def _admit(self, scope: Scope, receive: Receive, send: Send) -> None:
         message = await receive()
