@@ -90,19 +90,20 @@ local function active_time(names, at)
   return (at - rm.number(names.counters, 'paused')) / 1000000
 end
 
--- Record a call of one of an agent's sessions. Callers without a session have the empty one.
-function rm.touch_session(names, name, session, at)
+-- Record a call of one of an agent's sessions, by the time at which it is silent without another. Callers without a
+-- session have the empty one.
+function rm.touch_session(names, agent, session, at)
   if (session or '') == '' then return end
-  local key = names.sessions .. name
-  redis.call('ZADD', key, string.format('%.6f', active_time(names, at)), session)
+  local key = names.sessions .. agent.name
+  redis.call('ZADD', key, string.format('%.6f', active_time(names, at) + tonumber(agent.heartbeat_seconds)), session)
   redis.call('ZREMRANGEBYRANK', key, 0, -SESSIONS_KEPT - 1)
   redis.call('EXPIRE', key, SESSION_SECONDS)
 end
 
 -- Whether a session of an agent has not ended, and called within the agent's heartbeat time.
 function rm.is_session_live(names, agent, session, now)
-  local last = (session or '') ~= '' and redis.call('ZSCORE', names.sessions .. agent.name, session)
-  return last and active_time(names, now) - tonumber(last) < tonumber(agent.heartbeat_seconds)
+  local deadline = (session or '') ~= '' and redis.call('ZSCORE', names.sessions .. agent.name, session)
+  return deadline and tonumber(deadline) > active_time(names, now)
 end
 
 function rm.is_registered(names, name)

@@ -174,7 +174,7 @@ rm.serve('rm1_task_claim', function(request, _, names)
   if agent.last_claim == request.call then return redis.call('HGET', names.agent .. agent.name, 'last_answer') end
   agent.session = request.session or ''
   rm.touch_agent(names, agent, now)
-  rm.touch_session(names, agent.name, agent.session, now)
+  rm.touch_session(names, agent, agent.session, now)
   local resumed, mine, elsewhere = look_at_hands(names, agent, request.resumes or {}, now)
   for _ = 1, #resumed do request.secrets[#request.secrets] = nil end
   local leased, held = lease_best(names, agent, request.secrets, now, request.keep)

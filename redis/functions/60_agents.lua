@@ -19,8 +19,9 @@ rm.serve('rm1_agent_register', function(request, keys, names)
   if not known.owner then rm.issue_owner(names, name, request.candidate, request.proof) end
   redis.call('HSET', keys[1], 'registered_at', known.registered_at or rm.seconds(now), 'status', 'active',
     unpack(request.fields))
-  rm.touch_agent(names, rm.load_agent(names, name), now)
-  rm.touch_session(names, name, request.session, now)
+  local agent = rm.load_agent(names, name)
+  rm.touch_agent(names, agent, now)
+  rm.touch_session(names, agent, request.session, now)
   rm.audit(names, now, request.audit)
   rm.emit(names, 'agent', 'registered', name, name, {})
   return {status = 'registered', again = known.registered_at ~= nil, owner = known.owner or request.candidate}
@@ -104,7 +105,7 @@ rm.serve('rm1_agent_seen', 'allow-oom', function(request, _, names)
     if agent then
       local last = tonumber(redis.call('HGET', names.agent .. agent.name, 'last_seen') or '') or 0
       if at > last * 1000000 then rm.touch_agent(names, agent, at) end
-      rm.touch_session(names, agent.name, item.session, at)
+      rm.touch_session(names, agent, item.session, at)
       local read, shortest = renew_by_calls(names, agent, item.session, at, now, left)
       pauses[position] = tostring(math.min(agent.heartbeat_seconds / 4, shortest / 4, RECORDED_EVERY))
       left = left - read
@@ -130,7 +131,7 @@ rm.serve('rm1_agent_heartbeat', 'brief', function(request, keys, names)
   if not agent then return {status = 'unknown'} end
   rm.touch_agent(names, agent, now)
   if #request.fields > 0 then redis.call('HSET', keys[1], unpack(request.fields)) end
-  rm.touch_session(names, name, request.session, now)
+  rm.touch_session(names, agent, request.session, now)
   local session = (request.session or '') ~= '' and request.session or nil
   local renewed, lost = renew(names, request.tokens, name, session, now)
   if request.progress and session then note_progress(names, name, session, now) end

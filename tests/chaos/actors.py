@@ -154,6 +154,8 @@ class Worker:
         if answer is None:
             await asyncio.sleep(0.05)
         tasks = answer["tasks"] if answer else []
+        if answer and not tasks:  # what this session abandoned: its calls renew those leases for hours
+            tasks = [held for held in answer["held"] if held["task_id"] not in self._held]
         self._held |= {task["task_id"]: task["lease_token"] for task in tasks}
         return tasks
 
@@ -287,7 +289,9 @@ def _trimmed(op: str, answer: Json) -> Json:
     if op in LEASING:
         wanted = ("task_id", "lease_token", "lease_until", "attempt")
         given = answer if op == "claim" else answer.get("work") or {"tasks": []}
-        return {"tasks": [{name: task[name] for name in wanted} for task in given["tasks"]]}
+        return {
+            part: [{name: task[name] for name in wanted} for task in given.get(part, ())] for part in ("tasks", "held")
+        }
     if op == "list":
         return {"tasks": [task["task_id"] for task in answer["tasks"]]}
     if op == "submit":

@@ -397,8 +397,8 @@ MUTATIONS: dict[str, tuple[str, list[tuple[str, str]]]] = {
         "new_session_takes_over_from_a_silent_one",
         [
             (
-                "  return last and active_time(names, now) - tonumber(last) < tonumber(agent.heartbeat_seconds)\n",
-                "  return last\n",
+                "  return deadline and tonumber(deadline) > active_time(names, now)\n",
+                "  return deadline\n",
             )
         ],
     ),
