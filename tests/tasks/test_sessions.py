@@ -51,7 +51,7 @@ async def test_any_call_keeps_an_agent_alive(quick: Server, namespace: str, lead
 
 
 async def test_agent_that_sends_no_heartbeat_keeps_its_task(quick: Server, namespace: str, lead: Agent) -> None:
-    """An hour with the defaults, 1,500 times faster: a lease of 30 minutes, and 20 minutes of work between two calls."""
+    """An hour with the defaults, 1,500 times faster: leases of 30 minutes, 20 minutes of work between calls."""
     minute = 0.04
     task_id = await submit(lead, lease_seconds=30 * minute)
     async with joined(quick, namespace, "ada", heartbeat_seconds=10 * minute) as ada:
