@@ -89,7 +89,7 @@ async def test_second_window_renews_nothing_and_learns_who_holds_the_task(
         assert await _ends(lead, task_id) == first
         answer = await two.call("get_pending_tasks")
         assert (answer["tasks"], answer["elsewhere"][0]["task_id"]) == ([], task_id)
-        text = (await two.client.call_tool("get_pending_tasks", {})).content[0].text
+        text = str((await two.raw("get_pending_tasks")).content)
         assert "Another session of yours" in text
         await one.call("list_tasks")
         await wait_until(lambda: _later(lead, task_id, first))
@@ -129,7 +129,7 @@ async def test_session_sees_what_it_holds_with_its_token(quick: Server, namespac
         answer = await ada.call("get_pending_tasks", wait_seconds=60)
         (held,) = answer["held"]
         assert (held["lease_token"], held["progress"]) == (task["lease_token"], {"done": "half of the hull"})
-        text = (await ada.client.call_tool("get_pending_tasks", {})).content[0].text
+        text = str((await ada.raw("get_pending_tasks")).content)
         assert all(part in text for part in (task["lease_token"], "Tar the hull."))
         assert "No task" not in text
 

@@ -331,7 +331,7 @@ async def _beat(
     """Write a heartbeat; on a full Redis without its metrics. Returns the answer, and what was not kept."""
     function, op = "rm1_agent_heartbeat", "update_agent_heartbeat"
     try:
-        kept = {"fields": _pairs({**fields, "metrics": metrics}), "progress": metrics is not None}
+        kept: dict[str, Any] = {"fields": _pairs({**fields, "metrics": metrics}), "progress": metrics is not None}
         return await _write(service, request, function, op, repeatable=True, tokens=tokens, **kept), None
     except StoreFull as error:
         brief: dict[str, Any] = {"repeatable": True, "fields": _pairs(fields), "tokens": tokens}
