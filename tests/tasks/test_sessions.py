@@ -12,11 +12,18 @@ import pytest
 from support import task_helpers
 from support.dashboard_helpers import PAGE
 from support.embedder_fixtures import wait_until
-from support.stack import Agent, Server
+from support.stack import Agent, Server, Stack
 from support.task_helpers import claim, code, complete, joined, lease, show, state, submit
 
 from memory_core.records.times import parse_time
+from memory_core.settings.settings import Settings
+from memory_server.agents.registry import register_agent
+from memory_server.contract.task_arguments import PendingArguments, RegisterArguments
+from memory_server.engine.presence import AgentSession
+from memory_server.engine.request_context import Caller, RequestContext
 from memory_server.operations.team_sweeper import sweep_team
+from memory_server.service import Service
+from memory_server.tasks.leases import get_pending_tasks
 
 quick, lead = task_helpers.quick, task_helpers.lead
 pytestmark = pytest.mark.asyncio(loop_scope="session")
@@ -174,3 +181,18 @@ async def test_heartbeat_with_a_token_moves_the_lease_to_its_session(
         assert [held["lease_token"] for held in (await two.call("get_pending_tasks"))["held"]] == [task["lease_token"]]
         assert await state(lead, task_id) == "leased"
         assert await claim(two) == []
+
+
+async def test_restarted_stdio_server_gets_its_work_back(stack: Stack, namespace: str, lead: Agent) -> None:
+    await submit(lead)
+    caller, tokens = Caller(namespace, "ada"), list[str]()
+    for _ in range(2):
+        async with Service(Settings.load(redis_url=stack.redis.url)).running() as service:
+            request = RequestContext(caller, session=service.presence.process_session)
+            with service.presence.call(AgentSession(namespace, "ada", request.session)):
+                answer = await register_agent(service, request, RegisterArguments())
+                work = answer.work or await get_pending_tasks(service, request, PendingArguments(with_memories=0))
+            (task,) = work.tasks
+            tokens.append(task.lease_token or "")
+    assert task.resumed
+    assert tokens[0] != tokens[1]
