@@ -15,6 +15,7 @@ from mcp import Client
 from mcp_types import CallToolResult
 
 HEARTBEAT_SECONDS = 0.5
+LEASE_SECONDS = 2.0
 STEP_SECONDS = 0.6
 WATCH_SECONDS = 0.3
 PROJECT = "dates"
@@ -210,6 +211,7 @@ async def submit(planner: Member) -> dict[str, str]:
             required_capabilities=[work.capability],
             priority=work.priority,
             depends_on=[ids[title] for title in work.after],
+            lease_seconds=LEASE_SECONDS,
         )
         ids[work.title] = answer["task_id"]
         planner.report("submitted", task=work.title, state=answer["state"], why=answer["why"]["reason"])

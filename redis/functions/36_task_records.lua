@@ -6,7 +6,8 @@ local TOLD_MOST = 64
 
 local TASK = {'state', 'kind', 'kind_spec', 'open_kind', 'open_kind_spec', 'rank', 'score', 'submitter', 'assigned',
   'entry', 'avoid', 'attempt', 'max_retries', 'lease_seconds', 'lease_token', 'fence', 'lease_until', 'holders',
-  'claim_seconds', 'type', 'last_call', 'leased_at', 'told'}
+  'claim_seconds', 'type', 'last_call', 'leased_at', 'session', 'progress_at', 'deadline', 'expiries', 'failed_fence',
+  'told'}
 
 local TEXTS = {'state', 'kind', 'open_kind', 'submitter', 'type'}
 local NUMBERS = {'rank', 'attempt', 'max_retries', 'lease_seconds', 'claim_seconds'}
@@ -22,6 +23,12 @@ function rm.read_kind(packed)
   if kind and type(kind.window) == 'number' and type(kind.only) == 'string' and type(kind.capabilities) == 'table' then
     return kind
   end
+end
+
+-- When a lease ends that is given or renewed at a time: no later than the task's deadline.
+function rm.lease_end(task, at)
+  local ends, deadline = at + tonumber(task.lease_seconds) * 1000000, tonumber(task.deadline or '')
+  return deadline and math.min(ends, deadline * 1000000) or ends
 end
 
 function rm.missing_number(task, fields)

@@ -4,9 +4,11 @@
 local PAUSE_SECONDS = 30
 local WRITTEN_AT_ONCE = 1000 -- scores and members of one command; Lua passes no more than some 8,000 values
 local TYPE_COUNTS_KEPT = 400
+local SESSIONS_KEPT, SESSION_SECONDS = 64, 86400
 
 -- Shift the ends of what had time left at the time `last`.
 local function shift_deadlines(names, last, by)
+  redis.call('HINCRBY', names.counters, 'paused', rm.integer(by))
   for _, key in ipairs({names.leases, names.unclaimed, names.agents}) do
     local found = redis.call('ZRANGEBYSCORE', key, '(' .. rm.seconds(last), '(+inf', 'WITHSCORES')
     for position = 1, #found, 2 do
@@ -79,7 +81,7 @@ end
 
 -- Record a sign of life of an agent.
 function rm.touch_agent(names, agent, now)
-  redis.call('ZADD', names.agents, rm.seconds(now + 2 * tonumber(agent.heartbeat_seconds) * 1000000), agent.name)
+  redis.call('ZADD', names.agents, rm.seconds(now + tonumber(agent.heartbeat_seconds) * 1000000), agent.name)
   redis.call('HSET', names.agent .. agent.name, 'last_seen', rm.seconds(now))
   if agent.status == 'dead' then
     agent.status = 'active'
@@ -87,6 +89,27 @@ function rm.touch_agent(names, agent, now)
     rm.becomes_able(names, agent.name, now)
     rm.emit(names, 'agent', 'alive', agent.name, agent.name, {})
   end
+end
+
+-- Redis's time without pauses, in seconds: sessions do not fall silent while no server calls.
+local function active_time(names, at)
+  return (at - rm.number(names.counters, 'paused')) / 1000000
+end
+
+-- Record a call of one of an agent's sessions, by the time at which it is silent without another. Callers without a
+-- session have the empty one.
+function rm.touch_session(names, agent, session, at)
+  if (session or '') == '' then return end
+  local key = names.sessions .. agent.name
+  redis.call('ZADD', key, string.format('%.6f', active_time(names, at) + tonumber(agent.heartbeat_seconds)), session)
+  redis.call('ZREMRANGEBYRANK', key, 0, -SESSIONS_KEPT - 1)
+  redis.call('EXPIRE', key, SESSION_SECONDS)
+end
+
+-- Whether a session of an agent has not ended, and called within the agent's heartbeat time.
+function rm.is_session_live(names, agent, session, now)
+  local deadline = (session or '') ~= '' and redis.call('ZSCORE', names.sessions .. agent.name, session)
+  return deadline and tonumber(deadline) > active_time(names, now)
 end
 
 function rm.is_registered(names, name)

@@ -7,6 +7,7 @@ rm.OPEN = {'waiting', 'pending', 'leased', 'retrying'}
 
 local BLOCKERS_A_TASK, SETTLED_AT_ONCE = 32, 4
 local DAMAGED_KEPT_SECONDS = 7 * 86400
+local EXPIRIES_MOST = 32
 
 function rm.queue_task(names, id, task)
   if not task.score then
@@ -65,7 +66,7 @@ local function unassign(names, id, task)
   drop_entry(names, task.assigned, task.entry)
   redis.call('SREM', names.held .. task.assigned, id)
   redis.call('ZREM', task.state == 'leased' and names.leases or names.unclaimed, id)
-  redis.call('HDEL', names.task .. id, 'assigned', 'entry', 'lease_until')
+  redis.call('HDEL', names.task .. id, 'assigned', 'entry', 'lease_until', 'session')
 end
 
 -- Assign a queued task to the first candidate that is alive, able and has capacity.
@@ -126,6 +127,14 @@ function rm.requeue_assigned(names, id, task, now, reason, keep, quietly)
   return rm.make_pending(names, id, task, now, keep, quietly)
 end
 
+-- Take a task from its agent, or from where it waits.
+function rm.withdraw(names, id, task)
+  unassign(names, id, task)
+  if not task.assigned then unqueue_task(names, id, task.kind) end
+  if task.score then rm.leave_turns(names, id, task, 0) end
+  if task.state == 'retrying' then redis.call('ZREM', names.delayed, id) end
+end
+
 -- Queue a task that its agent did not claim in time, and offer it to others first. `team` is for `has_another`.
 function rm.end_assignment(names, id, task, now, keep, team)
   local name = task.assigned
@@ -164,10 +173,7 @@ end
 
 -- End a task. Only its record and history stay, for `keep` seconds. Returns what it cost, in tasks without blockers.
 function rm.end_task(names, id, task, state, now, keep, fields)
-  unassign(names, id, task)
-  if not task.assigned then unqueue_task(names, id, task.kind) end
-  if task.score then rm.leave_turns(names, id, task, 0) end
-  if task.state == 'retrying' then redis.call('ZREM', names.delayed, id) end
+  rm.withdraw(names, id, task)
   redis.call('ZREM', names.deadlines, id)
   local cost = 1 + unlink_blockers(names, id) / BLOCKERS_A_TASK
   redis.call('DEL', names.task_vector .. id, names.blockers .. id)
@@ -277,9 +283,10 @@ function rm.settle_dependents(names, now, keep)
 end
 
 -- End an attempt that failed: retry the task, or make it a dead letter. Returns the state, when it is retried, and whether
--- another agent is offered it first. `how.team` is for `has_another`.
+-- another agent is offered it first. `how.team` is for `has_another`. `how.agent` failed late: the task is not assigned
+-- to it any more. `how.is_silence`: the attempt does not count.
 function rm.fail_attempt(names, id, task, now, how)
-  local name = task.assigned
+  local name = how.agent or task.assigned
   rm.keep_notes(names, id, task, name, how.handoff)
   unassign(names, id, task)
   local failed = rm.append(rm.without(rm.split(task.avoid), name), name)
@@ -289,6 +296,10 @@ function rm.fail_attempt(names, id, task, now, how)
   rm.count_performance(names, name, task.type, {failed = 1})
   rm.add_history(names, id, now, {op = how.op, agent = name, error = how.error, handoff = how.handoff,
     fence = task.fence, attempt = tonumber(task.attempt)})
+  if how.is_silence then
+    task.attempt = tonumber(task.attempt) - 1
+    redis.call('HSET', names.task .. id, 'attempt', task.attempt)
+  end
   if not how.retry or tonumber(task.attempt) > tonumber(task.max_retries) then
     rm.dead_letter(names, id, task, now, how.keep, how.error)
     return 'dead'
@@ -303,6 +314,15 @@ function rm.fail_attempt(names, id, task, now, how)
   return 'retrying', due, another
 end
 
+-- End a lease that expired. Its agent was silent, which is no failure. But a task that ends all its agents must end too.
+function rm.expire_lease(names, id, task, now, keep, team)
+  local expiries = (tonumber(task.expiries or '') or 0) + 1
+  redis.call('HSET', names.task .. id, 'expiries', expiries)
+  rm.fail_attempt(names, id, task, now, {op = 'expired', error = 'the lease of ' .. task.assigned .. ' expired',
+    retry = expiries < EXPIRIES_MOST, delay = 0,
+    keep = keep, team = team, is_silence = true})
+end
+
 -- Take a task from an agent that is lost. A leased task loses an attempt, a task that was only assigned does not. Returns
 -- the state.
 local function release_task(names, id, name, now, request)
@@ -315,6 +335,21 @@ local function release_task(names, id, name, now, request)
       keep = request.keep, team = request.team}))
   end
   return rm.requeue_assigned(names, id, task, now, request.reason, request.keep)
+end
+
+-- Take up to BATCH tasks that an agent is assigned and has not leased. Returns how many, and whether more are left.
+function rm.release_unclaimed(names, name, now, request)
+  local taken, inbox = 0, names.inbox .. name
+  local leased = rm.set(redis.call('SMEMBERS', names.held .. name))
+  for _, entry in ipairs(redis.call('XRANGE', inbox, '-', '+')) do
+    if taken == rm.BATCH then return taken, true end
+    if not leased[entry[2][2]] then
+      rm.attempt(inbox, entry[1], release_task, names, entry[2][2], name, now, request)
+      drop_entry(names, name, entry[1])
+      taken = taken + 1
+    end
+  end
+  return taken, false
 end
 
 -- Take up to BATCH tasks from an agent, fewer if agents are compared for them. Returns how many went on and how many

@@ -136,8 +136,7 @@ end)
 function rm.process_due(names, now, limit, keep)
   local team = {}
   rm.each_due(names, names.leases, {'leased'}, now, limit, function(id, task)
-    rm.fail_attempt(names, id, task, now, {op = 'expired', error = 'the lease of ' .. task.assigned .. ' expired',
-      retry = true, delay = 0, keep = keep, team = team})
+    rm.expire_lease(names, id, task, now, keep, team)
     return rm.cost_of_compared(team)
   end)
   rm.each_due(names, names.unclaimed, {'pending'}, now, limit, function(id, task)
@@ -172,13 +171,34 @@ function rm.holds_lease(task, agent, token, now)
     and tonumber(task.lease_until) * 1000000 > now
 end
 
--- Why a token does not hold the lease now: `unknown` for an agent that never held the task; nil if it holds it. What was
+-- Whether a token had the last lease of a task that is open and that no agent was given since.
+function rm.is_latest(task, agent, token)
+  if task.lease_token ~= token then return false end
+  local holders = rm.split(task.holders)
+  if holders[#holders] ~= agent then return false end
+  return task.state == 'pending' or task.state == 'retrying' or task.state == 'leased'
+end
+
+-- Why a token may not end an attempt now: `unknown` for an agent that never held the task; nil if it may. What was
 -- leased last before the agent took over its name was leased to another.
 function rm.lease_problem(names, task, request, now)
   if not task.state then return 'unknown' end
   if not rm.contains(rm.split(task.holders), request.agent) then return 'unknown' end
   if rm.is_before_holder(names, request.agent, task.leased_at) then return 'unknown' end
-  if not rm.holds_lease(task, request.agent, request.token, now) then return 'stale' end
+  if rm.holds_lease(task, request.agent, request.token, now) then return nil end
+  if not rm.is_latest(task, request.agent, request.token) then return 'stale' end
+end
+
+-- Whether the latest attempt at a task was reported as failed.
+local function has_failed(task)
+  return task.failed_fence ~= nil and task.failed_fence == task.fence
+end
+
+-- Count an attempt again whose lease expired, because its result came late.
+local function count_late(names, id, task)
+  if task.state == 'leased' or has_failed(task) then return end
+  task.attempt = tonumber(task.attempt) + 1
+  redis.call('HSET', names.task .. id, 'attempt', task.attempt)
 end
 
 -- Whether a call was made before under its id. It then gets the same answer.
@@ -205,7 +225,7 @@ local function add_performance(names, name, id, task, duration_ms)
   rm.count_performance(names, name, task.type, {done = 1, ms = duration_ms})
 end
 
--- rm1_task_complete: end a task with its result.
+-- rm1_task_complete: end a task with its result. A late result counts until another agent is given the task.
 -- KEYS: leases. Answer: {status = completed | unknown | stale, state, submitter, more}
 rm.serve('rm1_task_complete', 'brief', function(request, _, names)
   local id, now, name = request.id, rm.team_now(names), request.agent
@@ -216,6 +236,7 @@ rm.serve('rm1_task_complete', 'brief', function(request, _, names)
   local problem = rm.lease_problem(names, task, request, now)
   if problem then return {status = problem, state = task.state} end
 
+  count_late(names, id, task)
   local spent = math.floor((now - tonumber(task.leased_at) * 1000000) / 1000)
   add_performance(names, name, id, task, request.duration_ms or spent)
   rm.record(names, id, task, now, {op = 'completed', agent = name, fence = task.fence,
@@ -260,11 +281,16 @@ rm.serve('rm1_task_fail', 'brief', function(request, _, names)
       next_at = redis.call('HGET', names.task .. id, 'next_at') or nil})
   end
   local problem = rm.lease_problem(names, task, request, now)
-  if problem then return {status = problem, state = task.state} end
+  if problem or has_failed(task) then return {status = problem or 'stale', state = task.state} end
 
-  redis.call('HSET', names.task .. id, 'last_call', request.call, 'error', request.error)
-  local state, due, another = rm.fail_attempt(names, id, task, now, {op = 'failed', error = request.error,
-    handoff = request.handoff, retry = request.retry, delay = backoff(task, request), keep = request.keep, team = {}})
+  count_late(names, id, task)
+  if task.state ~= 'leased' then
+    rm.withdraw(names, id, task)
+    task.assigned = nil
+  end
+  redis.call('HSET', names.task .. id, 'last_call', request.call, 'error', request.error, 'failed_fence', task.fence)
+  local state, due, another = rm.fail_attempt(names, id, task, now, {op = 'failed', agent = request.agent,
+    error = request.error, handoff = request.handoff, retry = request.retry, delay = backoff(task, request), keep = request.keep, team = {}})
   touch_registered(names, request.agent, now)
   rm.audit(names, now, request.audit)
   if state == 'dead' then
@@ -300,7 +326,7 @@ local function revive(names, id, task, now)
   local entry = redis.call('HGET', names.task .. id, 'dead_entry')
   if entry then redis.call('XDEL', names.dead_tasks, entry) end
   redis.call('HDEL', names.task .. id, 'finished_at', 'error', 'told', 'avoid', 'dead_entry', 'deadline',
-    'score')
+    'score', 'lease_token', 'expiries')
   redis.call('HSET', names.task .. id, 'attempt', 0, 'requeued_at', rm.seconds(now))
   for _, key in ipairs({names.task, names.history}) do redis.call('PERSIST', key .. id) end
 end

@@ -2,6 +2,7 @@
 
 local LOOK_MORE = 8
 local CLAIM_BATCH = 8
+local HELD_READ, SHOWN_MOST = 64, 8
 
 -- Of two tasks with the same score the older goes first, so that the order in which queues are read does not matter.
 local function comes_first(one, other)
@@ -71,6 +72,18 @@ local function best_of(heads, best)
   return best, from
 end
 
+-- Write a new lease of a task, under a new token, to the session of an agent. Returns it.
+local function write_lease(names, id, task, agent, secret, attempt, now)
+  local fence = rm.integer(rm.tick(names))
+  local token = id .. '.' .. fence .. '.' .. secret
+  local ends = rm.seconds(rm.lease_end(task, now))
+  redis.call('HSET', names.task .. id, 'lease_token', token, 'fence', fence, 'lease_until', ends, 'session',
+    agent.session, 'progress_at', rm.seconds(now))
+  redis.call('ZADD', names.leases, ends, id)
+  return {id = id, lease_token = token, lease_until = ends, attempt = attempt, fence = fence,
+    lease_seconds = task.lease_seconds}
+end
+
 -- Lease a task to an agent. A task that was assigned to it is queued instead if it is no longer able to do it.
 local function lease(names, id, task, agent, secret, now, keep)
   if not rm.is_able(agent, rm.read_kind(task.kind_spec)) then
@@ -82,19 +95,46 @@ local function lease(names, id, task, agent, secret, now, keep)
   else
     rm.assign(names, id, task, agent.name)
   end
-  local fence = rm.integer(rm.tick(names))
-  local token = id .. '.' .. fence .. '.' .. secret
-  local ends = rm.seconds(now + tonumber(task.lease_seconds) * 1000000)
   local attempt = tonumber(task.attempt) + 1
+  local leased = write_lease(names, id, task, agent, secret, attempt, now)
   local holders = rm.append(rm.without(rm.split(task.holders), agent.name), agent.name)
-  redis.call('HSET', names.task .. id, 'state', 'leased', 'lease_token', token, 'fence', fence, 'lease_until', ends,
-    'leased_at', rm.seconds(now), 'attempt', attempt, 'holders', table.concat(holders, '\31'))
-  redis.call('ZADD', names.leases, ends, id)
+  redis.call('HSET', names.task .. id, 'state', 'leased', 'leased_at', rm.seconds(now), 'attempt', attempt, 'holders', table.concat(holders, '\31'))
   redis.call('SADD', names.held .. agent.name, id)
   rm.list_work(names, agent.name, id, now, keep)
   rm.take_turn(names, id, task, agent.name)
-  rm.record(names, id, task, now, {op = 'leased', agent = agent.name, fence = fence, attempt = attempt})
-  return {id = id, lease_token = token, lease_until = ends, attempt = attempt, lease_seconds = task.lease_seconds}
+  rm.record(names, id, task, now, {op = 'leased', agent = agent.name, fence = leased.fence, attempt = attempt})
+  return leased
+end
+
+-- Give a lease of an agent to another session of it. Its old token ends.
+local function resume(names, id, task, agent, secret, now)
+  local attempt = tonumber(task.attempt)
+  local leased = write_lease(names, id, task, agent, secret, attempt, now)
+  rm.record(names, id, task, now, {op = 'resumed', agent = agent.name, fence = leased.fence, attempt = attempt})
+  leased.resumed = true
+  return leased
+end
+
+-- What an agent holds: leases of this session (`mine`), of sessions that are live (`elsewhere`), and of those that ended
+-- or fell silent. These are given to this session, with the secrets for them.
+local function look_at_hands(names, agent, secrets, now)
+  local resumed, mine, elsewhere = {}, {}, {}
+  local ids = redis.call('SRANDMEMBER', names.held .. agent.name, HELD_READ)
+  table.sort(ids)
+  for _, id in ipairs(ids) do
+    local task = rm.load_task(names, id)
+    if not rm.damage_of(task) and rm.holds_lease(task, agent.name, task.lease_token, now) then
+      local held = {id = id, lease_token = task.lease_token, lease_until = task.lease_until, attempt = task.attempt}
+      if (task.session or '') == agent.session then
+        mine[#mine + 1] = #mine < SHOWN_MOST and held or nil
+      elseif agent.session == '' or rm.is_session_live(names, agent, task.session, now) then
+        elsewhere[#elsewhere + 1] = #elsewhere < SHOWN_MOST and {id = id, lease_until = task.lease_until} or nil
+      elseif #resumed < #secrets then
+        resumed[#resumed + 1] = resume(names, id, task, agent, secrets[#resumed + 1], now)
+      end
+    end
+  end
+  return resumed, mine, elsewhere
 end
 
 -- Lease to an agent the tasks that it has capacity for, best first. Returns the leases, and how many it holds.
@@ -125,22 +165,29 @@ local function audit_claim(names, now, entry, leased)
 end
 
 -- rm1_task_claim: lease the best tasks for an agent, assigned or queued, by priority and turn. `secrets` has one secret
--- for each lease that may be given. A repeated call gets the same answer. If there is no task, what is due is processed
+-- for each lease that may be given, `resumes` for each that this session may take over from one that ended. A repeated call gets the same answer. If there is no task, what is due is processed
 -- first, in case no sweep has done so.
--- KEYS: leases. Answer: {status = claimed | unknown, tasks = [...], held, most, more}
+-- KEYS: leases. Answer: {status = claimed | unknown, tasks = [...], mine, elsewhere, progress, held, most, more}
 rm.serve('rm1_task_claim', function(request, _, names)
   local now = rm.team_now(names)
   local agent = rm.load_agent(names, request.agent)
   if not agent then return {status = 'unknown'} end
   if agent.last_claim == request.call then return redis.call('HGET', names.agent .. agent.name, 'last_answer') end
+  agent.session = request.session or ''
   rm.touch_agent(names, agent, now)
+  rm.touch_session(names, agent, agent.session, now)
+  local resumed, mine, elsewhere = look_at_hands(names, agent, request.resumes or {}, now)
+  for _ = 1, #resumed do request.secrets[#request.secrets] = nil end
   local leased, held = lease_best(names, agent, request.secrets, now, request.keep)
-  if #leased == 0 and rm.is_due(names, now) then
+  if #leased == 0 and #request.secrets > 0 and rm.is_due(names, now) then
     rm.process_due(names, now, CLAIM_BATCH, request.keep)
     leased, held = lease_best(names, agent, request.secrets, now, request.keep)
   end
-  audit_claim(names, now, request.audit, leased)
-  local claimed = rm.pack({status = 'claimed', tasks = leased, held = held, most = agent.most,
+  local given = rm.append(resumed, unpack(leased))
+  audit_claim(names, now, request.audit, given)
+  local progress = (#resumed > 0 or #mine > 0) and redis.call('HGET', names.agent .. agent.name, 'metrics') or nil
+  local claimed = rm.pack({status = 'claimed', tasks = given, mine = mine, elsewhere = elsewhere, progress = progress,
+    held = held, most = agent.most,
     more = rm.has_unsettled(names)})
   redis.call('HSET', names.agent .. agent.name, 'last_claim', request.call, 'last_answer', claimed)
   return claimed

@@ -6,7 +6,10 @@ local PROFILE = {'registered_at', 'type', 'capabilities', 'context_window', 'max
   'description', 'profile', 'status', 'load', 'last_seen', 'last_claim', 'last_answer', 'able_at'}
 local REGISTERED = {'type', 'capabilities', 'context_window', 'max_tasks', 'heartbeat_seconds', 'description', 'status'}
 local REPORTED = {'metrics', 'metrics_at'}
-local LEASE = {'state', 'assigned', 'lease_token', 'lease_until', 'lease_seconds', 'leased_at'}
+local LEASE = {'state', 'assigned', 'lease_token', 'lease_until', 'lease_seconds', 'leased_at', 'session', 'progress_at',
+  'deadline'}
+local UNATTENDED_SECONDS = 8 * 3600  -- for so long after the last progress calls renew a lease
+local RENEWED_MOST, RECORDED_EVERY = 250, 10
 
 -- rm1_agent_register: register a name, or change its registration: then `fields` are those to change, and the answer has
 -- what was `before`. A first registration, and one that repairs a damaged record, gets the `defaults` too. A name without
@@ -21,8 +24,10 @@ rm.serve('rm1_agent_register', function(request, keys, names)
   if not before then redis.call('HDEL', keys[1], unpack(REPORTED)) end
   redis.call('HSET', keys[1], 'registered_at', known.registered_at or rm.seconds(now), 'status', 'active',
     unpack(before and request.fields or rm.append({unpack(request.defaults or {})}, unpack(request.fields))))
-  rm.touch_agent(names, rm.load_agent(names, name), now)
+  local agent = rm.load_agent(names, name)
+  rm.touch_agent(names, agent, now)
   rm.becomes_able(names, name, now)
+  rm.touch_session(names, agent, request.session, now)
   rm.audit(names, now, request.audit)
   rm.emit(names, 'agent', 'registered', name, name, {})
   return {status = 'registered', again = before ~= nil, owner = known.owner or request.candidate, before = before}
@@ -35,17 +40,28 @@ local function renewed_lease(names, token, agent, since, now)
   local task = rm.read(names.task .. id, unpack(LEASE))
   if not rm.holds_lease(task, agent, token, now) then return nil end
   if since and tonumber(task.leased_at) < tonumber(since) then return nil end
-  return rm.seconds(now + tonumber(task.lease_seconds) * 1000000), id
+  return rm.seconds(rm.lease_end(task, now)), id
 end
 
--- Renew the leases that an agent holds. Returns those, and the tokens of the others.
-local function renew(names, tokens, agent, now)
+-- Record that a session of an agent reported progress of what it holds.
+local function note_progress(names, agent, session, now)
+  for _, id in ipairs(redis.call('SRANDMEMBER', names.held .. agent, RENEWED_MOST)) do
+    if redis.call('HGET', names.task .. id, 'session') == session then
+      redis.call('HSET', names.task .. id, 'progress_at', rm.seconds(now))
+    end
+  end
+end
+
+-- Renew the leases whose tokens a session of an agent presents: it holds them from now on. Returns those, and the tokens
+-- of the others.
+local function renew(names, tokens, agent, session, now)
   local renewed, lost, ends_of = {}, {}, {}
   local since = redis.call('HGET', names.agent .. agent, 'since')
   for _, token in ipairs(tokens) do
     local ends, id = renewed_lease(names, token, agent, since, now)
     if ends then
-      redis.call('HSET', names.task .. id, 'lease_until', ends)
+      redis.call('HSET', names.task .. id, 'lease_until', ends, 'progress_at', rm.seconds(now))
+      if session then redis.call('HSET', names.task .. id, 'session', session) end
       rm.append(ends_of, ends, id)
       renewed[#renewed + 1] = {token, ends}
     else
@@ -55,6 +71,62 @@ local function renew(names, tokens, agent, now)
   if #ends_of > 0 then redis.call('ZADD', names.leases, unpack(ends_of)) end
   return renewed, lost
 end
+
+-- When calls of the session that holds a lease make it end; nil if that is hardly later, or another session holds it.
+local function end_by_calls(names, task, agent, session, since, at, now)
+  if task.session ~= session or not rm.holds_lease(task, agent.name, task.lease_token, now) then return nil end
+  if since and tonumber(task.leased_at) < tonumber(since) then return nil end
+  local progress = tonumber(task.progress_at or task.leased_at)
+  local ends = math.min(rm.lease_end(task, at), (progress + UNATTENDED_SECONDS) * 1000000)
+  local gained = ends - tonumber(task.lease_until) * 1000000
+  return gained > tonumber(task.lease_seconds) * 50000 and rm.seconds(ends) or nil
+end
+
+-- Renew leases of a session that called. Looks at up to `most` tasks; those of an agent with more are renewed by chance.
+-- Returns how many it looked at, and the shortest lease in seconds.
+local function renew_by_calls(names, agent, session, at, now, most)
+  local shortest, ids = math.huge, redis.call('SRANDMEMBER', names.held .. agent.name, most)
+  local since = redis.call('HGET', names.agent .. agent.name, 'since')
+  for _, id in ipairs(ids) do
+    local task = rm.read(names.task .. id, unpack(LEASE))
+    local seconds = tonumber(task.lease_seconds or '')
+    if seconds and task.session == session then shortest = math.min(shortest, seconds) end
+    local ends = seconds and end_by_calls(names, task, agent, session, since, at, now)
+    if ends then
+      redis.call('HSET', names.task .. id, 'lease_until', ends)
+      redis.call('ZADD', names.leases, ends, id)
+    end
+  end
+  return #ids, shortest
+end
+
+-- rm1_agent_seen: record that sessions of agents called, each some seconds `ago`, and renew the leases that they hold.
+-- KEYS: agents. Answer: {pauses}: for the first sessions, after how many seconds to record further calls; -1 if the agent
+-- is not registered. The other sessions are left to the next call.
+rm.serve('rm1_agent_seen', 'allow-oom', function(request, _, names)
+  local now, pauses, left = rm.team_now(names), {}, RENEWED_MOST
+  for position, item in ipairs(request.items) do
+    local agent, at = rm.load_agent(names, item.agent), now - math.floor(item.ago * 1000000)
+    pauses[position] = '-1'
+    if agent then
+      local last = tonumber(redis.call('HGET', names.agent .. agent.name, 'last_seen') or '') or 0
+      if at > last * 1000000 then rm.touch_agent(names, agent, at) end
+      rm.touch_session(names, agent, item.session, at)
+      local read, shortest = renew_by_calls(names, agent, item.session, at, now, left)
+      pauses[position] = tostring(math.min(agent.heartbeat_seconds / 4, shortest / 4, RECORDED_EVERY))
+      left = left - read
+    end
+    if left <= 0 then break end
+  end
+  return {pauses = pauses}
+end)
+
+-- rm1_agent_session_ended: forget a session of an agent. Another session of it may then take over what it holds.
+-- KEYS: agent. Answer: {status}
+rm.serve('rm1_agent_session_ended', 'allow-oom', function(request, _, names)
+  redis.call('ZREM', names.sessions .. request.agent, request.session)
+  return {status = 'ok'}
+end)
 
 -- rm1_agent_heartbeat: record a sign of life and renew the leases of the given tokens. The brief form comes without
 -- audit entry and metrics, so that it adds nothing however often an agent calls it.
@@ -69,14 +141,18 @@ rm.serve('rm1_agent_heartbeat', 'brief', function(request, keys, names)
   if agent.status == 'draining' and redis.call('HGET', keys[1], 'status') ~= 'draining' then
     rm.becomes_able(names, name, now)
   end
-  local renewed, lost = renew(names, request.tokens, name, now)
+  rm.touch_session(names, agent, request.session, now)
+  local session = (request.session or '') ~= '' and request.session or nil
+  local renewed, lost = renew(names, request.tokens, name, session, now)
+  if request.reports and session then note_progress(names, name, session, now) end
   if request.audit then rm.audit(names, now, request.audit) end
   return {status = 'alive', renewed = renewed, lost = lost, most = agent.most,
     hands = redis.call('XLEN', names.inbox .. name), held = redis.call('SCARD', names.held .. name)}
 end)
 
--- rm1_agent_lost: mark an agent dead whose deadline has passed, and release a slice of its tasks.
--- KEYS: agent. Answer: {status = dead | alive, taken, ended, more}
+-- rm1_agent_lost: mark an agent dead whose deadline has passed, and release a slice of the tasks that it did not claim.
+-- What it leased stays its own until the leases end.
+-- KEYS: agent. Answer: {status = dead | alive, taken, more}
 rm.serve('rm1_agent_lost', 'allow-oom', function(request, keys, names)
   local name, now = request.agent, rm.team_now(names)
   if not rm.load_agent(names, name) then rm.discard(names.agents, name, 'its record is missing or damaged') end
@@ -88,8 +164,8 @@ rm.serve('rm1_agent_lost', 'allow-oom', function(request, keys, names)
     if request.audit then rm.audit(names, now, request.audit) end
     rm.emit(names, 'agent', 'dead', name, '', {})
   end
-  local taken, ended, more = rm.release_tasks(names, name, now, request)
-  return {status = 'dead', taken = taken, ended = ended, more = more}
+  local taken, more = rm.release_unclaimed(names, name, now, request)
+  return {status = 'dead', taken = taken, more = more}
 end)
 
 local function drop_key(names, owner)
@@ -178,7 +254,8 @@ rm.serve('rm1_agent_unregister', 'allow-oom', function(request, keys, names)
   redis.call('HDEL', keys[1], unpack(PROFILE))
   rm.keep_name(names, name)
   redis.call('ZREM', names.agents, name)
-  redis.call('DEL', names.performance .. name, names.did .. name, names.seen .. name, names.avoided .. name)
+  redis.call('DEL', names.performance .. name, names.did .. name, names.seen .. name, names.avoided .. name,
+    names.sessions .. name)
   redis.call('UNLINK', names.submitted .. name, names.worked .. name)
   rm.forget_turns(names, name)
   rm.audit(names, now, request.audit)

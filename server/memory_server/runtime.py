@@ -18,6 +18,7 @@ from memory_core.observe import tracing
 from memory_core.settings.settings import Settings
 from memory_server.access.gate import Gate
 from memory_server.engine.counters import Counters
+from memory_server.engine.presence import Presence
 from memory_server.security.audit.recorder import Recorder
 
 if TYPE_CHECKING:
@@ -41,7 +42,8 @@ class Runtime:
         self.settings = settings
         self.recorder = Recorder()
         self.counters = Counters()
-        self.gate = Gate(settings, self.recorder, self.counters, self.backend)
+        self.presence = Presence()
+        self.gate = Gate(settings, self.recorder, self.counters, self.backend, self.presence)
         self._first_answer = asyncio.Event()
         self._service: asyncio.Future[Service] = asyncio.get_running_loop().create_future()
 
@@ -94,7 +96,7 @@ class Runtime:
             from memory_server.service import Service
 
             async with AsyncExitStack() as stack:
-                starting = Service(self.settings, self.recorder, self.counters)
+                starting = Service(self.settings, self.recorder, self.counters, self.presence)
                 service = await stack.enter_async_context(starting.running())
                 await stack.enter_async_context(sweeping(service))
                 self._service.set_result(service)

@@ -26,6 +26,7 @@ from memory_server.engine.inflight_reads import InflightReads
 from memory_server.engine.known_models import KnownModels
 from memory_server.engine.latency import Latency
 from memory_server.engine.namespaces import Namespaces
+from memory_server.engine.presence import Presence
 from memory_server.engine.redis_backend import Backend
 from memory_server.engine.request_context import Caller
 from memory_server.engine.sidecars.bulk_client import BulkClient
@@ -46,9 +47,16 @@ _TOUCHES_PER_CALL = 100
 class Service:
     """Redis, embeddings and counters of one server process."""
 
-    def __init__(self, settings: Settings, recorder: Recorder | None = None, counters: Counters | None = None) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        recorder: Recorder | None = None,
+        counters: Counters | None = None,
+        presence: Presence | None = None,
+    ) -> None:
         self.settings = settings
         self.counters = counters or Counters()
+        self.presence = presence or Presence()
         self.backend = Backend(settings)
         self.models = KnownModels(self.backend.read, settings.vector_store)
         self.namespaces = Namespaces(self.backend, self.models)
@@ -82,6 +90,7 @@ class Service:
                 await parts.enter_async_context(part.running())
             for part in (self.events, self.positions):
                 await parts.enter_async_context(part.running())
+            await parts.enter_async_context(self.presence.running(self.backend))
             flusher = asyncio.create_task(self._flush_forever())
             try:
                 yield self

@@ -15,6 +15,7 @@ from typing import Any
 
 from memory_core.records.times import parse_time
 
+from .evidence import LEASING
 from .history import Json, Recorder, Refusal
 from .tool_clients import ToolClient, direct, remote, serve
 
@@ -100,9 +101,11 @@ class Worker:
 
     async def work(self) -> None:
         """Work until the server seems gone."""
-        await self._register()
+        resumed = await self._register()
         async with asyncio.TaskGroup() as group:
             group.create_task(self._send_heartbeats())
+            for lease in resumed:
+                group.create_task(self._handle(lease))
             while self._failures < _PATIENCE:
                 for lease in await self._claim():
                     group.create_task(self._handle(lease))
@@ -124,16 +127,21 @@ class Worker:
         self._failures = 0
         return answer
 
-    async def _register(self) -> None:
-        while not await self._call(
-            "register",
-            "register_agent",
-            capabilities=self._spec.capabilities,
-            context_window=self._spec.window,
-            max_tasks=MOST_TASKS,
-            heartbeat_seconds=HEARTBEAT_SECONDS,
+    async def _register(self) -> list[Json]:
+        """Register, and return the leases of this worker's last life."""
+        while not (
+            answer := await self._call(
+                "register",
+                "register_agent",
+                capabilities=self._spec.capabilities,
+                context_window=self._spec.window,
+                max_tasks=MOST_TASKS,
+                heartbeat_seconds=HEARTBEAT_SECONDS,
+            )
         ):
             await asyncio.sleep(0.1)
+        self._held |= {task["task_id"]: task["lease_token"] for task in answer["tasks"]}
+        return answer["tasks"]
 
     async def _send_heartbeats(self) -> None:
         while True:
@@ -146,6 +154,8 @@ class Worker:
         if answer is None:
             await asyncio.sleep(0.05)
         tasks = answer["tasks"] if answer else []
+        if answer and not tasks:  # what this session abandoned: its calls renew those leases for hours
+            tasks = [held for held in answer["held"] if held["task_id"] not in self._held]
         self._held |= {task["task_id"]: task["lease_token"] for task in tasks}
         return tasks
 
@@ -276,9 +286,12 @@ class Submitter:
 
 def _trimmed(op: str, answer: Json) -> Json:
     """The part of an answer that the checks read."""
-    if op == "claim":
+    if op in LEASING:
         wanted = ("task_id", "lease_token", "lease_until", "attempt")
-        return {"tasks": [{name: task[name] for name in wanted} for task in answer["tasks"]]}
+        given = answer if op == "claim" else answer.get("work") or {"tasks": []}
+        return {
+            part: [{name: task[name] for name in wanted} for task in given.get(part, ())] for part in ("tasks", "held")
+        }
     if op == "list":
         return {"tasks": [task["task_id"] for task in answer["tasks"]]}
     if op == "submit":

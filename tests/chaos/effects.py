@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 
-from .evidence import Effect, Evidence, Lease, Violation, fence_of, task_of
+from .evidence import LEASING, Effect, Evidence, Lease, Violation, fence_of, task_of
 from .history import Call
 from .task_records import Entry
 
-_HEARTBEATS_MISSED = 2
-_MILLISECOND = 0.001
-"""Answers truncate times to milliseconds."""
-
 
 def stale_tokens_have_no_effect(evidence: Evidence) -> Iterator[Violation]:
-    """A token works only from its claim until the end of its lease."""
+    """A token works only from its claim until another is given, or the task or the attempt has ended.
+
+    A task may be completed after its agent reported a failure, while it waits for the next attempt.
+    """
     for effect in evidence.effects:
         lease = evidence.leases.get(effect.token)
         if lease is None or lease.agent != effect.call.agent or lease.task != effect.task:
@@ -32,13 +30,10 @@ def _why_stale(evidence: Evidence, effect: Effect, lease: Lease) -> str | None:
             return f"{other.fence} was already given"
     for call in evidence.about[effect.task]:
         own = call.op == "cancel" or call.arguments["lease_token"] == effect.token
+        if effect.op == "complete" and call.op == "fail":
+            own = own and call.answer.get("state") == "dead"
         if own and call.is_ok and call is not effect.call and call.ended < began:
             return f"{call.op} ended it"
-    promised = evidence.promised[effect.token]
-    if effect.until is None and effect.token not in evidence.perhaps_renewed:
-        late = began - evidence.clock.latest(promised + _MILLISECOND)
-        if late > 0:
-            return f"its lease ended {late:.3f} s before"
     return None
 
 
@@ -60,7 +55,7 @@ def _valid_until(evidence: Evidence, lease: Lease) -> float:
         if call.op == "cancel" or call.arguments["lease_token"] == lease.token:
             ends.append(call.began)
     entry = _end_of(evidence, lease)
-    if entry is not None and entry.op in {"lost", "dead"}:
+    if entry is not None and entry.op in {"lost", "dead", "resumed"}:
         ends.append(evidence.clock.earliest(entry.at))
     return min(ends)
 
@@ -70,14 +65,14 @@ def _end_of(evidence: Evidence, lease: Lease) -> Entry | None:
     task = evidence.tasks.get(lease.task)
     entries = task.entries if task else ()
     for position, entry in enumerate(entries[:-1]):
-        if entry.op == "leased" and entry.fence == lease.fence:
+        if entry.op in {"leased", "resumed"} and entry.fence == lease.fence:
             return entries[position + 1]
     return None
 
 
 def leases_last_as_promised(evidence: Evidence) -> Iterator[Violation]:
-    """A lease does not expire early, and is taken only from an agent that is silent or has left."""
-    alive = _alive_periods(evidence)
+    """A lease does not expire early, and is taken only from an agent that has left: silence takes none."""
+    left = {call.agent for call in evidence.of("unregister")}
     for token, lease in evidence.leases.items():
         entry = _end_of(evidence, lease)
         if entry is None:
@@ -85,25 +80,8 @@ def leases_last_as_promised(evidence: Evidence) -> Iterator[Violation]:
         if entry.op == "expired" and entry.at < evidence.promised[token]:
             early = evidence.promised[token] - entry.at
             yield Violation("lease ended too early", lease.task, f"{lease.fence}, {early:.3f} s before its time")
-        if entry.op == "lost" and any(began < entry.at < until for began, until in alive[lease.agent]):
-            yield Violation("lease taken from a living agent", lease.task, f"{lease.fence} of {lease.agent}")
-
-
-def _alive_periods(evidence: Evidence) -> dict[str, list[tuple[float, float]]]:
-    """For each agent, the times on Redis's clock when it must count as alive. Agents that left have none."""
-    clock, seconds = evidence.clock, {}
-    found: dict[str, list[tuple[float, float]]] = defaultdict(list)
-    left = {call.agent for call in evidence.of("unregister")}
-    for call in evidence.calls:
-        if call.op == "register":
-            seconds[call.agent] = min(call.arguments["heartbeat_seconds"], seconds.get(call.agent, math.inf))
-        if call.is_ok and call.agent in seconds and call.agent not in left and call.op in _SIGNS_OF_LIFE:
-            until = call.began + clock.least + _HEARTBEATS_MISSED * seconds[call.agent]
-            found[call.agent].append((call.ended + clock.most, until))
-    return found
-
-
-_SIGNS_OF_LIFE = {"register", "heartbeat", "claim", "complete", "fail"}
+        if entry.op == "lost" and lease.agent not in left:
+            yield Violation("lease taken from an agent", lease.task, f"{lease.fence} of {lease.agent}")
 
 
 def completed_once(evidence: Evidence) -> Iterator[Violation]:
@@ -137,10 +115,10 @@ def nothing_after_cancellation(evidence: Evidence) -> Iterator[Violation]:
 def records_agree(evidence: Evidence) -> Iterator[Violation]:
     """Redis recorded what callers were answered, and every record has a possible cause."""
     recorded = {
-        (entry.op, task.id, entry.fence, entry.agent)
+        (_SAME_AS.get(entry.op, entry.op), task.id, entry.fence, entry.agent)
         for task in evidence.tasks.values()
         for entry in task.entries
-        if entry.op in {"leased", "completed", "failed"}
+        if entry.op in {"leased", "resumed", "completed", "failed"}
     }
     acknowledged = {("leased", lease.task, lease.fence, lease.agent) for lease in evidence.leases.values()}
     acknowledged |= {
@@ -157,6 +135,7 @@ def records_agree(evidence: Evidence) -> Iterator[Violation]:
             yield Violation("recorded but never requested", task_id, f"{op} {fence} of {agent}")
 
 
+_SAME_AS = {"resumed": "leased"}
 _RECORDED_AS = {"complete": "completed", "fail": "failed"}
 
 
@@ -166,7 +145,7 @@ def _unclear_calls(evidence: Evidence) -> dict[tuple[str, str | None, str | None
     for call in evidence.calls:
         if call.is_ok or not call.may_have_worked:
             continue
-        if call.op == "claim":
+        if call.op in LEASING:
             found["leased", call.agent, None].append(call)
         elif call.op in _RECORDED_AS:
             token = call.arguments["lease_token"]

@@ -13,6 +13,8 @@ from .history import Call, Clock
 from .task_records import Leftovers, TaskRecord
 
 Audit = Counter[tuple[str, str]]
+LEASING = ("claim", "register")
+"""Calls that give leases."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,10 +78,10 @@ class Evidence:
 
     @cached_property
     def leases(self) -> dict[str, Lease]:
-        """Every lease that a claim returned, by token."""
+        """Every lease that a claim or a registration returned, by token."""
         found: dict[str, Lease] = {}
-        for call in self.of("claim"):
-            for task in call.answer.get("tasks", ()) if call.is_ok else ():
+        for call in self.calls:
+            for task in call.answer.get("tasks", ()) if call.is_ok and call.op in LEASING else ():
                 token, until = task["lease_token"], parse_time(task["lease_until"], "lease_until")
                 found[token] = Lease(task["task_id"], fence_of(token), token, call.agent, until, call)
         return found
@@ -122,12 +124,6 @@ class Evidence:
             if effect.until is not None:
                 found[effect.token] = max(found.get(effect.token, 0.0), effect.until)
         return found
-
-    @cached_property
-    def perhaps_renewed(self) -> set[str]:
-        """Tokens whose lease may last longer than any answer promised."""
-        unknown = (call for call in self.of("heartbeat") if not call.is_ok and call.may_have_worked)
-        return {token for call in unknown for token in call.arguments["lease_tokens"]}
 
 
 def _renewals(call: Call) -> Iterator[Effect]:

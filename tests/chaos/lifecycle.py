@@ -11,15 +11,19 @@ from .task_records import Entry, TaskRecord
 ENDS = {"completed", "dead", "cancelled"}
 _ATTEMPT_ENDS = {"completed", "failed", "expired", "lost"}
 _OPEN = {"assigned", "leased", "cancelled", "dead"}
+_LATE_ENDS = {"completed", "failed"}
+_ENDS_AFTER = {"expired": _LATE_ENDS, "failed": {"completed"}, "lost": set[str]()}
+"""How an attempt may still end late."""
 NEXT: dict[str, set[str]] = {
     "": {"submitted"},
     "submitted": _OPEN | {"unblocked"},
     "unblocked": _OPEN,
-    "assigned": {"leased", "taken back", "cancelled", "dead"},
-    "taken back": _OPEN,
-    "leased": _ATTEMPT_ENDS | {"cancelled", "dead"},
-    "failed": _OPEN,
-    "expired": _OPEN,
+    "assigned": {"leased", "taken back", "cancelled", "dead"} | _LATE_ENDS,
+    "taken back": _OPEN | _LATE_ENDS,
+    "leased": _ATTEMPT_ENDS | {"resumed", "cancelled", "dead"},
+    "resumed": _ATTEMPT_ENDS | {"resumed", "cancelled", "dead"},
+    "failed": _OPEN | {"completed"},
+    "expired": _OPEN | _LATE_ENDS,
     "lost": _OPEN,
     "dead": {"requeued"},
     "requeued": _OPEN | {"unblocked"},
@@ -63,18 +67,26 @@ def submissions_are_kept(evidence: Evidence) -> Iterator[Violation]:
 
 
 def attempts_are_counted(evidence: Evidence) -> Iterator[Violation]:
-    """Attempts count up from one, within the allowed retries, and each is ended by its own holder."""
+    """Attempts count up from one, within the allowed retries, and each is ended by its last holder.
+
+    An expired lease is no attempt, unless its result comes late.
+    """
     for task in evidence.tasks.values():
-        expected, held = 1, None
+        used, held, end = 0, None, ""
         for entry in task.entries:
             if entry.op == "requeued":
-                expected = 1
-            elif entry.op == "leased":
-                yield from _attempt(task, entry, expected)
-                expected, held = expected + 1, entry
-            elif entry.op in _ATTEMPT_ENDS and (held is None or _who(entry) != _who(held)):
-                yield Violation("attempt ended by another agent", task.id, f"{entry.op} {_who(entry)}, held {held}")
-            elif entry.op in _ATTEMPT_ENDS | ENDS:
+                used = 0
+            elif entry.op in {"leased", "resumed"}:
+                used, held, end = used + (entry.op == "leased"), entry, ""
+                yield from _attempt(task, entry, used)
+            elif entry.op in _ATTEMPT_ENDS:
+                if held is None or _who(entry) != _who(held):
+                    yield Violation("attempt ended by another agent", task.id, f"{entry.op} {_who(entry)}, held {held}")
+                elif end and entry.op not in _ENDS_AFTER[end]:
+                    yield Violation("attempt ended twice", task.id, f"{end}, then {entry.op} {_who(entry)}")
+                used += (end == "expired") - (entry.op == "expired")
+                end = entry.op
+            if entry.op in ENDS:
                 held = None
 
 

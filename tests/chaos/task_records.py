@@ -38,8 +38,8 @@ class TaskRecord:
 
     @property
     def leases(self) -> list[Entry]:
-        """Its leases in the order of claims."""
-        return [entry for entry in self.entries if entry.op == "leased"]
+        """Its leases in the order of claims, with those that another session took over."""
+        return [entry for entry in self.entries if entry.op in {"leased", "resumed"}]
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,6 +25,7 @@ from memory_server.contract.task_arguments import (
     PendingArguments,
     RegisterArguments,
 )
+from memory_server.engine.presence import AgentSession
 from memory_server.engine.request_context import Caller, RequestContext
 from memory_server.http.app import http_application
 from memory_server.mcp.server import build_server
@@ -60,7 +61,10 @@ class LocalTools:
 
     async def __call__(self, tool: str, agent: str, **arguments: Any) -> Json:
         """Call a tool."""
-        answer = await getattr(self, f"_{tool}")(RequestContext(Caller(self._namespace, agent)), **arguments)
+        presence = self._service.presence
+        request = RequestContext(Caller(self._namespace, agent), session=presence.process_session)
+        with presence.call(AgentSession(self._namespace, agent, request.session)):
+            answer = await getattr(self, f"_{tool}")(request, **arguments)
         return answer.model_dump(mode="json")
 
     async def _register_agent(self, request: RequestContext, **fields: Any) -> Any:

@@ -11,9 +11,9 @@ from memory_core.records.keys import Keys
 from memory_core.store.functions import library_code
 
 FREEING = """
-agent_lost agent_purged agent_release agent_reserved agent_unregister audit_trim bury change_model delete discard
-drop_events drop_jobs expire_grants hold_lease key_drop mark_vectors quarantine revoke seal settled shorten_passed_on
-task_sweep tidy tidy_key token_revoke
+agent_lost agent_purged agent_release agent_reserved agent_seen agent_session_ended agent_unregister audit_trim bury
+change_model delete discard drop_events drop_jobs expire_grants hold_lease key_drop mark_vectors quarantine revoke seal
+settled shorten_passed_on task_sweep tidy tidy_key token_revoke
 """.split()
 """Functions that free memory or end something. Redis also runs them while it is above `maxmemory`."""
 FREEING_IF_BRIEF = "agent_heartbeat task_cancel task_complete task_fail token_note".split()

@@ -22,8 +22,8 @@ NAMESPACE = "same-commands"
 _ULID = re.compile(r"[0-9a-hjkmnp-tv-z]{26}")
 _NUMBER = re.compile(r"\d+(\.\d+)?")
 _marks = count()
-_BACKGROUND_MARKS = (f"{{{NAMESPACE}}}:kinds", f"{{{NAMESPACE}}}:seen:", "XREAD", "xread")
-"""Text in background commands that do not depend on the call: task dispatch, cursor writes, event reads."""
+_BACKGROUND_MARKS = (f"{{{NAMESPACE}}}:kinds", f"{{{NAMESPACE}}}:seen:", "XREAD", "xread", "rm1_agent_seen")
+"""Text in background commands that do not depend on the call: dispatch, cursor writes, event reads, signs of life."""
 _ATTEMPTS = 5
 """A sweep may run between two calls, but not five times in a row."""
 

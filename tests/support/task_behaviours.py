@@ -32,16 +32,213 @@ async def token_ends_with_its_attempt(tasks: TaskNamespace) -> None:
     await tasks.sweep()
     await tasks.assign(task, "a")
     assert await tasks.field(task, "assigned") == "a"
-    assert await tasks.complete("a", token) == "stale"
     assert (await tasks.heartbeat("a", token))["lost"] == [token]
+    assert (await tasks.fail("a", token))["status"] == "stale"
 
 
 async def token_ends_with_its_lease(tasks: TaskNamespace) -> None:
     await tasks.register("a")
     await tasks.submit(lease=AT_ONCE)
     token = await tasks.lease("a")
-    assert await tasks.complete("a", token) == "stale"
     assert (await tasks.heartbeat("a", token))["lost"] == [token]
+    await tasks.sweep()
+    assert (await tasks.heartbeat("a", token))["lost"] == [token]
+
+
+async def late_result_counts_until_another_has_the_task(tasks: TaskNamespace) -> None:
+    await tasks.register("a", "b")
+    for ends in ("unswept", "pending", "assigned", "retrying"):
+        task = await tasks.submit(lease=AT_ONCE)
+        token = await tasks.lease("a")
+        if ends == "retrying":
+            await tasks.fail("a", token, pause=100)
+            assert await tasks.state(task) == "retrying"
+        elif ends != "unswept":
+            await tasks.sweep()
+        if ends == "assigned":
+            await tasks.assign(task, "b")
+            assert await tasks.field(task, "assigned") == "b"
+        assert await tasks.complete("a", token) == "completed", ends
+        assert await tasks.field(task, "attempt") == "1"
+        assert await tasks.held_counts("b") == EMPTY
+        assert await tasks.client.hlen(tasks.keys.kinds) == 0
+
+
+async def late_failure_counts_once(tasks: TaskNamespace) -> None:
+    await tasks.register("a", "b")
+    for sweeps in (0, 1):
+        task = await tasks.submit(lease=AT_ONCE, retries=1)
+        token = await tasks.lease("a")
+        for _ in range(sweeps):
+            await tasks.sweep()
+            await tasks.assign(task, "b")
+        assert (await tasks.fail("a", token, pause=100))["status"] in {"retrying", "reassigned"}
+        assert await tasks.state(task) == "retrying"
+        assert await tasks.field(task, "attempt") == "1"
+        assert await tasks.claim("b") == []
+        assert await tasks.held_counts("b") == EMPTY
+        assert (await tasks.fail("a", token))["status"] == "stale"
+        await tasks.cancel(task)
+
+
+async def late_result_is_refused_when_the_task_was_given_again(tasks: TaskNamespace) -> None:
+    await tasks.register("a", "b")
+    task = await tasks.submit(lease=AT_ONCE)
+    first = await tasks.lease("a")
+    await tasks.sweep()
+    second = await tasks.lease("b")
+    assert await tasks.complete("a", first) == "stale"
+    await tasks.sweep()
+    assert await tasks.complete("a", first) == "stale"
+    assert await tasks.complete("a", second) == "stale"
+    third = await tasks.lease("b")
+    assert await tasks.complete("b", second) == "stale"
+    assert await tasks.complete("b", third) == "completed"
+    assert await tasks.state(task) == "completed"
+
+
+async def late_result_of_an_ended_task_is_refused(tasks: TaskNamespace) -> None:
+    await tasks.register("a")
+    for by in ("cancel", "deadline", "requeue"):
+        task = await tasks.submit(lease=AT_ONCE, retries=0, deadline=time.time() + 100)
+        token = await tasks.lease("a")
+        await tasks.sweep()
+        if by == "cancel":
+            await tasks.cancel(task)
+        else:
+            await tasks.client.zadd(tasks.keys.deadlines, {task: 1})
+            await tasks.sweep()
+            assert await tasks.state(task) == "dead"
+        if by == "requeue":
+            assert (await tasks.requeue(task))["status"] == "pending"
+        assert await tasks.complete("a", token) == "stale", by
+        await tasks.cancel(task)
+
+
+async def silence_costs_no_attempt(tasks: TaskNamespace) -> None:
+    await tasks.register("a")
+    task = await tasks.submit(lease=AT_ONCE, retries=0)
+    for _ in range(4):
+        (lease,) = await tasks.claim("a")
+        assert lease["attempt"] == 1
+        await tasks.sweep()
+        assert await tasks.state(task) == "pending"
+    await tasks.client.hset(tasks.keys.task(task), "lease_seconds", 60)
+    assert (await tasks.fail("a", await tasks.lease("a")))["status"] == "dead"
+
+
+async def task_whose_leases_keep_expiring_ends(tasks: TaskNamespace) -> None:
+    await tasks.register("a")
+    task = await tasks.submit(lease=AT_ONCE, retries=100)
+    for _ in range(32):
+        await tasks.lease("a")
+        await tasks.sweep()
+    assert await tasks.state(task) == "dead"
+
+
+async def silent_agent_keeps_what_it_leased(tasks: TaskNamespace) -> None:
+    await tasks.register("a", "b")
+    leased = await tasks.submit()
+    token = await tasks.lease("a")
+    assigned = await tasks.submit(to=["a"])
+    await tasks.client.zadd(tasks.keys.agents, {"a": 1})
+    answer = await tasks.declare_dead("a")
+    assert (answer["status"], answer["taken"], answer["more"]) == ("dead", 1, False)
+    assert await tasks.state(leased) == "leased"
+    (lease,) = await tasks.claim("b", 5)
+    assert lease["id"] == assigned
+    assert await tasks.complete("a", token) == "completed"
+
+
+async def calls_renew_the_leases_of_their_session(tasks: TaskNamespace) -> None:
+    await tasks.register("a")
+    task = await tasks.submit(lease=60)
+    await tasks.claim("a", session="one")
+    for session, is_renewed in (("two", False), ("one", True)):
+        await _let_pass(tasks, task, 25)
+        before = float(await tasks.field(task, "lease_until") or 0)
+        (pause,) = await tasks.seen("a", session)
+        after = float(await tasks.field(task, "lease_until") or 0)
+        assert (after > before + 20) is is_renewed, session
+        assert await tasks.client.zscore(tasks.keys.leases, task) == after
+        assert 0 < pause <= 15
+    assert await tasks.seen("stranger", "one") == [-1]
+
+
+async def calls_do_not_renew_beyond_deadline_or_progress(tasks: TaskNamespace) -> None:
+    await tasks.register("a")
+    now = time.time()
+    bounded, unattended = await tasks.submit(lease=60, deadline=now + 45), await tasks.submit(lease=60)
+    await tasks.claim("a", 2, session="one")
+    assert float(await tasks.field(bounded, "lease_until") or 0) < now + 46
+    for task in (bounded, unattended):
+        await _let_pass(tasks, task, 30)
+    await tasks.client.hset(tasks.keys.task(unattended), "progress_at", now + 40 - 8 * 3600)
+    await tasks.seen("a", "one")
+    assert now + 44 < float(await tasks.field(bounded, "lease_until") or 0) < now + 46
+    assert now + 39 < float(await tasks.field(unattended, "lease_until") or 0) < now + 41
+    await tasks.heartbeat("a", await tasks.field(unattended, "lease_token") or "")
+    assert float(await tasks.field(unattended, "progress_at") or 0) >= now - 1
+
+
+async def expired_lease_is_not_renewed_by_calls(tasks: TaskNamespace) -> None:
+    await tasks.register("a")
+    task = await tasks.submit(lease=AT_ONCE)
+    await tasks.claim("a", session="one")
+    await tasks.client.hset(tasks.keys.task(task), "lease_seconds", 60)
+    await tasks.seen("a", "one")
+    await tasks.sweep()
+    assert await tasks.state(task) == "pending"
+
+
+async def calls_keep_an_agent_alive(tasks: TaskNamespace) -> None:
+    await tasks.register("a")
+    await tasks.client.zadd(tasks.keys.agents, {"a": 1})
+    await tasks.seen("a", "one")
+    assert (await tasks.declare_dead("a"))["status"] == "alive"
+
+
+async def new_session_takes_over_from_one_that_ended(tasks: TaskNamespace) -> None:
+    await tasks.register("a", capacity=1)
+    task = await tasks.submit()
+    (first,) = await tasks.claim("a", session="one")
+    assert await tasks.hands("a", "one") == ([], [first["lease_token"]], [])
+    assert await tasks.hands("a", "two") == ([], [], [task])
+    assert await tasks.hands("a", "") == ([], [], [task])
+    await tasks.end_session("a", "one")
+    (second,), mine, elsewhere = await tasks.hands("a", "two")
+    assert (mine, elsewhere) == ([], [])
+    assert second.split(".")[1] > first["lease_token"].split(".")[1]
+    assert await tasks.field(task, "attempt") == "1"
+    assert await tasks.hands("a", "two") == ([], [second], [])
+    assert await tasks.complete("a", first["lease_token"]) == "stale"
+    assert await tasks.complete("a", second) == "completed"
+
+
+async def new_session_takes_over_from_a_silent_one(tasks: TaskNamespace) -> None:
+    await tasks.register("a", capacity=1)
+    await tasks.submit()
+    await tasks.claim("a", session="one")
+    await tasks.client.zincrby(tasks.keys.sessions("a"), -61, "one")
+    resumed, _, _ = await tasks.hands("a", "two")
+    assert len(resumed) == 1
+
+
+async def pause_of_all_servers_silences_no_session(tasks: TaskNamespace) -> None:
+    client, keys = tasks.client, tasks.keys
+    await tasks.register("a", capacity=1)
+    task = await tasks.submit(lease=600)
+    await tasks.claim("a", session="one")
+    await client.zincrby(keys.sessions("a"), -100, "one")
+    await client.hset(keys.counters, "team_at", float(await client.hget(keys.counters, "team_at")) - 100)
+    assert await tasks.hands("a", "two") == ([], [], [task])
+
+
+async def _let_pass(tasks: TaskNamespace, task: str, seconds: float) -> None:
+    """Move the end of a lease back, as if time had passed."""
+    ends = float(await tasks.field(task, "lease_until") or 0) - seconds
+    await tasks.client.hset(tasks.keys.task(task), "lease_until", f"{ends:.6f}")
+    await tasks.client.zadd(tasks.keys.leases, {task: f"{ends:.6f}"})
 
 
 async def token_is_refused_from_another_agent(tasks: TaskNamespace) -> None:
@@ -187,7 +384,8 @@ async def pause_of_all_servers_costs_no_lease(tasks: TaskNamespace) -> None:
         await client.hset(keys.task(name), "lease_until", ends)
     await client.hset(keys.counters, "team_at", float(await client.hget(keys.counters, "team_at")) - 100)
     await tasks.sweep()
-    assert await tasks.state(over) == "dead"
+    assert [await tasks.state(name) for name in (over, task)] == ["pending", "leased"]
+    assert (await tasks.heartbeat("a", tokens[task]))["lost"] == []
     assert await tasks.complete("a", tokens[task]) == "completed"
 
 

@@ -106,10 +106,27 @@ class TaskNamespace:
             audit=_audit(by),
         )
 
-    async def claim(self, agent: str, count: int = 1, call: str = "") -> list[Answer]:
+    async def claim(self, agent: str, count: int = 1, call: str = "", session: str = "") -> list[Answer]:
         """Lease tasks."""
         secrets = [new_id() for _ in range(count)]
-        return (await self.call("rm1_task_claim", agent=agent, call=call or new_id(), secrets=secrets))["tasks"]
+        request: dict[str, Any] = {"call": call or new_id(), "secrets": secrets, "session": session}
+        return (await self.call("rm1_task_claim", agent=agent, **request))["tasks"]
+
+    async def hands(self, agent: str, session: str) -> tuple[list[str], list[str], list[str]]:
+        """Return the tokens that a session takes over and has, and the tasks of other live sessions."""
+        request: dict[str, Any] = {"call": new_id(), "secrets": [], "resumes": [new_id()], "session": session}
+        answer = await self.call("rm1_task_claim", agent=agent, **request)
+        tokens = [[held["lease_token"] for held in answer[part]] for part in ("tasks", "mine")]
+        return tokens[0], tokens[1], [held["id"] for held in answer["elsewhere"]]
+
+    async def seen(self, agent: str, session: str) -> list[float]:
+        """Record a call of a session, and return after how many seconds the next one is recorded."""
+        items = [{"agent": agent, "session": session, "ago": 0}]
+        return [float(pause) for pause in (await self.call("rm1_agent_seen", items=items))["pauses"]]
+
+    async def end_session(self, agent: str, session: str) -> None:
+        """End a session of an agent."""
+        await self.call("rm1_agent_session_ended", [self.keys.agent(agent)], agent=agent, session=session)
 
     async def lease(self, agent: str) -> str:
         """Lease the only task and return its token."""

@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest_asyncio
+from mcp.client.client import ConnectMode
 
 from support.embedder_fixtures import wait_until
 from support.sharing_helpers import refusal
@@ -18,9 +19,11 @@ UNKNOWN = "01arz3ndektsv4rrffq69g5fav"
 
 
 @asynccontextmanager
-async def joined(server: Server, namespace: str, name: str, **profile: Any) -> AsyncGenerator[Agent]:
+async def joined(
+    server: Server, namespace: str, name: str, mode: ConnectMode = "auto", **profile: Any
+) -> AsyncGenerator[Agent]:
     """A registered agent."""
-    async with server.agent(name, namespace) as agent:
+    async with server.agent(name, namespace, mode) as agent:
         await agent.call("register_agent", **profile)
         yield agent
 

@@ -9,7 +9,7 @@ from support.embedder_fixtures import wait_until
 from support.stack import Agent, Server
 
 HEARTBEAT = 0.2
-"""The shortest allowed interval; an agent is dead after twice this time."""
+"""The shortest allowed interval; an agent is dead after this time without a call."""
 
 
 async def register(agent: Agent, **profile: Any) -> dict[str, Any]:

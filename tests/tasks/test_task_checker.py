@@ -45,6 +45,10 @@ def refused(made: Call, code: str = "lease_lost") -> Call:
     return replace(made, outcome=Outcome.FAIL, answer={"code": code})
 
 
+def dead(made: Call) -> Call:
+    return replace(made, answer={"state": "dead"})
+
+
 def submit(began: float = 0.0, task: str = T) -> Call:
     return call("submit", "lead", began, began + 0.1, answer={"task_id": task})
 
@@ -76,7 +80,7 @@ def cancel(began: float) -> Call:
 def life(*entries: tuple[Any, ...], task: str = T, **fields: Any) -> TaskRecord:
     """A task from its history entries: (op, when, agent, fence, attempt)."""
     ops = [Entry(op, AHEAD + at, *rest) for op, at, *rest in entries]
-    fences = [entry.fence for entry in ops if entry.op == "leased"]
+    fences = [entry.fence for entry in ops if entry.op in {"leased", "resumed"}]
     state = ops[-1].op if ops else "pending"
     made: dict[str, Any] = {"state": state, "entries": tuple(ops), "fence": fences[-1] if fences else None}
     return TaskRecord(task, **{**made, **fields})
@@ -103,10 +107,10 @@ GOOD_LIFE = life(
     ("assigned", 0.05, "a"),
     ("leased", 1.05, "a", 1, 1),
     ("expired", 4.2, "a", 1, 1),
-    ("leased", 5.05, "b", 2, 2),
-    ("failed", 6.05, "b", 2, 2),
-    ("leased", 7.05, "a", 3, 3),
-    ("completed", 8.05, "a", 3, 3),
+    ("leased", 5.05, "b", 2, 1),
+    ("failed", 6.05, "b", 2, 1),
+    ("leased", 7.05, "a", 3, 2),
+    ("completed", 8.05, "a", 3, 2),
 )
 
 
@@ -126,9 +130,9 @@ def test_call_with_unknown_outcome_may_have_had_its_effect() -> None:
         [*before, unknown(last), claim("b", 4, 9.5, until=11.0), complete("b", 4, 10.0)],
         life(
             *[(e.op, e.at - AHEAD, e.agent, e.fence, e.attempt) for e in GOOD_LIFE.entries[:-1]],
-            ("expired", 9.3, "a", 3, 3),
-            ("leased", 9.55, "b", 4, 4),
-            ("completed", 10.05, "b", 4, 4),
+            ("expired", 9.3, "a", 3, 2),
+            ("leased", 9.55, "b", 4, 2),
+            ("completed", 10.05, "b", 4, 2),
         ),
     )
     killed = evidence([submit(), unknown(claim("a", 1, 1.0, 3.0))], life(
@@ -142,11 +146,47 @@ def test_call_with_unknown_outcome_may_have_had_its_effect() -> None:
         assert checker.violations(found) == []
 
 
+LATE: dict[str, tuple[list[Call], list[tuple[Any, ...]]]] = {
+    "completion after the lease expired": (
+        [claim("a", 1, 1.0, until=3.0), complete("a", 1, 4.0)],
+        [("leased", 1.05, "a", 1, 1), ("expired", 3.1, "a", 1, 1), ("completed", 4.05, "a", 1, 1)],
+    ),
+    "completion while the task is assigned to another": (
+        [claim("a", 1, 1.0, until=3.0), complete("a", 1, 4.0)],
+        [
+            *[("leased", 1.05, "a", 1, 1), ("expired", 3.1, "a", 1, 1), ("assigned", 3.1, "b")],
+            ("completed", 4.05, "a", 1, 1),
+        ],
+    ),
+    "completion after a failure": (
+        [claim("a", 1, 1.0, until=3.0), fail("a", 1, 2.0), complete("a", 1, 4.0)],
+        [("leased", 1.05, "a", 1, 1), ("failed", 2.05, "a", 1, 1), ("completed", 4.05, "a", 1, 1)],
+    ),
+    "failure after the lease expired": (
+        [claim("a", 1, 1.0, until=3.0), fail("a", 1, 4.0), claim("b", 2, 5.0, until=7.0), complete("b", 2, 6.0)],
+        [
+            *[("leased", 1.05, "a", 1, 1), ("expired", 3.1, "a", 1, 1), ("failed", 4.05, "a", 1, 1)],
+            *[("leased", 5.05, "b", 2, 2), ("completed", 6.05, "b", 2, 2)],
+        ],
+    ),
+    "a lease that another session took over": (
+        [claim("a", 1, 1.0, until=9.0), claim("a", 2, 2.0, until=9.0), complete("a", 2, 3.0)],
+        [("leased", 1.05, "a", 1, 1), ("resumed", 2.05, "a", 2, 1), ("completed", 3.05, "a", 2, 1)],
+    ),
+}
+
+
+@pytest.mark.parametrize("case", LATE)
+def test_late_end_and_resumed_lease_are_valid(case: str) -> None:
+    calls, entries = LATE[case]
+    assert checker.violations(evidence([submit(), *calls], life(("submitted", 0.05, "lead"), *entries))) == []
+
+
 def test_wall_clock_jump_is_not_reported() -> None:
     calls = [submit(), claim("a", 1, 1.0, until=3.0), claim("b", 2, 2.8, until=4.8), complete("b", 2, 3.0)]
     kept = life(
         *[("submitted", 0.05), ("leased", 1.05, "a", 1, 1), ("expired", 3.01, "a", 1, 1)],
-        *[("leased", 3.01, "b", 2, 2), ("completed", 3.1, "b", 2, 2)],
+        *[("leased", 3.01, "b", 2, 1), ("completed", 3.1, "b", 2, 1)],
     )
     assert "two leases at once" in rules(evidence(calls, kept))
     assert rules(evidence(calls, kept, clock=Clock(AHEAD, AHEAD + 0.2))) == set()
@@ -198,11 +238,35 @@ BAD: dict[str, tuple[str, Callable[[], Evidence]]] = {
     "an acknowledged task that is gone": ("lost submission", lambda: evidence([submit(task="t2")])),
     "an uncounted attempt": (
         "attempts miscounted",
-        lambda: evidence([], life(*LEASED, ("expired", 4.0, "a", 1, 1), ("leased", 5.0, "a", 2, 1), ("dead", 6.0))),
+        lambda: evidence([], life(*LEASED, ("failed", 4.0, "a", 1, 1), ("leased", 5.0, "a", 2, 1), ("dead", 6.0))),
+    ),
+    "an attempt for an expired lease": (
+        "attempts miscounted",
+        lambda: evidence([], life(*LEASED, ("expired", 4.0, "a", 1, 1), ("leased", 5.0, "a", 2, 2), ("dead", 6.0))),
+    ),
+    "an attempt that failed twice": (
+        "attempt ended twice",
+        lambda: evidence(
+            [], life(*LEASED, ("failed", 4.0, "a", 1, 1), ("assigned", 5.0, "a"), ("failed", 6.0, "a", 1, 1))
+        ),
+    ),
+    "a late completion of a task that was requeued": (
+        "attempt ended by another agent",
+        lambda: evidence(
+            [],
+            life(
+                *[*LEASED, ("expired", 4.0, "a", 1, 1), ("dead", 5.0), ("requeued", 6.0), ("assigned", 6.0, "b")],
+                ("completed", 7.0, "a", 1, 1),
+            ),
+        ),
+    ),
+    "a late completion of a dead task": (
+        "illegal transition",
+        lambda: evidence([], life(*LEASED, ("expired", 4.0, "a", 1, 1), ("dead", 5.0), ("completed", 7.0, "a", 1, 1))),
     ),
     "more attempts than allowed": (
         "too many attempts",
-        lambda: evidence(GOOD_CALLS, replace(GOOD_LIFE, max_retries=1)),
+        lambda: evidence(GOOD_CALLS, replace(GOOD_LIFE, max_retries=0)),
     ),
     "an attempt ended by another agent": (
         "attempt ended by another agent",
@@ -211,7 +275,7 @@ BAD: dict[str, tuple[str, Callable[[], Evidence]]] = {
     "an end with the fence of an earlier attempt": (
         "attempt ended by another agent",
         lambda: evidence(
-            [], life(*LEASED, ("expired", 4.0, "a", 1, 1), ("leased", 5.0, "a", 2, 2), ("failed", 6.0, "a", 1, 1))
+            [], life(*LEASED, ("expired", 4.0, "a", 1, 1), ("leased", 5.0, "a", 2, 1), ("failed", 6.0, "a", 1, 1))
         ),
     ),
     "decreasing fences of one task": (
@@ -274,11 +338,25 @@ BAD: dict[str, tuple[str, Callable[[], Evidence]]] = {
         "stale token accepted",
         lambda: evidence([*GOOD_CALLS, fail("a", 3, 8.5)], GOOD_LIFE),
     ),
-    "a completion after the lease expired": (
+    "a late completion after another was given the task": (
         "stale token accepted",
         lambda: evidence(
-            [submit(), claim("a", 1, 1.0, until=3.0), complete("a", 1, 3.2)],
-            life(*LEASED, ("completed", 3.25, "a", 1, 1)),
+            [submit(), claim("a", 1, 1.0, until=3.0), claim("b", 2, 3.5, until=5.5), complete("a", 1, 4.0)],
+            life(*LEASED, ("expired", 3.1, "a", 1, 1), ("leased", 3.55, "b", 2, 1), ("completed", 4.05, "a", 1, 1)),
+        ),
+    ),
+    "a completion after the failure that ended the task": (
+        "stale token accepted",
+        lambda: evidence(
+            [submit(), claim("a", 1, 1.0, until=3.0), dead(fail("a", 1, 2.0)), complete("a", 1, 2.5)],
+            life(*LEASED, ("failed", 2.05, "a", 1, 1), ("completed", 2.55, "a", 1, 1)),
+        ),
+    ),
+    "an old token after another session took the task over": (
+        "stale token accepted",
+        lambda: evidence(
+            [submit(), claim("a", 1, 1.0, until=9.0), claim("a", 2, 2.0, until=9.0), complete("a", 1, 3.0)],
+            life(*LEASED, ("resumed", 2.05, "a", 2, 1), ("completed", 3.05, "a", 1, 1)),
         ),
     ),
     "a completion after cancellation": (
@@ -305,8 +383,8 @@ BAD: dict[str, tuple[str, Callable[[], Evidence]]] = {
         "lease ended too early",
         lambda: evidence([claim("a", 1, 1.0, until=3.0)], life(*LEASED, ("expired", 2.5, "a", 1, 1), ("dead", 2.5))),
     ),
-    "a lease taken from a living agent": (
-        "lease taken from a living agent",
+    "a lease taken from an agent that has not left": (
+        "lease taken from an agent",
         lambda: evidence(
             [call("register", "a", 0.0, 0.1, heartbeat_seconds=5.0), claim("a", 1, 1.0, until=30.0)],
             life(*LEASED, ("lost", 9.0, "a", 1, 1), ("dead", 9.0)),

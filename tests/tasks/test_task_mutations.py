@@ -253,7 +253,7 @@ MUTATIONS: dict[str, tuple[str, list[tuple[str, str]]]] = {
     ),
     "leases never expire": (
         "expired_lease_goes_to_another_agent",
-        [("  redis.call('ZADD', names.leases, ends, id)\n  redis.call('SADD'", "  redis.call('SADD'")],
+        [("  redis.call('ZADD', names.leases, ends, id)\n  return {id", "  return {id")],
     ),
     "renewal keeps the old expiry": (
         "heartbeat_renews_a_lease",
@@ -326,6 +326,86 @@ MUTATIONS: dict[str, tuple[str, list[tuple[str, str]]]] = {
         "pause_of_all_servers_costs_no_lease",
         [("        redis.call('HSET', task, 'lease_until', ends)\n", "")],
     ),
+    # late results, silence and sessions
+    "late results are refused": (
+        "late_result_counts_until_another_has_the_task",
+        [("  return task.state == 'pending' or task.state == 'retrying' or ", "  return ")],
+    ),
+    "late results keep their place in a queue": (
+        "late_failure_counts_once",
+        [("    rm.withdraw(names, id, task)\n    task.assigned = nil\n", "    task.assigned = nil\n")],
+    ),
+    "late failures count twice": (
+        "late_failure_counts_once",
+        [("if problem or has_failed(task) then", "if problem then")],
+    ),
+    "late results of replaced tokens count": (
+        "late_result_is_refused_when_the_task_was_given_again",
+        [("  if task.lease_token ~= token then return false end\n", "")],
+    ),
+    "late results of others count": (
+        "late_result_is_refused_when_the_task_was_given_again",
+        [("  if holders[#holders] ~= agent then return false end\n", "")],
+    ),
+    "late results of ended tasks count": (
+        "late_result_of_an_ended_task_is_refused",
+        [("  return task.state == 'pending' or task.state", "  return task.state ~= '' or task.state")],
+    ),
+    "a requeued task keeps its token": (
+        "late_result_of_an_ended_task_is_refused",
+        [("    'score', 'lease_token', 'expiries')", "    'score', 'expiries')")],
+    ),
+    "silence costs attempts": ("silence_costs_no_attempt", [("    task.attempt = tonumber(task.attempt) - 1\n", "")]),
+    "leases expire without end": (
+        "task_whose_leases_keep_expiring_ends",
+        [("retry = expiries < EXPIRIES_MOST", "retry = true")],
+    ),
+    "silence takes leases": (
+        "silent_agent_keeps_what_it_leased",
+        [("    if not leased[entry[2][2]] then\n", "    if true then\n")],
+    ),
+    "calls of any session renew": (
+        "calls_renew_the_leases_of_their_session",
+        [("  if task.session ~= session or not", "  if not")],
+    ),
+    "calls renew without bound": (
+        "calls_do_not_renew_beyond_deadline_or_progress",
+        [("math.min(rm.lease_end(task, at), (progress + UNATTENDED_SECONDS) * 1000000)", "rm.lease_end(task, at)")],
+    ),
+    "leases outlast deadlines": (
+        "calls_do_not_renew_beyond_deadline_or_progress",
+        [("  return deadline and math.min(ends, deadline * 1000000) or ends\n", "  return ends\n")],
+    ),
+    "calls renew expired leases": (
+        "expired_lease_is_not_renewed_by_calls",
+        [("~= session or not rm.holds_lease(task, agent.name, task.lease_token, now) then", "~= session then")],
+    ),
+    "calls are no sign of life": (
+        "calls_keep_an_agent_alive",
+        [("      if at > last * 1000000 then rm.touch_agent(names, agent, at) end\n", "")],
+    ),
+    "live sessions lose their work": (
+        "new_session_takes_over_from_one_that_ended",
+        [
+            (
+                "elseif agent.session == '' or rm.is_session_live(names, agent, task.session, now) then",
+                "elseif false then",
+            )
+        ],
+    ),
+    "silent sessions keep their work": (
+        "new_session_takes_over_from_a_silent_one",
+        [
+            (
+                "  return deadline and tonumber(deadline) > active_time(names, now)\n",
+                "  return deadline\n",
+            )
+        ],
+    ),
+    "pauses silence sessions": (
+        "pause_of_all_servers_silences_no_session",
+        [("  redis.call('HINCRBY', names.counters, 'paused', rm.integer(by))\n", "")],
+    ),
     # order
     "assigned, then queued": (
         "assigned_task_is_not_given_to_another",
@@ -374,7 +454,7 @@ MUTATIONS: dict[str, tuple[str, list[tuple[str, str]]]] = {
     ),
     "a requeued task keeps its turn": (
         "requeued_task_gets_a_new_turn",
-        [("'dead_entry', 'deadline',\n    'score')", "'dead_entry', 'deadline')")],
+        [("'dead_entry', 'deadline',\n    'score',", "'dead_entry', 'deadline',")],
     ),
     "tasks that end in a queue stay there": (
         "cancelled_task_leaves_its_queue",

@@ -139,6 +139,7 @@ class Keys:
 
     # Agents and their owner ids.
     agents = _Key("agents")  # sorted set: registered agents by the deadline (epoch seconds) of their next heartbeat
+    sessions = _KeyOf("sessions:")  # sorted set: the newest sessions of an agent by the time until which they are live
     agent = _KeyOf("agent:")  # hash: an agent, its owner ids, and those that earlier holders of its name left (`kept`)
     owner = _KeyOf("owner:")  # hash: the agent of an owner id; the reverse of `agent`
     tombstones = _Key("tombstones")  # set: owner ids whose memories are hidden until they are purged

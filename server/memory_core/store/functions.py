@@ -40,7 +40,7 @@ _KEYS = (
     "agent agents audit avoided backlog blockers caches children chores counters damaged data_key "
     "dead_tasks deadlines delayed dependents did events grant granted granting grants_due held "
     "history inbox job_streams keyed kinds kinds_of leases memory meta offers owner performance "
-    "quarantined reshared same_prefix seen seq submitted task task_vector tokens tombstones turns turns_of "
+    "quarantined reshared same_prefix seen seq sessions submitted task task_vector tokens tombstones turns turns_of "
     "unclaimed unsettled worked "
 ).split()
 """The keys that the Functions name themselves, by their names in keys.py."""

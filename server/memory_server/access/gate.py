@@ -33,6 +33,7 @@ from memory_server.engine.audited_calls import AuditedCall
 from memory_server.engine.batch_cache import BatchCache
 from memory_server.engine.counters import Counters
 from memory_server.engine.credential import Credential
+from memory_server.engine.presence import AgentSession, Presence
 from memory_server.engine.rate_limits import Rates
 from memory_server.engine.request_context import Caller, RequestContext
 from memory_server.security.audit.recorder import Recorder
@@ -50,9 +51,14 @@ class Gate:
     """Admits requests to one server process."""
 
     def __init__(
-        self, settings: Settings, recorder: Recorder, counters: Counters, backend: Callable[[], Awaitable[Backend]]
+        self,
+        settings: Settings,
+        recorder: Recorder,
+        counters: Counters,
+        backend: Callable[[], Awaitable[Backend]],
+        presence: Presence,
     ) -> None:
-        self._settings = settings
+        self._settings, self.presence = settings, presence
         auth, limits = settings.auth, settings.limits
         self._oauth = OAuthVerifier(auth, settings.namespace) if auth.mode == "oauth" else None
         self._backend = backend
@@ -62,16 +68,6 @@ class Gate:
         self._recorder, self._counters = recorder, counters
         self.sessions: Sessions | None = None
         """The sessions of clients of the eras up to 2025-11-25; None on stdio."""
-        self.on_session_ended: list[Callable[[str], Awaitable[None]]] = []
-        """Each receives the `mcp-session-id` of a session that its client ended at this server."""
-
-    async def session_ended(self, session_id: str) -> None:
-        """Tell the listeners that a client ended its session."""
-        for listener in self.on_session_ended:
-            try:
-                await listener(session_id)
-            except MemoryServiceError as error:
-                log.warning("the end of a session was not followed up: %s", error.message)
 
     async def verify(self, token: str) -> Access | None:
         """Return what a token grants, None if it is invalid. Reads this deployment's tokens from Redis each time."""
@@ -161,8 +157,12 @@ class Gate:
             caller = identity.caller_of(context, self._settings, access)
             await (await self._backend()).check_signer(caller.namespace)
             credential = await self._credential(context, access) if access is not None else None
-            request = RequestContext(caller, call=call, access=access, credential=credential, slot=slot)
-            yield request
+            session = identity.session_of(context, self.presence.process_session)
+            request = RequestContext(
+                caller, call=call, access=access, credential=credential, slot=slot, session=session
+            )
+            with self.presence.call(AgentSession(caller.namespace, caller.agent, session)):
+                yield request
             with after_write() if call.written else nullcontext():
                 await request.check_stale_credential()
 

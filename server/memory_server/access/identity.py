@@ -19,6 +19,7 @@ from memory_core.records.access import Access, known_scopes
 from memory_core.records.authority import Effect
 from memory_core.records.names import RESERVED_AGENTS, check_agent_name, check_name, to_name
 from memory_core.settings.settings import Settings
+from memory_server.engine.presence import session_id
 from memory_server.engine.request_context import Caller
 
 if TYPE_CHECKING:
@@ -36,6 +37,9 @@ REPEATED = "memory.repeated"
 """Key in an ASGI scope for a request that the server repeats to rebuild a client's session. Clients cannot set it."""
 SESSION_IS_OPEN = "memory.session_is_open"
 """Key in an ASGI scope for a function that says whether the dashboard session of a request is still open."""
+REST = "memory.rest"
+"""Key in an ASGI scope of a request to the REST API; false for one of the dashboard's pages."""
+SESSION_HEADER = "mcp-session-id"
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,6 +158,23 @@ def _declared(request: Request, header: str, parameter: str, what: str) -> str |
         raise InvalidArgument(f"the header {header} and the URL's {parameter} differ", hint="send one of them")
     declared = by_header or by_url
     return check_name(declared, what) if declared else None
+
+
+def session_of(context: ServerRequestContext[Any, Any], process_session: str) -> str:
+    """Return the opaque id of the client's session; empty for the dashboard.
+
+    Without a session of the protocol, all connections of a client's name, or of the REST API, count as one.
+    """
+    request: Request | None = context.request
+    if request is None:
+        return process_session
+    is_rest: bool | None = request.scope.get(REST)
+    if is_rest is not None:
+        return session_id("rest", "") if is_rest else ""
+    if session := request.headers.get(SESSION_HEADER):
+        return session_id("http", session)
+    params = context.session.client_params
+    return session_id("client", params.client_info.name if params else "")
 
 
 def _client_name(context: ServerRequestContext[Any, Any]) -> str:

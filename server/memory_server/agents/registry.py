@@ -46,6 +46,8 @@ from memory_server.contract.task_arguments import (
     RegisterArguments,
     UnregisterArguments,
 )
+from memory_server.contract.tasks import PendingAnswer
+from memory_server.engine.presence import AgentSession
 from memory_server.engine.principals import SIGNING_ATTEMPTS, prove_owner, read_owners, resolve
 from memory_server.engine.redis_backend import Backend
 from memory_server.engine.request_context import Caller, RequestContext
@@ -53,7 +55,7 @@ from memory_server.events.waiting import unread
 from memory_server.index import queries
 from memory_server.index import query_builder as build
 from memory_server.index.filters import ResolvedFilters
-from memory_server.tasks.leases import not_registered
+from memory_server.tasks.leases import not_registered, resume_leases
 from memory_server.tasks.lifecycle import DESCRIPTION_BYTES, check_capabilities
 from memory_server.tasks.routing import dispatch, dispatch_soon, end_reserved, write_in_slices
 from memory_server.tasks.services import TaskServices
@@ -115,6 +117,7 @@ async def register_agent(service: TaskServices, request: RequestContext, args: R
         if agent is None:
             raise not_registered(caller)
         pending = await _pending(service.backend, keys, agent)
+        work = await _work_of(service, request, agent)
     seconds = agent.heartbeat_seconds
     return RegisterAnswer(
         agent=AgentView.of(agent, redis_time.now()),
@@ -122,8 +125,9 @@ async def register_agent(service: TaskServices, request: RequestContext, args: R
         changed=_changes(answer.get("before") or {}, agent) if answer["again"] else {},
         pending_tasks=pending,
         heartbeat_seconds=seconds,
-        keep_alive=f"Call update_agent_heartbeat at least every {seconds:g} s with the lease_tokens you hold; "
-        f"after {2 * seconds:g} s of silence your tasks go to others.",
+        work=work,
+        keep_alive=f"Any call shows that you are there, and renews the leases of this session. After {seconds:g} s "
+        "without one you get no new tasks; what you hold stays yours until its lease ends.",
     )
 
 
@@ -157,6 +161,14 @@ def _changes(before: dict[str, Any], agent: Agent) -> dict[str, Change]:
 def _number(text: str | None) -> float | None:
     number = None if text is None else float(text)
     return int(number) if number is not None and number.is_integer() else number
+
+
+async def _work_of(service: TaskServices, request: RequestContext, agent: Agent) -> PendingAnswer | None:
+    """Return what an agent holds, and give this session what ended ones held; None if it holds nothing."""
+    service.presence.renew(AgentSession(request.caller.namespace, agent.name, request.session))
+    if not agent.leased_tasks or not request.may(Effect.WORK_ON_TASKS):
+        return None
+    return await resume_leases(service, request)
 
 
 async def unregister_agent(
@@ -295,6 +307,7 @@ async def _write(
         prefix=keys.prefix,
         agent=caller.agent,
         target=target,
+        session=request.session,
         audited_call=request.call,
         **({"audit": caller.audit(op, [target] if target else [])} if op else {}),
         **fields,
@@ -361,11 +374,8 @@ async def _beat(
     """Write a heartbeat; on a full Redis without its metrics. Returns the answer, and what was not kept."""
     function, op = "rm1_agent_heartbeat", "update_agent_heartbeat"
     try:
-        kept = _pairs({**fields, "metrics": metrics})
-        answer = await _write(
-            service, request, function, op, repeatable=True, fields=kept, tokens=tokens, reports=metrics is not None
-        )
-        return answer, None
+        kept: dict[str, Any] = {"fields": _pairs({**fields, "metrics": metrics}), "reports": metrics is not None}
+        return await _write(service, request, function, op, repeatable=True, tokens=tokens, **kept), None
     except StoreFull as error:
         brief: dict[str, Any] = {"repeatable": True, "fields": _pairs(fields), "tokens": tokens}
         answer = await _write(service, request, f"{function}_brief", None, **brief)

@@ -9,6 +9,7 @@ from pydantic import BaseModel, Field
 from memory_core.records.agent import Agent, AgentStatus, AgentType
 from memory_core.records.times import to_iso
 from memory_server.contract.answer import Answer
+from memory_server.contract.tasks import PendingAnswer
 from memory_server.contract.untrusted_text import counted, quoted, word
 
 
@@ -71,11 +72,13 @@ class RegisterAnswer(Answer):
         default_factory=dict[str, Change], description="what this call changed, if again"
     )
     pending_tasks: int = Field(default=0, description="tasks that wait for it now")
+    work: PendingAnswer | None = Field(default=None, description="what it holds, from this session or an earlier one")
     heartbeat_seconds: float
     keep_alive: str
 
     def lines(self) -> list[str]:
-        return [f"{self._what()} {self.agent.line()}.", self._waiting(), self.keep_alive]
+        work = [] if self.work is None else self.work.lines()
+        return [f"{self._what()} {self.agent.line()}.", self._waiting(), self.keep_alive, *work]
 
     def _what(self) -> str:
         if not self.again:

@@ -27,7 +27,7 @@ class DistributeArguments(Arguments):
     min_context_window: int = Field(default=0, ge=0, le=MOST_TOKENS, description="tokens")
     depends_on: ListOf[str] | None = Field(default=None, description="task ids to complete first")
     max_retries: int = Field(default=3, ge=0, le=100)
-    lease_seconds: Seconds = 300
+    lease_seconds: Seconds = 1800
     deadline: Time | None = None
     idempotency_key: str | None = Field(default=None, description="same key, same task")
 

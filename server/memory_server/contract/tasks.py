@@ -240,18 +240,33 @@ class ClaimedTask(TaskView):
     lease_token: str | None = Field(default=None, description="present it to renew, complete or fail")
     predecessors: list[Predecessor] = Field(default_factory=list[Predecessor])
     earlier_failures: list[TaskEvent] = []
+    resumed: bool = Field(default=False, description="true: an earlier session of yours held it; its token has ended")
     memories: list[Hit] = []
+
+
+class HeldElsewhere(BaseModel):
+    """A task that another live session of the same agent holds."""
+
+    task_id: str
+    lease_until: str
+
+    def line(self) -> str:
+        return f"Another session of yours works on task {self.task_id}, until {self.lease_until}."
 
 
 class PendingAnswer(Answer):
     """Tasks of an agent, leased to it now or only shown."""
 
     tasks: list[ClaimedTask]
+    held: list[ClaimedTask] = Field(default_factory=list[ClaimedTask], description="held by this session already")
+    elsewhere: list[HeldElsewhere] = Field(
+        default_factory=list[HeldElsewhere], description="held by another live session of yours"
+    )
     open_tasks: int = Field(default=0, description="how many tasks you hold leases of")
     max_tasks: int = 0
 
     def shown(self) -> list[str]:
-        return [*(task.task_id for task in self.tasks), *self.shown_besides()]
+        return [*(task.task_id for task in [*self.tasks, *self.held]), *self.shown_besides()]
 
     def shown_besides(self) -> list[str]:
         hits = [hit.memory.memory_id for task in self.tasks for hit in task.memories]
@@ -259,14 +274,21 @@ class PendingAnswer(Answer):
         return [*hits, *(one.memory_id or one.task_id for one in results)]
 
     def lines(self) -> list[str]:
-        if not self.tasks:
+        found = [*map(_brief, self.tasks)]
+        if self.held and not self.tasks:
+            found += [[f"No new task. You hold {self.open_tasks} of {self.max_tasks}:"], *map(_brief, self.held)]
+        if self.elsewhere and not self.tasks:
+            found.append([other.line() for other in self.elsewhere])
+        if not found:
             return [f"No task for you now ({self.open_tasks} of {self.max_tasks} in hand)."]
-        first, *others = map(_brief, self.tasks)
+        first, *others = found
         return [*first, *chain.from_iterable(["", *other] for other in others)]
 
 
 def _brief(task: ClaimedTask) -> list[str]:
     lines = [task.line()]
+    if task.resumed:
+        lines.append("You took this on in an earlier session, whose lease_token has ended. Go on with it.")
     if task.payload is not None:
         lines.append(f"Payload: {quoted(task.payload)}")
     if task.lease_token:

@@ -29,6 +29,8 @@ PAGE_KEY_HEADER, PAGE_KEY_PARAMETER = "x-memory-session", "session"
 """Where a page sends its key; the stream of events cannot have headers."""
 _ROLE = frozenset[Power]({"operator"})
 _AGAIN = "log in again"
+_BROWSER_HEADER = "sec-fetch-site"
+"""Browsers add it to each request of a page."""
 
 
 class _Page:
@@ -58,6 +60,7 @@ class Identifier:
             Unauthenticated: the token of the session is no longer valid.
         """
         session = self._session_for_page(request)
+        request.scope[identity.REST] = session is None and _BROWSER_HEADER not in request.headers
         if session:
             request.scope[identity.SESSION_IS_OPEN] = lambda: self.session_of(request) is not None
         if session and session.is_operator:

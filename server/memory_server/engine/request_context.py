@@ -77,8 +77,9 @@ class DeferredWrites:
 class RequestContext:
     """The state of one operation. `RequestContext(caller)` is enough for background work and the console.
 
-    `access` is what the token grants, None if no token is needed. A batch shares `cache`, `deferred` and `waits_until`,
-    the monotonic time at which its operations stop waiting.
+    `access` is what the token grants, None if no token is needed. `session` is an opaque id of the client's session,
+    empty for callers that hold no leases: hooks, the dashboard, background work. A batch shares `cache`, `deferred` and
+    `waits_until`, the monotonic time at which its operations stop waiting.
     """
 
     caller: Caller
@@ -90,6 +91,7 @@ class RequestContext:
     slot: Slot | None = None
     deferred: DeferredWrites | None = None
     waits_until: float | None = None
+    session: str = ""
 
     def may(self, effect: Effect) -> bool:
         """Whether the caller's token allows an effect. Without a token all are allowed."""

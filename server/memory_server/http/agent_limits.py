@@ -62,7 +62,8 @@ class AgentLimits:
         """Count the request against its agent instead of its address."""
         self._known.add(scope)
         place: Place = scope[PLACE]
-        if place.pass_to(holder_of(Request(scope), self._settings)):
+        holder = holder_of(Request(scope), self._settings)
+        if place.pass_to(holder):
             await self._read(scope, receive, send)
         else:
             await unavailable("you have too many open requests")(scope, receive, send)

@@ -27,8 +27,10 @@ from memory_core.errors import MemoryServiceError, Overloaded
 from memory_core.settings.settings import Settings
 from memory_server.access import identity
 from memory_server.access.gate import Gate
+from memory_server.access.identity import SessionOwner
 from memory_server.access.sessions import ClientSession, Sessions
 from memory_server.engine.admission import SLOT
+from memory_server.engine.presence import session_id
 from memory_server.engine.shares import Shares
 from memory_server.http.bodies import replay
 
@@ -83,7 +85,7 @@ class SessionServer:
         if session is None:
             await _refused(404, "Session not found")(scope, receive, send)
         elif scope["method"] == "DELETE":
-            await self._end(session, scope, receive, send)
+            await self._end(session, owner, scope, receive, send)
         else:
             await self._continue(session, scope, receive, send)
 
@@ -112,7 +114,9 @@ class SessionServer:
         else:
             await transport.handle_request(scope, receive, send)
 
-    async def _end(self, session: ClientSession, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _end(
+        self, session: ClientSession, owner: SessionOwner, scope: Scope, receive: Receive, send: Send
+    ) -> None:
         """End a session at all servers: here at once, there with its next request or the next look of its stream."""
         await self._sessions.end(session)
         if transport := self._open_here.get(session.id):
@@ -120,7 +124,8 @@ class SessionServer:
             await self._forget(transport)
         else:
             await Response(headers={_SESSION: session.id}, media_type="application/json")(scope, receive, send)
-        await self._gate.session_ended(session.id)
+        callers = [(owner.namespace, owner.agent)] if owner.agent else []
+        await self._gate.presence.end(session_id("http", session.id), *callers)
 
     async def _listen(
         self,

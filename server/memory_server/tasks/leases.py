@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import random
 import secrets
 import time
@@ -21,8 +22,9 @@ from memory_server.contract import validation
 from memory_server.contract.arguments import SearchArguments
 from memory_server.contract.memories import Hit, Memory
 from memory_server.contract.task_arguments import CompleteArguments, FailArguments, PendingArguments
-from memory_server.contract.tasks import ClaimedTask, PendingAnswer, TaskStateAnswer, TaskView
+from memory_server.contract.tasks import ClaimedTask, HeldElsewhere, PendingAnswer, TaskStateAnswer, TaskView
 from memory_server.engine.inflight_reads import reads
+from memory_server.engine.presence import AgentSession
 from memory_server.engine.redis_backend import Backend
 from memory_server.engine.request_context import Caller, RequestContext
 from memory_server.events.entries import TASK
@@ -43,10 +45,15 @@ _FAILURE_CHARS = 2 * DESCRIPTION_BYTES
 _FAILURES = ("failed", "expired", "lost")
 _LEASED_AT_ONCE = 32
 """Leases that one Function call gives; it blocks Redis meanwhile."""
+_RESUMED_AT_ONCE = 8
+_FULL_WAIT_SECONDS = 2.0
+"""How long a claim waits for an agent that holds as many tasks as it takes."""
 
 
 async def get_pending_tasks(service: TaskServices, request: RequestContext, args: PendingArguments) -> PendingAnswer:
-    """Lease tasks to the caller; without `claim`, only show the tasks assigned to it.
+    """Lease tasks to the caller, first those that an earlier session of it held; see also `resume_leases`.
+
+    Without `claim`, only show the tasks assigned to it.
 
     Raises:
         NotFound: the caller is not registered.
@@ -55,18 +62,31 @@ async def get_pending_tasks(service: TaskServices, request: RequestContext, args
         return await _show_assigned(service.backend, request.caller, args)
     answer, shortened = await _claim(service, request, args.limit), None
     if args.wait_seconds and not answer["tasks"]:
-        seconds, shortened = request.longest_wait(args.wait_seconds)
+        is_full = answer["held"] >= answer["most"]
+        wait_seconds = min(args.wait_seconds, _FULL_WAIT_SECONDS) if is_full else args.wait_seconds
+        seconds, shortened = request.longest_wait(wait_seconds)
         answer = await _wait_and_claim(service, request, args.limit, seconds)
-    if shortened and not answer["tasks"]:
+    if shortened and not (answer["tasks"] or answer["mine"] or answer["elsewhere"]):
         return PendingAnswer(
             tasks=[], open_tasks=answer["held"], max_tasks=answer["most"], partial=True, reason=shortened
         )
     with after_write():
-        return await _describe(service, request, args, answer)
+        described = await _describe(service, request, args.with_memories, answer)
+    reason = "; ".join(filter(None, [described.reason, shortened]))
+    return described.model_copy(update={"partial": bool(reason), "reason": reason or None})
+
+
+async def resume_leases(service: TaskServices, request: RequestContext) -> PendingAnswer:
+    """Give the caller what an earlier session of it held, under new tokens, and show what it holds."""
+    answer = await _claim_slice(service, request, 0, _RESUMED_AT_ONCE)
+    with after_write():
+        return await _describe(service, request, 0, answer)
 
 
 async def complete_task(service: TaskServices, request: RequestContext, args: CompleteArguments) -> TaskStateAnswer:
     """Complete a task with its result, which may also be stored as a memory.
+
+    A result that comes after the lease expired is accepted until another agent is given the task.
 
     Raises:
         NotFound: the caller never had a task with that id. LeaseLost: the token is not in force.
@@ -146,17 +166,19 @@ async def fail_task(service: TaskServices, request: RequestContext, args: FailAr
 
 async def _claim(service: TaskServices, request: RequestContext, limit: int) -> dict[str, Any]:
     """Lease up to `limit` tasks, in slices. A failure after the first slice leaves the others to the next claim."""
-    answer = await _claim_slice(service, request, min(limit, _LEASED_AT_ONCE))
+    answer = await _claim_slice(service, request, min(limit, _LEASED_AT_ONCE), _RESUMED_AT_ONCE)
+    first = {part: answer.get(part) for part in ("mine", "elsewhere", "progress")}
     tasks, is_full = list[Any](answer["tasks"]), len(answer["tasks"]) == _LEASED_AT_ONCE
     with suppress(MemoryServiceError):
         while is_full and (left := limit - len(tasks)) > 0:
-            answer = await _claim_slice(service, request, min(left, _LEASED_AT_ONCE))
+            answer = await _claim_slice(service, request, min(left, _LEASED_AT_ONCE), 0)
             tasks += answer["tasks"]
             is_full = len(answer["tasks"]) == _LEASED_AT_ONCE
-    return answer | {"tasks": tasks}
+    return answer | first | {"tasks": tasks}
 
 
-async def _claim_slice(service: TaskServices, request: RequestContext, limit: int) -> dict[str, Any]:
+async def _claim_slice(service: TaskServices, request: RequestContext, limit: int, resumed: int) -> dict[str, Any]:
+    """Lease up to `limit` tasks, and before that up to `resumed` that an earlier session of the caller holds."""
     keys = Keys(request.caller.namespace)
     answer = await service.backend.write(
         "rm1_task_claim",
@@ -165,13 +187,17 @@ async def _claim_slice(service: TaskServices, request: RequestContext, limit: in
         prefix=keys.prefix,
         agent=request.caller.agent,
         call=new_id(),
+        session=request.session,
         secrets=[secrets.token_hex(8) for _ in range(limit)],
+        resumes=[secrets.token_hex(8) for _ in range(resumed)],
         audited_call=request.call,
         audit=request.caller.audit("get_pending_tasks"),
         keep=service.settings.tasks.keep_seconds,
     )
     if answer["status"] == "unknown":
         raise not_registered(request.caller)
+    if answer["tasks"]:
+        service.presence.renew(AgentSession(request.caller.namespace, request.caller.agent, request.session))
     settle_soon(service, request.caller.namespace, answer)
     return answer
 
@@ -210,21 +236,32 @@ async def _show_assigned(backend: Backend, caller: Caller, args: PendingArgument
 
 @reads
 async def _describe(
-    service: TaskServices, request: RequestContext, args: PendingArguments, answer: dict[str, Any]
+    service: TaskServices, request: RequestContext, memories: int, answer: dict[str, Any]
 ) -> PendingAnswer:
-    """Add the task, its earlier failures and related memories to each lease."""
-    keys, leases = Keys(request.caller.namespace), {found["id"]: found for found in answer["tasks"]}
+    """Add the task, its earlier failures and related memories to each lease; no memories to those held before."""
+    keys = Keys(request.caller.namespace)
+    leases = {found["id"]: found for found in [*answer["tasks"], *answer["mine"]]}
+    progress = json.loads(answer["progress"]) if answer.get("progress") else None
+    new, mine = [found["id"] for found in answer["tasks"]], {found["id"] for found in answer["mine"]}
     tasks = await service.backend.read(lambda client: load_tasks(client, keys, leases))
     reader, unread = request.as_reader(), None
-    if args.with_memories and tasks:
+    if memories and new:
         unread = reader.missing("memories are", Effect.READ_MEMORIES)
-    number = 0 if unread else args.with_memories
+    number = 0 if unread else memories
     described = await asyncio.gather(
-        *(_describe_task(service, request, task, leases[task.id], number) for task in tasks)
+        *(
+            _describe_task(service, request, task, leases[task.id], 0 if task.id in mine else number, progress)
+            for task in tasks
+        )
     )
     reasons = dict.fromkeys(reason for reason in [unread, *(reason for _, reason in described)] if reason)
     return PendingAnswer(
-        tasks=[task for task, _ in described],
+        tasks=[task for task, _ in described if task.task_id not in mine],
+        held=[task for task, _ in described if task.task_id in mine],
+        elsewhere=[
+            HeldElsewhere(task_id=found["id"], lease_until=to_iso(float(found["lease_until"])) or "")
+            for found in answer["elsewhere"]
+        ],
         open_tasks=answer["held"],
         max_tasks=answer["most"],
         partial=bool(reasons),
@@ -233,7 +270,7 @@ async def _describe(
 
 
 async def _describe_task(
-    service: TaskServices, request: RequestContext, task: Task, lease: dict[str, Any], memories: int
+    service: TaskServices, request: RequestContext, task: Task, lease: dict[str, Any], memories: int, progress: Any
 ) -> tuple[ClaimedTask, str | None]:
     """Describe a leased task; also return what is missing. A failed search keeps the lease."""
     history = await load_history(service.backend, request.caller.namespace, task.id)
@@ -253,10 +290,13 @@ async def _describe_task(
         "lease_token": lease["lease_token"],
         "lease_until": to_iso(float(lease["lease_until"])),
         "attempt": int(lease["attempt"]),
+        "resumed": bool(lease.get("resumed")),
         "earlier_failures": failures,
         "predecessors": await load_predecessors(service, request, task),
         "memories": hits,
     }
+    if progress is not None and (lease.get("resumed") or "fence" not in lease):
+        extra |= {"progress": progress, "progress_by": request.caller.agent}
     return _claimed(task).model_copy(update=extra), reason
 
 

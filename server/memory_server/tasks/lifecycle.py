@@ -294,7 +294,7 @@ async def act_on_task(
         raise no_task(task_id)
     if answer["status"] == "stale":
         message = f"this lease_token is not in force: the task is {answer['state']}"
-        raise LeaseLost(message, hint="stop working on it; claim again with get_pending_tasks")
+        raise LeaseLost(message, hint="stop working on it; get_pending_tasks shows what you hold and gives new tasks")
     settle_soon(service, request.caller.namespace, answer)
     dispatch_soon(service, request.caller.namespace)
     return answer
