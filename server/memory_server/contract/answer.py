@@ -11,15 +11,17 @@ from memory_core.errors import plain_line
 
 
 class Answer(BaseModel):
-    """Base of all answers. `partial`: something is missing; `reason` says what."""
+    """Base of all answers. `partial`: something is missing; `reason` says what. `names`: what given names became."""
 
     partial: bool = False
     reason: str | None = None
+    names: str | None = None
 
     def text(self) -> str:
         """Return the short text form. The one place where lines become text: no line can begin another."""
         partial = [f"PARTIAL: {self.reason}"] if self.partial else []
-        return "\n".join(map(plain_line, [*self.lines(), *partial]))
+        names = [f"Names: {self.names}."] if self.names else []
+        return "\n".join(map(plain_line, [*self.lines(), *names, *partial]))
 
     def shown(self) -> Iterable[str]:
         """Return the ids of the memories and tasks whose contents it shows, for the audit."""

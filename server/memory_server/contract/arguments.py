@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, TypeVar, cast
+from functools import cache
+from types import UnionType
+from typing import Annotated, Any, ClassVar, Literal, TypeVar, Union, cast, get_args, get_origin
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, model_validator
 
 from memory_core.records.bounded_json import parse_json
 from memory_core.records.memory import MemoryType, Priority, Visibility
 from memory_server.contract.events import EventKind
+from memory_server.contract.given_names import GivenNames
 
 T = TypeVar("T")
 _MAX_ITEMS = 10_000
@@ -28,6 +31,22 @@ def _as_list(value: Any) -> Any:
     return value
 
 
+def _without_blanks(value: Any) -> Any:
+    """Read a list of texts like `_as_list`, without items that are null or empty."""
+    value = _as_list(value)
+    return [item for item in cast(list[Any], value) if not _is_blank(item)] if isinstance(value, list) else value
+
+
+def _is_blank(value: Any) -> bool:
+    return value is None or value == ""
+
+
+def _canonical(value: Any, info: ValidationInfo) -> Any:
+    """Turn a given agent name into the name of the agent, where the context of the validation allows that."""
+    is_given = isinstance(info.context, GivenNames) and isinstance(value, str)
+    return info.context.canonical(value) if is_given else value
+
+
 def as_json(value: Any) -> Any:
     """Accept an object or its JSON; validation refuses unreadable text later."""
     if not isinstance(value, str):
@@ -38,17 +57,59 @@ def as_json(value: Any) -> Any:
         return value
 
 
-ListOf = Annotated[list[T], BeforeValidator(_as_list)]
+ListOf = Annotated[list[T], BeforeValidator(_without_blanks)]
+WholeListOf = Annotated[list[T], BeforeValidator(_as_list)]
+"""A list in which each item has its place, so that none may be left out."""
 JsonObject = Annotated[dict[str, Any], BeforeValidator(as_json)]
-Time = str | float
-AgentId = Annotated[str | None, Field(description="default: you")]
+_NOT_TEXT = "a value that is written as text"
+Time = Annotated[str | float, _NOT_TEXT]
+AgentName = Annotated[str, BeforeValidator(_canonical)]
+AgentId = Annotated[AgentName | None, Field(description="default: you")]
 MinScore = Annotated[float, Field(ge=0, le=1)]
 
 
 class Arguments(BaseModel):
-    """Base of all: unknown arguments are refused. Tools and use cases take the whole model as `args`."""
+    """Base of all: unknown arguments are refused. Tools and use cases take the whole model as `args`.
+
+    Clients fill in optional arguments that they have no value for. For these, null, empty text and a list of nothing
+    else count as absent, and so does the word null where the argument is not text.
+    """
 
     model_config = ConfigDict(extra="forbid", hide_input_in_errors=True, frozen=True, allow_inf_nan=False)
+
+    means_empty: ClassVar[frozenset[str]] = frozenset()
+    """Optional arguments for which empty text is a value."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_absent(cls, given: Any) -> Any:
+        if not isinstance(given, dict):
+            return given
+        return {name: value for name, value in cast(dict[Any, Any], given).items() if not cls._is_absent(name, value)}
+
+    @classmethod
+    def _is_absent(cls, name: Any, value: Any) -> bool:
+        field = cls.model_fields.get(name)
+        if field is None or field.is_required():
+            return False
+        if isinstance(value, list):
+            return bool(value) and all(map(_is_blank, cast(list[Any], value)))
+        if isinstance(value, str) and value in _NULL_WORDS:
+            return not _is_text(field.annotation)
+        return value is None or (value == "" and name not in cls.means_empty)
+
+
+_NULL_WORDS = ("null", "None")
+
+
+@cache
+def _is_text(annotation: Any) -> bool:
+    """Whether an argument may be any text."""
+    if get_origin(annotation) is Annotated:
+        return _NOT_TEXT not in annotation.__metadata__ and _is_text(get_args(annotation)[0])
+    if get_origin(annotation) in (Union, UnionType):
+        return any(map(_is_text, get_args(annotation)))
+    return annotation in (str, Any)
 
 
 class NoArguments(Arguments):
@@ -58,7 +119,7 @@ class NoArguments(Arguments):
 class Filters(Arguments):
     """Filters of searches and lists."""
 
-    agent_ids: ListOf[str] | None = Field(default=None, description="only memories of these agents")
+    agent_ids: ListOf[AgentName] | None = Field(default=None, description="only memories of these agents")
     memory_types: ListOf[MemoryType] | None = None
     priorities: ListOf[Priority] | None = None
     tags: ListOf[str] | None = None
@@ -97,7 +158,7 @@ class StoreArguments(Arguments):
     idempotency_key: str | None = Field(default=None, description="makes retries safe: same key, same memory")
     wait: bool = Field(default=True, description="wait up to 2 s for the vector")
     agent_id: AgentId = None
-    vector: ListOf[float] | None = Field(default=None, description="ready-made, for memory_type embedding only")
+    vector: WholeListOf[float] | None = Field(default=None, description="ready-made, for memory_type embedding only")
 
 
 class RetrieveArguments(Arguments):
@@ -116,6 +177,8 @@ class ListArguments(Filters):
 
 class UpdateArguments(Arguments):
     """update_memory"""
+
+    means_empty = frozenset({"content", "context"})
 
     memory_id: str
     content: str | None = None
@@ -168,14 +231,14 @@ class SimilarArguments(Filters):
 class StatsArguments(Arguments):
     """memory_stats"""
 
-    agent_id: str | None = Field(default=None, description="only what this agent wrote")
+    agent_id: AgentName | None = Field(default=None, description="only what this agent wrote")
     since: Time | None = Field(default=None, description="also count what was stored since")
 
 
 class BatchArguments(Arguments):
     """batch_operations"""
 
-    operations: ListOf[dict[str, Any]] = Field(description="each {op, ...arguments}")
+    operations: WholeListOf[dict[str, Any]] = Field(description="each {op, ...arguments}")
     stop_on_error: bool = False
 
 

@@ -9,7 +9,7 @@ from pydantic import BaseModel, Field
 
 from memory_core.records.memory import MemoryType
 from memory_server.contract.answer import Answer
-from memory_server.contract.arguments import Arguments, ListOf, Time
+from memory_server.contract.arguments import AgentName, Arguments, ListOf, Time
 from memory_server.contract.memories import Memory
 from memory_server.contract.untrusted_text import NOTE, counted, quoted
 
@@ -17,7 +17,7 @@ from memory_server.contract.untrusted_text import NOTE, counted, quoted
 class ShareArguments(Arguments):
     """share_context_with_agent"""
 
-    target_agent: str = Field(description="a registered agent")
+    target_agent: AgentName = Field(description="a registered agent")
     memory_ids: ListOf[str] | None = Field(default=None, description="these; or give context, tags or memory_types")
     context: str | None = None
     tags: ListOf[str] | None = Field(default=None, description="memories with any of them")
@@ -46,7 +46,7 @@ class OfferArguments(Arguments):
 class SharedContextArguments(Arguments):
     """get_shared_context"""
 
-    agent_id: str | None = Field(default=None, description="only what this agent shares with you")
+    agent_id: AgentName | None = Field(default=None, description="only what this agent shares with you")
     context: str | None = None
     query: str | None = Field(default=None, description="only what matches, best first; not with since")
     since: Time | None = Field(default=None, description="only what changed since this next_cursor or time")

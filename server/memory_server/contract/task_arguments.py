@@ -8,7 +8,7 @@ from pydantic import BeforeValidator, Field
 
 from memory_core.records.agent import AgentStatus, AgentType
 from memory_core.records.task import TaskPriority, TaskState
-from memory_server.contract.arguments import AgentId, Arguments, JsonObject, ListOf, Time, as_json
+from memory_server.contract.arguments import AgentId, AgentName, Arguments, JsonObject, ListOf, Time, as_json
 
 Json = Annotated[Any, BeforeValidator(as_json)]
 MOST_TOKENS = 1_000_000_000
@@ -23,7 +23,7 @@ class DistributeArguments(Arguments):
     payload: JsonObject | None = None
     required_capabilities: ListOf[str] | None = Field(default=None, description="at most 16, of 1024 bytes in all")
     priority: TaskPriority = TaskPriority.MEDIUM
-    assign_to: str | None = Field(default=None, description="only this agent, ever; dead if it unregisters")
+    assign_to: AgentName | None = Field(default=None, description="only this agent, ever; dead if it unregisters")
     min_context_window: int = Field(default=0, ge=0, le=MOST_TOKENS, description="tokens")
     depends_on: ListOf[str] | None = Field(default=None, description="task ids that must complete first")
     max_retries: int = Field(default=3, ge=0, le=100)
@@ -98,7 +98,7 @@ class UnregisterArguments(Arguments):
     memories: Literal["keep", "transfer", "delete"] = Field(
         default="keep", description="keep: no agent has them, not even the next one of your name"
     )
-    transfer_to: str | None = Field(default=None, description="a registered agent, which must accept the offer")
+    transfer_to: AgentName | None = Field(default=None, description="a registered agent, which must accept the offer")
 
 
 class HeartbeatArguments(Arguments):

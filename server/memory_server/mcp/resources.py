@@ -10,6 +10,7 @@ from mcp.server.mcpserver.exceptions import ResourceError, ResourceNotFoundError
 
 from memory_core.errors import InvalidArgument, MemoryServiceError, NotFound, plain_line
 from memory_core.records.authority import Effect
+from memory_core.records.names import canonical_name
 from memory_server.contract.answer import Answer
 from memory_server.engine.audited_calls import named_ids
 from memory_server.mcp import lazy
@@ -55,7 +56,9 @@ def add_resources(server: MCPServer[Any], runtime: Runtime) -> None:
             ctx,
             "agent",
             agent_id,
-            lambda service, request: lazy.registry.get_agent(service.backend, request.caller, agent_id),
+            lambda service, request: lazy.registry.get_agent(
+                service.backend, request.caller, canonical_name(agent_id) if request.access is None else agent_id
+            ),
         )
         return plain_line(answer.agent.model_dump_json())
 

@@ -11,7 +11,7 @@ from mcp.server.subscriptions import InMemorySubscriptionBus
 from memory_server.access.gate import sdk_auth
 from memory_server.mcp.metering import Metering
 from memory_server.mcp.plain_errors import plain_errors
-from memory_server.mcp.prompts import add_prompts
+from memory_server.mcp.prompts import add_prompts, without_blank_arguments
 from memory_server.mcp.resources import add_resources
 from memory_server.mcp.subscriptions import add_subscriptions
 from memory_server.mcp.tools.agents import agent_tools
@@ -60,7 +60,7 @@ def build_server(runtime: Runtime) -> MCPServer[Any]:
         tools=[tool.guarded(runtime.gate) for tool in everything],
         log_level="WARNING",
         subscriptions=bus,
-        middleware=[Metering(runtime.gate, names), plain_errors(names)],
+        middleware=[Metering(runtime.gate, names), plain_errors(names), without_blank_arguments],
         **sdk_auth(runtime.gate, runtime.settings),
     )
     add_prompts(server)
