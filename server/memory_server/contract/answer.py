@@ -6,8 +6,10 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from pydantic import BaseModel
+from pydantic_core import to_json
 
 from memory_core.errors import plain_line
+from memory_server.contract import tokens
 
 
 class Answer(BaseModel):
@@ -22,6 +24,11 @@ class Answer(BaseModel):
         partial = [f"PARTIAL: {self.reason}"] if self.partial else []
         names = [f"Names: {self.names}."] if self.names else []
         return "\n".join(map(plain_line, [*self.lines(), *names, *partial]))
+
+    def tokens(self) -> int:
+        """Estimate the tokens of its longer form."""
+        structured = to_json(self.model_dump(mode="json", exclude_none=True)).decode()
+        return max(tokens.count(self.text()), tokens.count(structured))
 
     def shown(self) -> Iterable[str]:
         """Return the ids of the memories and tasks whose contents it shows, for the audit."""

@@ -12,6 +12,7 @@ from memory_core.records.bounded_json import parse_json
 from memory_core.records.memory import MemoryType, Priority, Visibility
 from memory_server.contract.events import EventKind
 from memory_server.contract.given_names import GivenNames
+from memory_server.contract.tokens import DEFAULT_MAX_TOKENS
 
 T = TypeVar("T")
 _MAX_ITEMS = 10_000
@@ -65,6 +66,7 @@ _NOT_TEXT = "a value that is written as text"
 Time = Annotated[str | float, _NOT_TEXT]
 AgentName = Annotated[str, BeforeValidator(_canonical)]
 AgentId = Annotated[AgentName | None, Field(description="default: you")]
+MaxTokens = Annotated[int, Field(ge=0, description="most tokens of the answer; 0 for all")]
 MinScore = Annotated[float, Field(ge=0, le=1)]
 
 
@@ -165,6 +167,10 @@ class RetrieveArguments(Arguments):
     """retrieve_memory"""
 
     memory_id: str
+    rev: int | None = Field(default=None, ge=1, description="refuse if another revision is the current one")
+    chunk: int | None = Field(default=None, ge=1, description="begin at this chunk of a long content")
+    max_tokens: MaxTokens = DEFAULT_MAX_TOKENS
+    cursor: str | None = Field(default=None, description="next_cursor of the page before")
 
 
 class ListArguments(Filters):
@@ -215,7 +221,7 @@ class SearchArguments(Filters):
     recency_weight: float = Field(default=0.0, ge=0, le=1, description="share of the score given to newness")
     priority_weight: float = Field(default=0.0, ge=0, le=1, description="share given to the priority")
     rerank: bool = Field(default=False, description="take more candidates and compare exactly; slower")
-    max_tokens: int | None = Field(default=None, ge=1, description="budget for contents, metadata and tags")
+    max_tokens: MaxTokens = DEFAULT_MAX_TOKENS
     deadline_ms: int | None = Field(default=None, ge=1, le=60_000)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from memory_core.errors import InvalidArgument
 from memory_core.records.names import canonical_name
 from memory_server.contract.untrusted_text import quoted
 
@@ -16,8 +17,11 @@ class GivenNames:
         self._became: dict[str, str] = {}
 
     def canonical(self, given: str) -> str:
-        """Return the canonical name. Raises InvalidArgument if there is none."""
-        name = canonical_name(given, "agent")
+        """Return the canonical name, or the given one if there is none: no agent has it."""
+        try:
+            name = canonical_name(given, "agent")
+        except InvalidArgument:
+            return given
         if name != given:
             self._became[given] = name
         return name

@@ -159,9 +159,11 @@ class StoreAnswer(Answer):
 
 
 class MemoryAnswer(Answer):
-    """One memory whole."""
+    """One memory, or a page of its content."""
 
     memory: Memory
+    chunks: str | None = Field(default=None, description="which chunks of a long content these are")
+    next_cursor: str | None = None
     access_count: int = Field(default=0, description="of your own memories only")
     last_access: str | None = None
 
@@ -169,7 +171,9 @@ class MemoryAnswer(Answer):
         return [self.memory.memory_id]
 
     def lines(self) -> list[str]:
-        return [NOTE, *self.memory.lines()]
+        page = f"Chunks {self.chunks}." if self.chunks else ""
+        more = f"More: cursor={self.next_cursor}" if self.next_cursor else ""
+        return [NOTE, *self.memory.lines(), *([f"{page} {more}".strip()] if page or more else [])]
 
 
 class UpdateAnswer(MemoryAnswer):

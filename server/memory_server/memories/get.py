@@ -6,14 +6,14 @@ import base64
 import binascii
 import math
 
-from memory_core.errors import InvalidArgument, echo
+from memory_core.errors import InvalidArgument, NotFound, echo
 from memory_core.records import redis_time
 from memory_core.records.keys import Keys
 from memory_core.records.memory import Record
 from memory_core.records.times import to_iso, to_redis
 from memory_core.redis_client import Client
 from memory_server.contract.answer import partial_reason
-from memory_server.contract.arguments import ListArguments
+from memory_server.contract.arguments import ListArguments, RetrieveArguments
 from memory_server.contract.memories import Memory, MemoryAnswer, MemoryListAnswer
 from memory_server.contract.validation import check_limit
 from memory_server.engine.inflight_reads import reads
@@ -23,13 +23,22 @@ from memory_server.index import loader, queries
 from memory_server.index import query_builder as build
 from memory_server.index.filters import resolve_filters
 from memory_server.index.loader import Ref
+from memory_server.memories import pages
+from memory_server.memories.chunks import split_content
 from memory_server.memories.services import MemoryServices
 from memory_server.security.open_records import load_readable
 
+_SURELY_LONG = 16
+"""Characters for each token from which a content is not measured: it does not fit."""
+
 
 @reads
-async def retrieve_memory(service: MemoryServices, request: RequestContext, memory_id: str) -> MemoryAnswer:
-    """Read one whole memory; its owner also learns how often it was read before. Raises NotFound."""
+async def retrieve_memory(service: MemoryServices, request: RequestContext, args: RetrieveArguments) -> MemoryAnswer:
+    """Read one memory, or a page of it; its owner also learns how often it was read before.
+
+    Raises NotFound, and InvalidArgument for a cursor of another revision.
+    """
+    memory_id = args.memory_id
     principal = await resolve(service.backend, request)
     record = await load_readable(service, request, principal, memory_id, whole=True)
     keys = Keys(request.caller.namespace)
@@ -37,11 +46,49 @@ async def retrieve_memory(service: MemoryServices, request: RequestContext, memo
     if not principal.owns(record.owner):
         count = last = None  # they would tell when others read it
     service.touch(request.caller, [memory_id])
-    return MemoryAnswer(
+    answer = MemoryAnswer(
         memory=Memory.of(record, principal, await service.models.current(request.caller.namespace)),
         access_count=int(count or 0),
         last_access=to_iso(float(last)) if last else None,
     )
+    return await _page(answer, args)
+
+
+async def _page(answer: MemoryAnswer, args: RetrieveArguments) -> MemoryAnswer:
+    """Return the page of an answer that `args` ask for. Later pages leave the metadata out."""
+    memory, most, start = answer.memory, args.max_tokens, 0
+    content, rev = memory.content, memory.rev
+    if args.rev not in (None, rev):
+        raise NotFound(f"revision {args.rev} is not kept; the current one is {rev}", hint="leave rev out")
+    if args.cursor is not None and args.chunk is not None:
+        raise InvalidArgument("cursor and chunk were both given", hint="give one of them")
+    if args.cursor is None and args.chunk is None:
+        is_short = len(content) <= _SURELY_LONG * most
+        if not most or (is_short and answer.tokens() <= most):
+            return answer
+    starts = pages.starts_of(content, await split_content(content))
+    if args.cursor is not None:
+        start = pages.read_cursor(args.cursor, rev, len(content))
+    elif args.chunk is not None:
+        if args.chunk > len(starts):
+            raise InvalidArgument(f"there is no chunk {args.chunk}; the memory has {len(starts)}")
+        start = starts[args.chunk - 1]
+
+    def at(start: int, end: int) -> MemoryAnswer:
+        more = pages.write_cursor(rev, end) if end < len(content) else None
+        part = {"content": content[start:end]} | ({"metadata": None} if start else {})
+        chunks = pages.chunks_between(starts, start, end)
+        return answer.model_copy(
+            update={"memory": memory.model_copy(update=part), "chunks": chunks, "next_cursor": more}
+        )
+
+    if not most:
+        return at(start, len(content))
+    if memory.metadata and at(0, 1).tokens() > most / 2:
+        memory = memory.model_copy(update={"metadata": None})
+        reason = "the metadata is left out; max_tokens=0 gives all"
+        answer = answer.model_copy(update={"partial": True, "reason": reason})
+    return at(start, pages.end_of_page(len(content), starts, start, most, lambda *page: at(*page).tokens()))
 
 
 @reads
