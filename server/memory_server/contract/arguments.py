@@ -81,6 +81,8 @@ class Arguments(BaseModel):
 
     means_empty: ClassVar[frozenset[str]] = frozenset()
     """Optional arguments for which empty text is a value."""
+    whole_lists: ClassVar[frozenset[str]] = frozenset()
+    """Lists in which each item has its place: none of nulls counts as absent."""
 
     @model_validator(mode="before")
     @classmethod
@@ -95,7 +97,7 @@ class Arguments(BaseModel):
         if field is None or field.is_required():
             return False
         if isinstance(value, list):
-            return bool(value) and all(map(_is_blank, cast(list[Any], value)))
+            return bool(value) and name not in cls.whole_lists and all(map(_is_blank, cast(list[Any], value)))
         if isinstance(value, str) and value in _NULL_WORDS:
             return not _is_text(field.annotation)
         return value is None or (value == "" and name not in cls.means_empty)
@@ -140,6 +142,8 @@ class Filters(Arguments):
 
 class StoreArguments(Arguments):
     """store_memory"""
+
+    whole_lists = frozenset({"vector"})
 
     content: str = Field(description="what to remember")
     memory_type: MemoryType = MemoryType.CONTEXT

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 import math
+from collections.abc import Sequence
 
 from memory_core.errors import InvalidArgument, NotFound, echo
 from memory_core.records import redis_time
@@ -54,9 +55,18 @@ async def retrieve_memory(service: MemoryServices, request: RequestContext, args
     return await _page(answer, args)
 
 
+def _start(args: RetrieveArguments, rev: int, starts: Sequence[int], length: int) -> int:
+    if args.cursor is not None:
+        return pages.read_cursor(args.cursor, rev, length)
+    number = args.chunk or 1
+    if number > len(starts):
+        raise InvalidArgument(f"there is no chunk {number}; the memory has {len(starts)}", hint="give a lower number")
+    return starts[number - 1]
+
+
 async def _page(answer: MemoryAnswer, args: RetrieveArguments) -> MemoryAnswer:
     """Return the page of an answer that `args` ask for. Later pages leave the metadata out."""
-    memory, most, start = answer.memory, args.max_tokens, 0
+    memory, most = answer.memory, args.max_tokens
     content, rev = memory.content, memory.rev
     if args.rev not in (None, rev):
         raise NotFound(f"revision {args.rev} is not kept; the current one is {rev}", hint="leave rev out")
@@ -67,12 +77,7 @@ async def _page(answer: MemoryAnswer, args: RetrieveArguments) -> MemoryAnswer:
         if not most or (is_short and answer.tokens() <= most):
             return answer
     starts = pages.starts_of(content, await split_content(content))
-    if args.cursor is not None:
-        start = pages.read_cursor(args.cursor, rev, len(content))
-    elif args.chunk is not None:
-        if args.chunk > len(starts):
-            raise InvalidArgument(f"there is no chunk {args.chunk}; the memory has {len(starts)}")
-        start = starts[args.chunk - 1]
+    start = _start(args, rev, starts, len(content))
 
     def at(start: int, end: int) -> MemoryAnswer:
         more = pages.write_cursor(rev, end) if end < len(content) else None

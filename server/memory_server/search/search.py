@@ -141,7 +141,7 @@ async def find_similar(service: SearchServices, request: RequestContext, args: S
 
 
 def _within(answer: SearchAnswer, most: int) -> SearchAnswer:
-    """Leave out hits until the answer takes at most so many tokens. A hit that is too long makes room for later ones."""
+    """Leave out hits until the answer takes at most so many tokens. Shorter hits may follow one that is left out."""
     if not most or answer.tokens() <= most:
         return answer
     kept, empty = list[Hit](), answer.model_copy(update={"hits": [], "partial": True, "reason": answer.reason or ""})
@@ -293,8 +293,7 @@ def _rank(found: Candidates, query: ParsedQuery, args: SearchArguments | None = 
 
 def _cut(ranked: Sequence[ScoredRecord], args: SearchArguments) -> list[ScoredRecord]:
     """Apply the limit and the minimum score."""
-    best = [scored for scored in ranked if scored.score >= args.min_score][: args.limit]
-    return best
+    return [scored for scored in ranked if scored.score >= args.min_score][: args.limit]
 
 
 def _hit(scored: ScoredRecord, principal: Principal, model: Model) -> Hit:
