@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from bisect import bisect_right
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from pydantic import BaseModel
@@ -41,6 +42,13 @@ class Answer(BaseModel):
     def lines(self) -> Iterable[str]:
         """Return the lines of the text form. `untrusted_text` quotes or frames what agents wrote."""
         return [self.model_dump_json(exclude_defaults=True)]
+
+
+def most_fitting(number: int, most: int, tokens_of: Callable[[int], int]) -> int:
+    """Return how many of `number` items, at least one, an answer of at most so many tokens can hold."""
+    if not number or tokens_of(number) <= most:
+        return number
+    return max(bisect_right(range(1, number + 1), most, key=tokens_of), 1)
 
 
 def partial_reason(

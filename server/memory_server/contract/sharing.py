@@ -50,7 +50,7 @@ class SharedContextArguments(Arguments):
     context: str | None = None
     query: str | None = Field(default=None, description="only what matches, best first; not with since")
     since: Time | None = Field(default=None, description="only what changed since this next_cursor or time")
-    max_tokens: int = Field(default=4000, ge=1, description="budget for contents, metadata and tags")
+    max_tokens: int = Field(default=4000, ge=1, description="budget for the memories")
 
 
 class ShareAnswer(Answer):

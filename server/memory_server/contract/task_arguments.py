@@ -8,7 +8,8 @@ from pydantic import BeforeValidator, Field
 
 from memory_core.records.agent import AgentStatus, AgentType
 from memory_core.records.task import TaskPriority, TaskState
-from memory_server.contract.arguments import AgentId, AgentName, Arguments, JsonObject, ListOf, Time, as_json
+from memory_server.contract.arguments import AgentId, AgentName, Arguments, JsonObject, ListOf, MaxTokens, Time, as_json
+from memory_server.contract.tokens import DEFAULT_MAX_TOKENS
 
 Json = Annotated[Any, BeforeValidator(as_json)]
 MOST_TOKENS = 1_000_000_000
@@ -43,9 +44,15 @@ class PendingArguments(Arguments):
 
 
 class TaskArguments(Arguments):
-    """get_task, requeue_task"""
+    """requeue_task"""
 
     task_id: str
+
+
+class GetTaskArguments(TaskArguments):
+    """get_task"""
+
+    max_tokens: MaxTokens = DEFAULT_MAX_TOKENS
 
 
 class CompleteArguments(TaskArguments):
@@ -117,3 +124,4 @@ class ListAgentsArguments(Arguments):
     agent_types: ListOf[AgentType] | None = None
     capabilities: ListOf[str] | None = Field(default=None, description="that can do all of these")
     alive_only: bool = True
+    cursor: str | None = Field(default=None, description="next_cursor of the page before")

@@ -13,9 +13,10 @@ from memory_core.records.keys import Keys
 from memory_core.records.memory import Record
 from memory_core.records.times import to_iso, to_redis
 from memory_core.redis_client import Client
-from memory_server.contract.answer import partial_reason
+from memory_server.contract.answer import most_fitting, partial_reason
 from memory_server.contract.arguments import ListArguments, RetrieveArguments
 from memory_server.contract.memories import Memory, MemoryAnswer, MemoryListAnswer
+from memory_server.contract.tokens import DEFAULT_MAX_TOKENS
 from memory_server.contract.validation import check_limit
 from memory_server.engine.inflight_reads import reads
 from memory_server.engine.principals import resolve
@@ -136,13 +137,19 @@ async def list_memories(service: MemoryServices, request: RequestContext, args: 
     total, records, warnings, more = await service.namespaces.search(keys.namespace, fetch)
     reason = partial_reason(await service.namespaces.covered(prepared), warnings)
     model = await service.models.current(request.caller.namespace)
-    return MemoryListAnswer(
-        memories=[Memory.of(record, principal, model) for record in records],
-        next_cursor=_write_cursor(records[-1].created_at) if more and records else None,
-        total=total,
-        partial=bool(reason),
-        reason=reason,
-    )
+
+    def of_first(number: int) -> MemoryListAnswer:
+        shown, left = records[:number], more or number < len(records)
+        return MemoryListAnswer(
+            memories=[Memory.of(record, principal, model) for record in shown],
+            next_cursor=_write_cursor(shown[-1].created_at) if left and shown else None,
+            total=total,
+            partial=bool(reason),
+            reason=reason,
+        )
+
+    fitting = most_fitting(len(records), DEFAULT_MAX_TOKENS, lambda number: of_first(number).tokens())
+    return of_first(fitting)
 
 
 def _write_cursor(created_at: float) -> str:
