@@ -18,6 +18,7 @@ RESERVED_AGENTS = frozenset({"operator", "console", "server"})
 """The audit names this product's own actors so: no token may claim them."""
 
 _NAME = re.compile(NAME_PATTERN)
+_SPACES = re.compile(" +")
 _NOT_IN_NAME = re.compile(r"[^a-z0-9_.-]+")
 _FORBIDDEN_CATEGORIES = frozenset({"Cc", "Cs", "Zl", "Zp"})
 
@@ -30,6 +31,19 @@ def check_name(value: str, what: str = "name") -> str:
         f"{what} {echo(value)} is not a name",
         hint="use 1 to 64 of a-z, 0-9, '_', '.', '-', beginning with a letter or a digit",
     )
+
+
+def canonical_name(value: str, what: str = "name") -> str:
+    """Return the name that a person means: lower case, hyphens for spaces, letters without accents.
+
+    Raises InvalidArgument if that is no name, such as for letters that have no ASCII form.
+    """
+    if _NAME.fullmatch(value) or len(value) > LABEL_MAX_BYTES:
+        return check_name(value, what)
+    parts = unicodedata.normalize("NFKD", value.casefold())
+    bare = "".join(char for char in parts if not unicodedata.combining(char))
+    name = _SPACES.sub("-", bare.strip(" "))
+    return name if _NAME.fullmatch(name) else check_name(value, what)
 
 
 def only_names(found: Iterable[bytes]) -> list[str]:

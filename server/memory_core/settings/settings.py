@@ -7,9 +7,18 @@ import os
 from collections.abc import Iterator, Sequence
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
-from pydantic import AliasChoices, BaseModel, Field, SecretStr, ValidationError
+from pydantic import (
+    AliasChoices,
+    BaseModel,
+    Field,
+    ModelWrapValidatorHandler,
+    PrivateAttr,
+    SecretStr,
+    ValidationError,
+    model_validator,
+)
 from pydantic.fields import FieldInfo
 from pydantic_settings import (
     BaseSettings,
@@ -20,7 +29,7 @@ from pydantic_settings import (
 )
 
 from memory_core.errors import InvalidArgument, plain_line
-from memory_core.records.names import NAME_PATTERN
+from memory_core.records.names import NAME_PATTERN, canonical_name
 from memory_core.settings.auth import AuthSettings, Names
 from memory_core.settings.choices import AnswerForm, ToolSet
 from memory_core.settings.groups import (
@@ -121,6 +130,27 @@ class Settings(BaseSettings):
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(default="INFO", description="lowest level logged")
     log_format: Literal["text", "json"] = Field(default="text", description="lines for people, or one object each")
 
+    _given_names: dict[str, str] = PrivateAttr(default_factory=dict[str, str])
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _make_names_canonical(cls, data: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
+        """Accept an agent and a namespace in any case and with spaces, unless a token says who calls."""
+        given = dict[str, str]()
+        if isinstance(data, dict) and not _uses_tokens(data):
+            data = dict(data)
+            for what in ("agent", "namespace"):
+                if isinstance(data.get(what), str):
+                    given[what], data[what] = data[what], _canonical(data[what])
+        settings = handler(data)
+        settings._given_names = given
+        return settings
+
+    @property
+    def given_names(self) -> dict[str, str]:
+        """The agent and the namespace as they were given."""
+        return self._given_names
+
     @classmethod
     def settings_customise_sources(
         cls,
@@ -163,6 +193,20 @@ class Settings(BaseSettings):
             redis.username is None and redis.password is None and redis.password_file is None
         )
         return self.redis_url is None and redis.url is None and stock
+
+
+def _uses_tokens(data: dict[str, Any]) -> bool:
+    auth = data.get("auth")
+    mode = auth.get("mode", "off") if isinstance(auth, dict) else getattr(auth, "mode", "off")
+    return data.get("token") is not None or mode != "off"
+
+
+def _canonical(name: str) -> str:
+    """Return the canonical name, or a bad name as it is: the field refuses it."""
+    try:
+        return canonical_name(name)
+    except InvalidArgument:
+        return name
 
 
 def _check_is_file(path: Path) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -17,8 +18,9 @@ from mcp.server.context import ServerRequestContext
 from memory_core.errors import Forbidden, InvalidArgument, Unauthenticated, echo
 from memory_core.records.access import Access, known_scopes
 from memory_core.records.authority import Effect
-from memory_core.records.names import RESERVED_AGENTS, check_agent_name, check_name, to_name
+from memory_core.records.names import RESERVED_AGENTS, canonical_name, check_agent_name, check_name, to_name
 from memory_core.settings.settings import Settings
+from memory_server.contract.given_names import became
 from memory_server.engine.presence import session_id
 from memory_server.engine.request_context import Caller
 
@@ -52,10 +54,11 @@ class SessionOwner:
 
 def caller_of(context: ServerRequestContext[Any, Any], settings: Settings, access: Access | None) -> Caller:
     """Return the caller of a request; `access` is what its token grants. Raises InvalidArgument, Forbidden."""
-    agent, namespace = _declared_names(context, settings)
+    agent, namespace = _declared_names(context, settings, exact=access is not None)
     if access is None:
         name = check_agent_name(agent or settings.agent or _client_name(context))
-        return Caller(namespace or settings.namespace, name, origin=_origin(context, None))
+        names = _became(context, settings)
+        return Caller(namespace or settings.namespace, name, origin=_origin(context, None), became=names)
     check_names(access, agent, namespace)
     return Caller(
         access.namespace,
@@ -128,7 +131,15 @@ def _named(request: Request, settings: Settings, access: Access | None) -> tuple
         return access.namespace, access.agent
     agent = request.headers.get(AGENT_HEADER) or request.query_params.get(AGENT_PARAMETER) or settings.agent
     namespace = request.headers.get(NAMESPACE_HEADER) or request.query_params.get(NAMESPACE_PARAMETER)
-    return namespace or settings.namespace, agent or ""
+    return _or_unchanged(namespace or settings.namespace), _or_unchanged(agent) if agent else ""
+
+
+def _or_unchanged(name: str) -> str:
+    """Return the canonical name, or a bad name as it is: its call is refused later."""
+    try:
+        return canonical_name(name)
+    except InvalidArgument:
+        return name
 
 
 def _address(request: Request) -> str:
@@ -144,20 +155,46 @@ def _origin(context: ServerRequestContext[Any, Any], access: Access | None) -> s
     return f"{origin} token {access.token}" if access and access.token else origin
 
 
-def _declared_names(context: ServerRequestContext[Any, Any], settings: Settings) -> tuple[str | None, str | None]:
+def _declared_names(
+    context: ServerRequestContext[Any, Any], settings: Settings, *, exact: bool
+) -> tuple[str | None, str | None]:
+    """Return the names that a connection declares. A token's name must be `exact`; others become canonical."""
     request: Request | None = context.request
     if request is None:
         return declared_on_stdio(settings)
-    agent = _declared(request, AGENT_HEADER, AGENT_PARAMETER, "agent")
-    return agent, _declared(request, NAMESPACE_HEADER, NAMESPACE_PARAMETER, "namespace")
+    check = check_name if exact else canonical_name
+    names = [
+        [check(given, what) for given in _given(request, header, parameter)] for what, header, parameter in _DECLARING
+    ]
+    for (_, header, parameter), found in zip(_DECLARING, names, strict=True):
+        if len(set(found)) > 1:
+            raise InvalidArgument(f"the header {header} and the URL's {parameter} differ", hint="send one of them")
+    agent, namespace = (next(iter(found), None) for found in names)
+    return agent, namespace
 
 
-def _declared(request: Request, header: str, parameter: str, what: str) -> str | None:
-    by_header, by_url = request.headers.get(header), request.query_params.get(parameter)
-    if by_header and by_url and by_header != by_url:
-        raise InvalidArgument(f"the header {header} and the URL's {parameter} differ", hint="send one of them")
-    declared = by_header or by_url
-    return check_name(declared, what) if declared else None
+_DECLARING = (
+    ("agent", AGENT_HEADER, AGENT_PARAMETER),
+    ("namespace", NAMESPACE_HEADER, NAMESPACE_PARAMETER),
+)
+
+
+def _given(request: Request, header: str, parameter: str) -> list[str]:
+    """Return the header and the URL parameter of a name, if they are given. Starlette reads headers as Latin-1."""
+    by_header = request.headers.get(header, "")
+    with suppress(UnicodeError):
+        by_header = by_header.encode("latin-1").decode()
+    return [given for given in (by_header, request.query_params.get(parameter)) if given]
+
+
+def _became(context: ServerRequestContext[Any, Any], settings: Settings) -> tuple[str, ...]:
+    """Say which declared names are not canonical, and what they became."""
+    request: Request | None = context.request
+    if request is None:
+        given = list(settings.given_names.items())
+    else:
+        given = [(what, one) for what, *where in _DECLARING for one in _given(request, *where)[:1]]
+    return tuple(became(what, one, name) for what, one in given if (name := canonical_name(one, what)) != one)
 
 
 def session_of(context: ServerRequestContext[Any, Any], process_session: str) -> str:

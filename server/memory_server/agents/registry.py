@@ -40,6 +40,7 @@ from memory_server.contract.agents import (
     RegisterAnswer,
     UnregisterAnswer,
 )
+from memory_server.contract.answer import most_fitting
 from memory_server.contract.task_arguments import (
     HeartbeatArguments,
     ListAgentsArguments,
@@ -47,6 +48,7 @@ from memory_server.contract.task_arguments import (
     UnregisterArguments,
 )
 from memory_server.contract.tasks import PendingAnswer
+from memory_server.contract.tokens import DEFAULT_MAX_TOKENS
 from memory_server.engine.presence import AgentSession
 from memory_server.engine.principals import SIGNING_ATTEMPTS, prove_owner, read_owners, resolve
 from memory_server.engine.redis_backend import Backend
@@ -411,7 +413,14 @@ async def list_agents(service: TaskServices, caller: Caller, args: ListAgentsArg
         and required <= set(agent.capabilities)
         and (agent.is_alive(now) or not args.alive_only)
     ]
-    return AgentListAnswer(agents=[AgentView.of(agent, now) for agent in sorted(chosen, key=lambda found: found.name)])
+    views = [AgentView.of(agent, now) for agent in sorted(chosen, key=lambda found: found.name)]
+    left = [view for view in views if args.cursor is None or view.agent_id > args.cursor]
+
+    def of_first(number: int) -> AgentListAnswer:
+        cursor = left[number - 1].agent_id if 0 < number < len(left) else None
+        return AgentListAnswer(agents=left[:number], next_cursor=cursor, total=len(views))
+
+    return of_first(most_fitting(len(left), DEFAULT_MAX_TOKENS, lambda number: of_first(number).tokens()))
 
 
 def self_description(description: str, capabilities: Sequence[str]) -> str:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 import typer
 
 from memory_core.errors import EmbeddingUnavailable, MemoryServiceError, OutcomeUnknown, StoreUnavailable
-from memory_core.records.names import check_name
+from memory_core.records.names import canonical_name, check_name
 from memory_server.cli import lazy
 from memory_server.cli.effects import EFFECTS, Effect
 
@@ -120,6 +120,8 @@ class Console:
 
     def as_agent(self, agent: str, op: str, run: Callable[[Service, RequestContext], Awaitable[A]], *ids: str) -> A:
         """Run a use case with an agent's permission. Raises InvalidArgument unless `agent` is a valid name."""
+        if self.settings.auth.mode == "off":
+            agent = canonical_name(agent, "agent")
         return self._audited(acting_as(self.namespace, agent), op, run, ids)
 
     def _audited(

@@ -145,6 +145,10 @@ class AgentListAnswer(Answer):
     """Registered agents by name."""
 
     agents: list[AgentView]
+    next_cursor: str | None = None
+    total: int = 0
 
     def lines(self) -> list[str]:
-        return [f"{len(self.agents)} agents.", *(agent.line() for agent in self.agents)]
+        more = [f"… and more: cursor={self.next_cursor}"] if self.next_cursor else []
+        of_all = f"{len(self.agents)} of {self.total} agents." if more else f"{len(self.agents)} agents."
+        return [of_all, *(agent.line() for agent in self.agents), *more]

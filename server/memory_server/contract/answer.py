@@ -2,23 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from bisect import bisect_right
+from collections.abc import Callable, Iterable, Sequence
 
 from pydantic import BaseModel
+from pydantic_core import to_json
 
 from memory_core.errors import plain_line
+from memory_server.contract import tokens
 
 
 class Answer(BaseModel):
-    """Base of all answers. `partial`: something is missing; `reason` says what."""
+    """Base of all answers. `partial`: something is missing; `reason` says what. `names`: what given names became."""
 
     partial: bool = False
     reason: str | None = None
+    names: str | None = None
 
     def text(self) -> str:
         """Return the short text form. The one place where lines become text: no line can begin another."""
         partial = [f"PARTIAL: {self.reason}"] if self.partial else []
-        return "\n".join(map(plain_line, [*self.lines(), *partial]))
+        names = [f"Names: {self.names}."] if self.names else []
+        return "\n".join(map(plain_line, [*self.lines(), *names, *partial]))
+
+    def tokens(self) -> int:
+        """Estimate the tokens of its longer form."""
+        structured = to_json(self.model_dump(mode="json", exclude_none=True)).decode()
+        return max(tokens.count(self.text()), tokens.count(structured))
 
     def shown(self) -> Iterable[str]:
         """Return the ids of the memories and tasks whose contents it shows, for the audit."""
@@ -31,6 +41,13 @@ class Answer(BaseModel):
     def lines(self) -> Iterable[str]:
         """Return the lines of the text form. `untrusted_text` quotes or frames what agents wrote."""
         return [self.model_dump_json(exclude_defaults=True)]
+
+
+def most_fitting(number: int, most: int, tokens_of: Callable[[int], int]) -> int:
+    """Return how many of `number` items, at least one, an answer of at most so many tokens can hold."""
+    if not number or tokens_of(number) <= most:
+        return number
+    return max(bisect_right(range(1, number + 1), most, key=tokens_of), 1)
 
 
 def partial_reason(

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, TypeVar, cast
+from functools import cache
+from types import UnionType
+from typing import Annotated, Any, ClassVar, Literal, TypeVar, Union, cast, get_args, get_origin
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, model_validator
 
 from memory_core.records.bounded_json import parse_json
 from memory_core.records.memory import MemoryType, Priority, Visibility
 from memory_server.contract.events import EventKind
+from memory_server.contract.given_names import GivenNames
+from memory_server.contract.tokens import DEFAULT_MAX_TOKENS
 
 T = TypeVar("T")
 _MAX_ITEMS = 10_000
@@ -26,6 +30,22 @@ def _as_list(value: Any) -> Any:
     return value
 
 
+def _without_blanks(value: Any) -> Any:
+    """Read a list of texts like `_as_list`, without items that are null or empty."""
+    value = _as_list(value)
+    return [item for item in cast(list[Any], value) if not _is_blank(item)] if isinstance(value, list) else value
+
+
+def _is_blank(value: Any) -> bool:
+    return value is None or value == ""
+
+
+def _canonical(value: Any, info: ValidationInfo) -> Any:
+    """Turn a given agent name into the name of the agent, where the context of the validation allows that."""
+    names = info.context
+    return names.canonical(value) if isinstance(names, GivenNames) and isinstance(value, str) else value
+
+
 def as_json(value: Any) -> Any:
     """Accept an object or its JSON; validation refuses unreadable text later."""
     if not isinstance(value, str):
@@ -36,17 +56,62 @@ def as_json(value: Any) -> Any:
         return value
 
 
-ListOf = Annotated[list[T], BeforeValidator(_as_list)]
+ListOf = Annotated[list[T], BeforeValidator(_without_blanks)]
+WholeListOf = Annotated[list[T], BeforeValidator(_as_list)]
+"""A list in which each item has its place, so that none may be left out."""
 JsonObject = Annotated[dict[str, Any], BeforeValidator(as_json)]
-Time = str | float
-AgentId = Annotated[str | None, Field(description="default: you")]
+_NOT_TEXT = "a value that is written as text"
+Time = Annotated[str | float, _NOT_TEXT]
+AgentName = Annotated[str, BeforeValidator(_canonical)]
+AgentId = Annotated[AgentName | None, Field(description="default: you")]
+MaxTokens = Annotated[int, Field(ge=0, description="most tokens of the answer; 0 for all")]
 MinScore = Annotated[float, Field(ge=0, le=1)]
 
 
 class Arguments(BaseModel):
-    """Base of all: unknown arguments are refused. Tools and use cases take the whole model as `args`."""
+    """Base of all: unknown arguments are refused. Tools and use cases take the whole model as `args`.
+
+    Clients fill in optional arguments that they have no value for. For these, null, empty text and a list of nothing
+    else count as absent, and so does the word null where the argument is not text.
+    """
 
     model_config = ConfigDict(extra="forbid", hide_input_in_errors=True, frozen=True, allow_inf_nan=False)
+
+    means_empty: ClassVar[frozenset[str]] = frozenset()
+    """Optional arguments for which empty text is a value."""
+    whole_lists: ClassVar[frozenset[str]] = frozenset()
+    """Lists in which each item has its place: none of nulls counts as absent."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_absent(cls, given: Any) -> Any:
+        if not isinstance(given, dict):
+            return given
+        return {name: value for name, value in cast(dict[Any, Any], given).items() if not cls._is_absent(name, value)}
+
+    @classmethod
+    def _is_absent(cls, name: Any, value: Any) -> bool:
+        field = cls.model_fields.get(name)
+        if field is None or field.is_required():
+            return False
+        if isinstance(value, list):
+            return bool(value) and name not in cls.whole_lists and all(map(_is_blank, cast(list[Any], value)))
+        if isinstance(value, str) and value in _NULL_WORDS:
+            return not _is_text(field.annotation)
+        return value is None or (value == "" and name not in cls.means_empty)
+
+
+_NULL_WORDS = ("null", "None")
+
+
+@cache
+def _is_text(annotation: Any) -> bool:
+    """Whether an argument may be any text."""
+    if get_origin(annotation) is Annotated:
+        return _NOT_TEXT not in annotation.__metadata__ and _is_text(get_args(annotation)[0])
+    if get_origin(annotation) in (Union, UnionType):
+        return any(map(_is_text, get_args(annotation)))
+    return annotation in (str, Any)
 
 
 class NoArguments(Arguments):
@@ -56,7 +121,7 @@ class NoArguments(Arguments):
 class Filters(Arguments):
     """Filters of searches and lists."""
 
-    agent_ids: ListOf[str] | None = Field(default=None, description="whose memories")
+    agent_ids: ListOf[AgentName] | None = Field(default=None, description="whose memories")
     memory_types: ListOf[MemoryType] | None = None
     priorities: ListOf[Priority] | None = None
     tags: ListOf[str] | None = None
@@ -75,6 +140,8 @@ class Filters(Arguments):
 
 class StoreArguments(Arguments):
     """store_memory"""
+
+    whole_lists = frozenset({"vector"})
 
     content: str
     memory_type: MemoryType = MemoryType.CONTEXT
@@ -96,13 +163,17 @@ class StoreArguments(Arguments):
     idempotency_key: str | None = Field(default=None, description="same key, same memory")
     wait: bool = Field(default=True, description="for the vector, up to 2 s")
     agent_id: AgentId = None
-    vector: ListOf[float] | None = Field(default=None, description="ready-made, for type embedding only")
+    vector: WholeListOf[float] | None = Field(default=None, description="ready-made, for type embedding only")
 
 
 class RetrieveArguments(Arguments):
     """retrieve_memory"""
 
     memory_id: str
+    rev: int | None = Field(default=None, ge=1, description="refuse if another revision is the current one")
+    chunk: int | None = Field(default=None, ge=1, description="begin at this chunk of a long content")
+    max_tokens: MaxTokens = DEFAULT_MAX_TOKENS
+    cursor: str | None = Field(default=None, description="next_cursor of the page before")
 
 
 class ListArguments(Filters):
@@ -115,6 +186,8 @@ class ListArguments(Filters):
 
 class UpdateArguments(Arguments):
     """update_memory"""
+
+    means_empty = frozenset({"content", "context"})
 
     memory_id: str
     content: str | None = None
@@ -151,7 +224,7 @@ class SearchArguments(Filters):
     recency_weight: float = Field(default=0.0, ge=0, le=1, description="share of newness in the score")
     priority_weight: float = Field(default=0.0, ge=0, le=1, description="share of priority")
     rerank: bool = Field(default=False, description="more exact, slower")
-    max_tokens: int | None = Field(default=None, ge=1, description="budget of the answer")
+    max_tokens: MaxTokens = DEFAULT_MAX_TOKENS
     deadline_ms: int | None = Field(default=None, ge=1, le=60_000)
 
 
@@ -167,14 +240,14 @@ class SimilarArguments(Filters):
 class StatsArguments(Arguments):
     """memory_stats"""
 
-    agent_id: str | None = Field(default=None, description="its writer")
+    agent_id: AgentName | None = Field(default=None, description="its writer")
     since: Time | None = Field(default=None, description="also count what is newer")
 
 
 class BatchArguments(Arguments):
     """batch_operations"""
 
-    operations: ListOf[dict[str, Any]] = Field(description="each {op: a tool, ...its arguments}; stores do not wait")
+    operations: WholeListOf[dict[str, Any]] = Field(description="each {op: tool, ...arguments}; stores do not wait")
     stop_on_error: bool = False
 
 

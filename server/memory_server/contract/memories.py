@@ -222,9 +222,11 @@ class StoreAnswer(Answer):
 
 
 class MemoryAnswer(Answer):
-    """One memory whole."""
+    """One memory, or a page of its content."""
 
     memory: Memory
+    chunks: str | None = Field(default=None, description="which chunks of a long content these are")
+    next_cursor: str | None = None
     access_count: int = Field(default=0, description="of your own memories only")
     last_access: str | None = None
 
@@ -238,7 +240,9 @@ class MemoryAnswer(Answer):
         used = [f"read {counted(self.access_count, 'time')} before{last}"] if self.access_count else []
         pieces = [f"{memory.pieces} chunks"] if memory.pieces > 1 else []
         heading = " · ".join([memory.heading(whole=True), *pieces, *metadata, *used])
-        return [NOTE, heading, *framed(memory.content)]
+        page = [f"Chunks {self.chunks}."] if self.chunks else []
+        more = [f"More: cursor={self.next_cursor}"] if self.next_cursor else []
+        return [NOTE, heading, *framed(memory.content), *([" ".join([*page, *more])] if page or more else [])]
 
 
 class UpdateAnswer(MemoryAnswer):

@@ -9,7 +9,7 @@ from pydantic import BaseModel, Field
 
 from memory_core.records.memory import MemoryType
 from memory_server.contract.answer import Answer
-from memory_server.contract.arguments import Arguments, ListOf, Time
+from memory_server.contract.arguments import AgentName, Arguments, ListOf, Time
 from memory_server.contract.memories import Memory, entries
 from memory_server.contract.untrusted_text import NOTE, counted, quoted, word
 from memory_server.contract.wording import lifetime, minute
@@ -18,7 +18,7 @@ from memory_server.contract.wording import lifetime, minute
 class ShareArguments(Arguments):
     """share_context_with_agent"""
 
-    target_agent: str
+    target_agent: AgentName
     memory_ids: ListOf[str] | None = Field(default=None, description="or context, tags or memory_types")
     context: str | None = None
     tags: ListOf[str] | None = Field(default=None, description="any of them")
@@ -45,7 +45,7 @@ class OfferArguments(Arguments):
 class SharedContextArguments(Arguments):
     """get_shared_context"""
 
-    agent_id: str | None = Field(default=None, description="who shares")
+    agent_id: AgentName | None = Field(default=None, description="who shares")
     context: str | None = None
     query: str | None = Field(default=None, description="best matches first; not with since")
     since: Time | None = Field(default=None, description="next_cursor or time: changes only")

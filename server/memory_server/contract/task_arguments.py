@@ -8,7 +8,8 @@ from pydantic import BeforeValidator, Field
 
 from memory_core.records.agent import AgentStatus, AgentType
 from memory_core.records.task import TaskPriority, TaskState
-from memory_server.contract.arguments import AgentId, Arguments, JsonObject, ListOf, Time, as_json
+from memory_server.contract.arguments import AgentId, AgentName, Arguments, JsonObject, ListOf, MaxTokens, Time, as_json
+from memory_server.contract.tokens import DEFAULT_MAX_TOKENS
 
 Json = Annotated[Any, BeforeValidator(as_json)]
 MOST_TOKENS = 1_000_000_000
@@ -23,7 +24,7 @@ class DistributeArguments(Arguments):
     payload: JsonObject | None = None
     required_capabilities: ListOf[str] | None = Field(default=None, description="at most 16")
     priority: TaskPriority = TaskPriority.MEDIUM
-    assign_to: str | None = Field(default=None, description="only this agent, ever")
+    assign_to: AgentName | None = Field(default=None, description="only this agent, ever")
     min_context_window: int = Field(default=0, ge=0, le=MOST_TOKENS, description="tokens")
     depends_on: ListOf[str] | None = Field(default=None, description="task ids to complete first")
     max_retries: int = Field(default=3, ge=0, le=100)
@@ -43,9 +44,15 @@ class PendingArguments(Arguments):
 
 
 class TaskArguments(Arguments):
-    """get_task, requeue_task"""
+    """requeue_task"""
 
     task_id: str
+
+
+class GetTaskArguments(TaskArguments):
+    """get_task"""
+
+    max_tokens: MaxTokens = DEFAULT_MAX_TOKENS
 
 
 class CompleteArguments(TaskArguments):
@@ -98,7 +105,7 @@ class UnregisterArguments(Arguments):
     memories: Literal["keep", "transfer", "delete"] = Field(
         default="keep", description="keep: for an operator; transfer: offered; delete: erased"
     )
-    transfer_to: str | None = Field(default=None, description="must accept the offer")
+    transfer_to: AgentName | None = Field(default=None, description="must accept the offer")
 
 
 class HeartbeatArguments(Arguments):
@@ -117,3 +124,4 @@ class ListAgentsArguments(Arguments):
     agent_types: ListOf[AgentType] | None = None
     capabilities: ListOf[str] | None = Field(default=None, description="all of these")
     alive_only: bool = True
+    cursor: str | None = Field(default=None, description="next_cursor of the page before")

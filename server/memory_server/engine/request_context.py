@@ -46,6 +46,8 @@ class Caller:
     sees_server: bool = True
     by: str | None = None
     origin: str = ""
+    became: tuple[str, ...] = field(default=(), compare=False)
+    """What its names became that the connection gave in another form."""
 
     def audit(self, op: str, ids: Sequence[str] = (), shown: Sequence[str] = ()) -> AuditEntry:
         """Build the audit entry of an operation of this caller on some ids, with the memories it shows."""

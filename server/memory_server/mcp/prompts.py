@@ -2,12 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Annotated, Any
 
+from mcp.server.context import CallNext, ServerRequestContext
 from mcp.server.mcpserver import MCPServer
 from pydantic import Field
 
 from memory_server.contract.untrusted_text import framed
+
+
+async def without_blank_arguments(ctx: ServerRequestContext[Any, Any], call_next: CallNext) -> Any:
+    """Leave out arguments of a prompt that a client has no value for; the protocol allows texts only."""
+    if ctx.method == "prompts/get" and isinstance(given := (ctx.params or {}).get("arguments"), dict):
+        ctx = replace(ctx, params={**(ctx.params or {}), "arguments": drop_blank(given)})
+    return await call_next(ctx)
+
+
+def drop_blank(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in arguments.items() if value is not None}
 
 
 def add_prompts(server: MCPServer[Any]) -> None:

@@ -13,7 +13,7 @@ from memory_server.mcp.choices import ChosenAnswers
 from memory_server.mcp.listing import INSTRUCTIONS
 from memory_server.mcp.metering import Metering
 from memory_server.mcp.plain_errors import plain_errors
-from memory_server.mcp.prompts import add_prompts
+from memory_server.mcp.prompts import add_prompts, without_blank_arguments
 from memory_server.mcp.resources import add_resources
 from memory_server.mcp.subscriptions import add_subscriptions
 from memory_server.mcp.tools.agents import agent_tools
@@ -57,7 +57,12 @@ def build_server(runtime: Runtime) -> MCPServer[Any]:
         tools=[tool.guarded(runtime.gate) for tool in everything],
         log_level="WARNING",
         subscriptions=bus,
-        middleware=[Metering(runtime.gate, names), ChosenAnswers(runtime.settings), plain_errors(names)],
+        middleware=[
+            Metering(runtime.gate, names),
+            ChosenAnswers(runtime.settings),
+            plain_errors(names),
+            without_blank_arguments,
+        ],
         **sdk_auth(runtime.gate, runtime.settings),
     )
     add_prompts(server)

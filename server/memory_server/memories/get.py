@@ -5,16 +5,18 @@ from __future__ import annotations
 import base64
 import binascii
 import math
+from collections.abc import Sequence
 
-from memory_core.errors import InvalidArgument, echo
+from memory_core.errors import InvalidArgument, NotFound, echo
 from memory_core.records import redis_time
 from memory_core.records.keys import Keys
 from memory_core.records.memory import Record
 from memory_core.records.times import to_iso, to_redis
 from memory_core.redis_client import Client
-from memory_server.contract.answer import partial_reason
-from memory_server.contract.arguments import ListArguments
+from memory_server.contract.answer import most_fitting, partial_reason
+from memory_server.contract.arguments import ListArguments, RetrieveArguments
 from memory_server.contract.memories import Memory, MemoryAnswer, MemoryListAnswer
+from memory_server.contract.tokens import DEFAULT_MAX_TOKENS
 from memory_server.contract.validation import check_limit
 from memory_server.engine.inflight_reads import reads
 from memory_server.engine.principals import resolve
@@ -23,13 +25,22 @@ from memory_server.index import loader, queries
 from memory_server.index import query_builder as build
 from memory_server.index.filters import resolve_filters
 from memory_server.index.loader import Ref
+from memory_server.memories import pages
+from memory_server.memories.chunks import split_content
 from memory_server.memories.services import MemoryServices
 from memory_server.security.open_records import load_readable
 
+_SURELY_LONG = 16
+"""Characters for each token from which a content is not measured: it does not fit."""
+
 
 @reads
-async def retrieve_memory(service: MemoryServices, request: RequestContext, memory_id: str) -> MemoryAnswer:
-    """Read one whole memory; its owner also learns how often it was read before. Raises NotFound."""
+async def retrieve_memory(service: MemoryServices, request: RequestContext, args: RetrieveArguments) -> MemoryAnswer:
+    """Read one memory, or a page of it; its owner also learns how often it was read before.
+
+    Raises NotFound, and InvalidArgument for a cursor of another revision.
+    """
+    memory_id = args.memory_id
     principal = await resolve(service.backend, request)
     record = await load_readable(service, request, principal, memory_id, whole=True)
     keys = Keys(request.caller.namespace)
@@ -37,11 +48,57 @@ async def retrieve_memory(service: MemoryServices, request: RequestContext, memo
     if not principal.owns(record.owner):
         count = last = None  # they would tell when others read it
     service.touch(request.caller, [memory_id])
-    return MemoryAnswer(
+    answer = MemoryAnswer(
         memory=Memory.of(record, principal, await service.models.current(request.caller.namespace)),
         access_count=int(count or 0),
         last_access=to_iso(float(last)) if last else None,
     )
+    return await _page(answer, args)
+
+
+def _start(args: RetrieveArguments, rev: int, starts: Sequence[int], length: int) -> int:
+    if args.cursor is not None:
+        return pages.read_cursor(args.cursor, rev, length)
+    number = args.chunk or 1
+    if number > len(starts):
+        raise InvalidArgument(f"there is no chunk {number}; the memory has {len(starts)}", hint="give a lower number")
+    return starts[number - 1]
+
+
+async def _page(answer: MemoryAnswer, args: RetrieveArguments) -> MemoryAnswer:
+    """Return the page of an answer that `args` ask for. Later pages leave the metadata out."""
+    memory, most = answer.memory, args.max_tokens
+    content, rev = memory.content, memory.rev
+    if args.rev not in (None, rev):
+        raise NotFound(f"revision {args.rev} is not kept; the current one is {rev}", hint="leave rev out")
+    if args.cursor is not None and args.chunk is not None:
+        raise InvalidArgument("cursor and chunk were both given", hint="give one of them")
+    if args.cursor is None and args.chunk is None:
+        is_short = len(content) <= _SURELY_LONG * most
+        if not most or (is_short and answer.tokens() <= most):
+            return answer
+    starts = pages.starts_of(content, await split_content(content))
+    start = _start(args, rev, starts, len(content))
+
+    def at(start: int, end: int) -> MemoryAnswer:
+        more = pages.write_cursor(rev, end) if end < len(content) else None
+        part = {"content": content[start:end]} | ({"metadata": None} if start else {})
+        chunks = pages.chunks_between(starts, start, end)
+        return answer.model_copy(
+            update={"memory": memory.model_copy(update=part), "chunks": chunks, "next_cursor": more}
+        )
+
+    if not most:
+        return at(start, len(content))
+    if memory.metadata and at(0, 1).tokens() > most / 2:
+        memory = memory.model_copy(update={"metadata": None})
+        reason = "the metadata is left out; max_tokens=0 gives all"
+        answer = answer.model_copy(update={"partial": True, "reason": reason})
+
+    def tokens_of(start: int, end: int) -> int:
+        return at(start, end).tokens()
+
+    return at(start, pages.end_of_page(len(content), starts, start, most, tokens_of))
 
 
 @reads
@@ -84,14 +141,20 @@ async def list_memories(service: MemoryServices, request: RequestContext, args: 
     total, records, warnings, more = await service.namespaces.search(keys.namespace, fetch)
     reason = partial_reason(await service.namespaces.covered(prepared), warnings)
     model = await service.models.current(request.caller.namespace)
-    return MemoryListAnswer(
-        memories=[Memory.of(record, principal, model) for record in records],
-        next_cursor=_write_cursor(records[-1].created_at) if more and records else None,
-        total=total,
-        partial=bool(reason),
-        reason=reason,
-        **filters.period,
-    )
+
+    def of_first(number: int) -> MemoryListAnswer:
+        shown, left = records[:number], more or number < len(records)
+        return MemoryListAnswer(
+            memories=[Memory.of(record, principal, model) for record in shown],
+            next_cursor=_write_cursor(shown[-1].created_at) if left and shown else None,
+            total=total,
+            partial=bool(reason),
+            reason=reason,
+            **filters.period,
+        )
+
+    fitting = most_fitting(len(records), DEFAULT_MAX_TOKENS, lambda number: of_first(number).tokens())
+    return of_first(fitting)
 
 
 def _write_cursor(created_at: float) -> str:

@@ -31,13 +31,13 @@ def split_stepwise(content: str) -> Iterator[list[str]]:
         yield [content]
         return
     splitter = MarkdownSplitter(capacity, overlap=int(capacity * _OVERLAP), trim=False)
-    found = False
+    number, last = 0, content[:capacity]
     for block in _blocks(content):
         chunks = [chunk for chunk in splitter.chunks(block) if chunk.strip()]
-        found = found or bool(chunks)
+        number, last = number + len(chunks), chunks[-1] if chunks else last
         yield chunks
-    if not found:
-        yield [content[:capacity]]
+    if number < 2:  # a content of one chunk is stored as that chunk alone: blanks around it would be lost
+        yield [last]
 
 
 def _blocks(content: str) -> Iterator[str]:

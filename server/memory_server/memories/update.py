@@ -22,7 +22,7 @@ from memory_core.records.names import check_label
 from memory_core.records.scope import Principal, readers_of
 from memory_core.settings.settings import Settings
 from memory_server.contract import validation
-from memory_server.contract.arguments import UpdateArguments
+from memory_server.contract.arguments import RetrieveArguments, UpdateArguments
 from memory_server.contract.memories import MemoryAnswer, Secrets, UpdateAnswer
 from memory_server.engine.inflight_reads import reads
 from memory_server.engine.principals import holder_of, resolve
@@ -69,6 +69,8 @@ async def update_memory(service: MemoryServices, request: RequestContext, args: 
             reason = "; ".join(filter(None, [reason, unread])) or None
             return UpdateAnswer(
                 memory=answer.memory.without_texts() if unread else answer.memory,
+                chunks=answer.chunks,
+                next_cursor=answer.next_cursor,
                 access_count=answer.access_count,
                 last_access=answer.last_access,
                 durability=reached.level,
@@ -85,7 +87,7 @@ async def update_memory(service: MemoryServices, request: RequestContext, args: 
 async def _read_back(service: MemoryServices, request: RequestContext, memory_id: str) -> MemoryAnswer:
     with after_write():
         try:
-            return await retrieve_memory(service, request, memory_id)
+            return await retrieve_memory(service, request, RetrieveArguments(memory_id=memory_id))
         except NotFound:
             raise NotFound(f"memory {memory_id} was updated, but has expired or been deleted since") from None
 

@@ -16,6 +16,7 @@ from memory_core.records.vectors import Matrix
 from memory_server.contract.answer import partial_reason
 from memory_server.contract.arguments import SearchArguments, SimilarArguments
 from memory_server.contract.memories import Hit, Memory, SearchAnswer, Took
+from memory_server.contract.tokens import DEFAULT_MAX_TOKENS
 from memory_server.contract.validation import check_limit, check_text
 from memory_server.engine.batch_cache import now
 from memory_server.engine.inflight_reads import reads
@@ -35,8 +36,9 @@ from memory_server.security.open_records import load_readable, no_memory
 
 _RERANK_DEPTH = 400
 _FEW = 16
+_OWN_WORDS = 40
+"""Tokens of the words that say what was left out."""
 _RECENCY_HALF_LIFE = 7 * 86_400.0
-_CHARS_PER_TOKEN = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,13 +77,14 @@ async def semantic_search(
     total_ms = (time.perf_counter() - started) * 1000
     service.search_latency.add(request.caller, total_ms)
     service.counters.searched(understand=found.embed_ms, search=found.search_ms, rank=found.rank_ms)
-    return SearchAnswer(
+    answer = SearchAnswer(
         hits=[_hit(scored, principal, found.model) for scored in found.hits],
         took_ms=Took(embed=found.embed_ms, search=found.search_ms, rerank=found.rank_ms, total=total_ms),
         partial=bool(found.reason),
         reason=found.reason,
         **filters.period,
     )
+    return _within(answer, args.max_tokens)
 
 
 @reads
@@ -129,13 +132,30 @@ async def find_similar(service: SearchServices, request: RequestContext, args: S
     total_ms = (time.perf_counter() - started) * 1000
     waiting, failed, progress = found.words.waiting, found.words.failed, await service.namespaces.covered(prepared)
     reason = partial_reason(progress, found.warnings, waiting=waiting, failed=failed)
-    return SearchAnswer(
+    answer = SearchAnswer(
         hits=[_hit(scored, principal, model) for scored in hits],
         took_ms=Took(search=total_ms, total=total_ms),
         partial=bool(reason),
         reason="; ".join(filter(None, (reason, note))) or None,
         **filters.period,
     )
+    return _within(answer, DEFAULT_MAX_TOKENS)
+
+
+def _within(answer: SearchAnswer, most: int) -> SearchAnswer:
+    """Leave out hits until the answer takes at most so many tokens. Shorter hits may follow one that is left out."""
+    if not most or answer.tokens() <= most:
+        return answer
+    kept, empty = list[Hit](), answer.model_copy(update={"hits": [], "partial": True, "reason": answer.reason or ""})
+    room = most - empty.tokens() - _OWN_WORDS
+    for hit in answer.hits:
+        cost = SearchAnswer(hits=[hit]).tokens()
+        if cost <= room:
+            room -= cost
+            kept.append(hit)
+    left_out = f"{len(answer.hits) - len(kept)} hits did not fit into max_tokens"
+    reason = "; ".join(filter(None, (answer.reason, left_out)))
+    return answer.model_copy(update={"hits": kept, "partial": True, "reason": reason})
 
 
 async def nearest(
@@ -225,14 +245,13 @@ async def _find(
     search = replace(search, query=query, timeout_ms=left(), by_cosine=by_cosine, neighbours=neighbours, words=matched)
     found = await search.run(args.limit)
     ranking_began = time.perf_counter()
-    hits, left_out = _cut(_rank(found, query, args), args)
+    hits = _cut(_rank(found, query, args), args)
     ended = time.perf_counter()
     waiting, failed = (found.words.waiting, found.words.failed) if args.mode != "keyword" else (0, 0)
-    over_budget = [f"{left_out} hits did not fit into max_tokens"] if left_out else []
     progress = await service.namespaces.covered(prepared)
     return _Results(
         hits,
-        partial_reason(progress, [*found.warnings, *over_budget], failure=failure, waiting=waiting, failed=failed),
+        partial_reason(progress, found.warnings, failure=failure, waiting=waiting, failed=failed),
         model,
         embed_ms=(embedded - began) * 1000,
         search_ms=(ranking_began - searching) * 1000,
@@ -274,17 +293,9 @@ def _rank(found: Candidates, query: ParsedQuery, args: SearchArguments | None = 
     return list(best.values())
 
 
-def _cut(ranked: Sequence[ScoredRecord], args: SearchArguments) -> tuple[list[ScoredRecord], int]:
-    """Apply the limit, the minimum score and the token budget; count the hits beyond the budget."""
-    best = [scored for scored in ranked if scored.score >= args.min_score][: args.limit]
-    if args.max_tokens is None:
-        return best, 0
-    kept, budget = list[ScoredRecord](), args.max_tokens * _CHARS_PER_TOKEN
-    for scored in best:
-        if scored.record.length <= budget:
-            budget -= scored.record.length
-            kept.append(scored)
-    return kept, len(best) - len(kept)
+def _cut(ranked: Sequence[ScoredRecord], args: SearchArguments) -> list[ScoredRecord]:
+    """Apply the limit and the minimum score."""
+    return [scored for scored in ranked if scored.score >= args.min_score][: args.limit]
 
 
 def _hit(scored: ScoredRecord, principal: Principal, model: Model) -> Hit:

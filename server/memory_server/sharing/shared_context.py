@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from bisect import bisect_right
 from collections.abc import AsyncGenerator
 from contextlib import aclosing, suppress
 from dataclasses import dataclass, field, replace
@@ -20,6 +21,7 @@ from memory_core.records.names import check_label
 from memory_core.records.scope import Principal
 from memory_core.records.times import NEVER, to_iso
 from memory_core.redis_client import Client
+from memory_server.contract import tokens
 from memory_server.contract.answer import partial_reason
 from memory_server.contract.memories import Memory
 from memory_server.contract.sharing import GrantInfo, SharedContextAnswer, SharedContextArguments, SharedMemory
@@ -34,10 +36,13 @@ from memory_server.search.search import best_of
 from memory_server.search.services import SearchServices
 from memory_server.sharing.changes import BEGINNING, ChangePosition, Cursor, Delivered, View, read_cursor
 
-_CHARS_PER_TOKEN = 4
+_HEAD_TOKENS = 300
+"""Tokens of a memory's ids, times and names."""
+_MOST_CHARACTERS = 16
+"""Characters that a token has at most, on average."""
 _MAX_MEMORIES = 100
 _MAX_GRANTS = 100
-_GRANT_CHARS = 32_768
+_GRANT_CHARS = 3_000
 """How long each list of grants may be, as JSON: any agent may give grants with long notes and many labels."""
 
 
@@ -45,7 +50,7 @@ _GRANT_CHARS = 32_768
 class _Budget:
     """Collects memories, each content once, until the budget is used up."""
 
-    chars: int
+    tokens: int
     kept: list[tuple[ChangePosition, Record]] = field(default_factory=list[tuple[ChangePosition, Record]])
     cut: bool = False
     full: bool = False
@@ -58,16 +63,30 @@ class _Budget:
         """
         if record.content_hash in self._contents:
             return True
-        if record.length > self.chars and not self.kept:
+        cost = _tokens_of(record)
+        if cost > self.tokens and not self.kept:
             self.cut = True
-            record = replace(record, content=record.content[: self.chars], tags=(), metadata=None)
-        elif record.length > self.chars or len(self.kept) >= _MAX_MEMORIES:
+            record = _cut(record, self.tokens)
+        elif cost > self.tokens or len(self.kept) >= _MAX_MEMORIES:
             self.full = True
             return False
-        self.chars -= record.length
+        self.tokens -= cost
         self.kept.append((position, record))
         self._contents.add(record.content_hash)
         return True
+
+
+def _tokens_of(record: Record) -> int:
+    texts = [record.content, record.metadata or "", *record.tags, record.context or "", record.source or ""]
+    return _HEAD_TOKENS + tokens.count(json.dumps(texts, ensure_ascii=False))
+
+
+def _cut(record: Record, most: int) -> Record:
+    """Shorten the content until it fits; at least one character is left."""
+    bare = replace(record, tags=(), metadata=None)
+    ends = range(1, min(len(record.content), _MOST_CHARACTERS * most) + 1)
+    fitting = bisect_right(ends, most, key=lambda end: _tokens_of(replace(bare, content=record.content[:end])))
+    return replace(bare, content=record.content[: max(fitting, 1)])
 
 
 @reads
@@ -97,7 +116,7 @@ async def get_shared_context(
     model = await service.models.current(request.caller.namespace)
     given = [grant for grant in principal.grants if args.agent_id in (None, grant.grantor)]
     view = View(service, request, principal, given, ResolvedFilters(context=context), end)
-    budget = _Budget(args.max_tokens * _CHARS_PER_TOKEN)
+    budget = _Budget(args.max_tokens)
     if query:
         after, reason = None, await _add_best(view, query, budget)
     else:

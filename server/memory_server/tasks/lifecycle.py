@@ -31,10 +31,11 @@ _MAX_REQUIRED = 16
 _MAX_REQUIRED_BYTES = 1024
 """A claim compares the required capabilities of every kind of task that waits."""
 _MAX_LISTED = 1000
-_HISTORY_CHARS = _LISTED_CHARS = 100_000
+_HISTORY_CHARS, _LISTED_CHARS = 100_000, 12_000
+_OWN_WORDS, _FEW_EVENTS = 60, 20
 
 
-async def get_task(service: TaskServices, caller: Caller, task_id: str) -> TaskAnswer:
+async def get_task(service: TaskServices, caller: Caller, task_id: str, max_tokens: int = 0) -> TaskAnswer:
     """Return a task with its history; without payload and result to an operator, and without what its parties wrote
     to an agent that is only able to do it. An agent that holds a task that depends on it sees its result.
 
@@ -53,7 +54,28 @@ async def get_task(service: TaskServices, caller: Caller, task_id: str) -> TaskA
     needed = await service.backend.read(lambda client: _results_for(client, caller))
     if not whole and task.id in needed:
         view = view.model_copy(update={"result": task.result, "result_memory": task.result_memory})
-    return TaskAnswer(task=view, history=history, partial=bool(reason), reason=reason)
+    answer = TaskAnswer(task=view, history=history, partial=bool(reason), reason=reason)
+    return _within(answer, max_tokens) if max_tokens else answer
+
+
+def _within(answer: TaskAnswer, most: int) -> TaskAnswer:
+    """Leave out the texts of old events, then the largest parts of the task, until the answer fits."""
+    left_out = list[str]()
+    for part in ("old errors and handoffs", "payload", "result", "metrics", "old events", "error"):
+        if answer.tokens() + _OWN_WORDS <= most:
+            break
+        left_out.append(part)
+        if part == "old errors and handoffs":
+            update: dict[str, Any] = {"history": newest_texts(answer.history, most)[0]}
+        elif part == "old events":
+            update = {"history": answer.history[-_FEW_EVENTS:]}
+        else:
+            update = {"task": answer.task.model_copy(update={part: None})}
+        answer = answer.model_copy(update=update)
+    if not left_out:
+        return answer
+    reason = "; ".join(filter(None, [answer.reason, f"left out: {', '.join(left_out)}; max_tokens=0 gives all"]))
+    return answer.model_copy(update={"partial": True, "reason": reason})
 
 
 def sees_whole(caller: Caller, task: Task, since: float) -> bool:

@@ -58,10 +58,11 @@ def show(
     agent: Agent = None,
 ) -> None:
     """Show one memory in full, if the agent may read it."""
+    arguments = lazy.arguments.RetrieveArguments(memory_id=memory_id, max_tokens=0)
     answer = console.as_agent(
         _agent(console, agent),
         "retrieve_memory",
-        lambda service, request: lazy.read.retrieve_memory(service, request, memory_id),
+        lambda service, request: lazy.read.retrieve_memory(service, request, arguments),
         memory_id,
     )
     console.show_answer(answer, lambda: _print_memory(answer))

@@ -89,8 +89,8 @@ def _allowed(request: RequestContext, tools: Mapping[str, StrictTool], name: str
 def _parse(operation: Mapping[str, Any]) -> Operation:
     arguments = dict(operation)
     name = arguments.pop("op", None)
-    if name == "store_memory":
-        arguments.setdefault("wait", False)
+    if name == "store_memory" and arguments.get("wait") in (None, ""):
+        arguments["wait"] = False
     return name if isinstance(name, str) else "", arguments
 
 
@@ -112,9 +112,9 @@ def _text_to_embed(name: str, arguments: Mapping[str, Any]) -> tuple[str, str]:
     if not isinstance(text, str) or not text.strip():
         return "", ""
     if name == "semantic_search":
-        mode = arguments.get("mode", "hybrid")
+        mode = arguments.get("mode") or "hybrid"
         return "verbatim" if mode == "vector" else str(mode), text
-    if name == "store_memory" and arguments["wait"] is True and arguments.get("sensitive") in (None, False):
+    if name == "store_memory" and arguments["wait"] is True and not arguments.get("sensitive"):
         source = arguments.get("source")
         return "verbatim", lazy.record_encoder.embedding_text(text, source if isinstance(source, str) else None)
     return "", ""

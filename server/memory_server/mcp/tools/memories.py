@@ -18,8 +18,8 @@ def memory_tools(runtime: Runtime) -> list[StrictTool]:
         return await lazy.store.store_memory(await runtime.service(), request.acting_as(args.agent_id), args)
 
     async def retrieve_memory(request: RequestContext, args: arguments_of.RetrieveArguments) -> MemoryAnswer:
-        """Read one memory whole, by the id in a search result."""
-        return await lazy.get.retrieve_memory(await runtime.service(), request, args.memory_id)
+        """Read one memory by the id in a search result; a long one page by page."""
+        return await lazy.get.retrieve_memory(await runtime.service(), request, args)
 
     async def get_agent_memories(request: RequestContext, args: arguments_of.ListArguments) -> MemoryListAnswer:
         """List memories, newest first: yours, or those of agent_id that you may read. Filters as in semantic_search."""

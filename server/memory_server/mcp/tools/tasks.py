@@ -28,9 +28,11 @@ def task_tools(runtime: Runtime) -> list[StrictTool]:
         """Give up a task that you cannot finish, so that it is tried again."""
         return await lazy.leases.fail_task(await runtime.service(), request, args)
 
-    async def get_task(request: RequestContext, args: arguments_of.TaskArguments) -> TaskAnswer:
+    async def get_task(request: RequestContext, args: arguments_of.GetTaskArguments) -> TaskAnswer:
         """Show a task with its result and history, to see how far it is or why it failed."""
-        return await lazy.lifecycle.get_task(await runtime.service(), request.caller, args.task_id)
+        return await lazy.lifecycle.get_task(
+            await runtime.service(), request.caller, args.task_id, max_tokens=args.max_tokens
+        )
 
     async def list_tasks(request: RequestContext, args: arguments_of.ListTasksArguments) -> TaskListAnswer:
         """List the tasks that you submitted, hold or did, newest first."""
@@ -54,7 +56,7 @@ def task_tools(runtime: Runtime) -> list[StrictTool]:
             effects_of=lambda args: [Effect.WRITE_MEMORIES] if args.store_result else [],
         ),
         make_tool(fail_task, arguments_of.FailArguments, effects=[Effect.WORK_ON_TASKS]),
-        make_tool(get_task, arguments_of.TaskArguments, effects=[Effect.SEE_TASKS], read_only=True),
+        make_tool(get_task, arguments_of.GetTaskArguments, effects=[Effect.SEE_TASKS], read_only=True),
         make_tool(list_tasks, arguments_of.ListTasksArguments, effects=[Effect.SEE_OWN], read_only=True),
         make_tool(cancel_task, arguments_of.CancelArguments, effects=[Effect.CHANGE_TASKS], destructive=True),
         make_tool(requeue_task, arguments_of.TaskArguments, effects=[Effect.CHANGE_TASKS]),

@@ -21,6 +21,7 @@ from memory_core.records.authority import Effect
 from memory_server.access.gate import Gate
 from memory_server.contract.answer import Answer
 from memory_server.contract.arguments import Arguments, Filters, SearchArguments
+from memory_server.contract.given_names import GivenNames
 from memory_server.engine.audited_calls import named_ids
 from memory_server.engine.batch_cache import BatchCache
 from memory_server.engine.request_context import RequestContext
@@ -78,8 +79,9 @@ class StrictTool(Tool):
         if not _is_json(arguments):
             problem = "the arguments contain a lone surrogate or are nested too deeply"
             raise InvalidArgument(problem, hint="send UTF-8, with less nesting")
+        names = GivenNames()
         try:
-            args = self.arguments.model_validate(arguments)
+            args = self.arguments.model_validate(arguments, context=names if request.access is None else None)
         except ValidationError as error:
             raise _invalid(self, error) from None
         if self.effects_of is not None:
@@ -96,6 +98,8 @@ class StrictTool(Tool):
             request.call.outcome = ConfirmationNeeded.code
             return answer
         request.call.succeeded(answer.shown(), answer.shown_besides())
+        notes = [*names.notes(), *(() if request.is_in_batch else request.caller.became)]
+        answer.names = "; ".join(notes) or None
         return CallToolResult(
             content=[TextContent(type="text", text=answer.text())],
             structured_content=answer.model_dump(mode="json", exclude_none=True),

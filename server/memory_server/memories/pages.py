@@ -1,0 +1,62 @@
+"""Cuts the content of a long memory into pages. All pages together are exactly the content."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Callable, Sequence
+
+from memory_core.errors import InvalidArgument, echo
+
+Measure = Callable[[int, int], int]
+"""Returns the tokens of an answer with the content from one position to another."""
+_MOST_CHARACTERS = 16
+"""Characters that a token has at most, on average."""
+
+
+def starts_of(content: str, chunks: Sequence[str]) -> list[int]:
+    """Return where each chunk begins that the chunks before it have not covered. They overlap, and leave out blanks."""
+    starts = [0]
+    for chunk in chunks[1:]:
+        found = content.find(chunk, starts[-1] + 1)
+        starts.append(found if found > 0 else min(starts[-1] + 1, len(content)))
+    return starts
+
+
+def end_of_page(length: int, starts: Sequence[int], start: int, most: int, measure: Measure) -> int:
+    """Return where the longest page from `start` ends that takes at most so many tokens.
+
+    It ends at the end of a chunk if one fits, else within the chunk. It has at least one character.
+    """
+    limit = min(length, start + _MOST_CHARACTERS * most)
+    if limit == length and measure(start, length) <= most:
+        return length
+    borders = [border for border in starts[bisect_right(starts, start) :] if border <= limit]
+    fitting = bisect_right(borders, most, key=lambda end: measure(start, end))
+    if fitting:
+        return borders[fitting - 1]
+    inside = range(start + 1, min(borders[0] if borders else limit, limit) + 1)
+    return inside[max(bisect_right(inside, most, key=lambda end: measure(start, end)) - 1, 0)]
+
+
+def chunks_between(starts: Sequence[int], start: int, end: int) -> str:
+    """Say which chunks a page shows, from 1."""
+    first, last = bisect_right(starts, start), bisect_right(starts, end - 1)
+    shown = str(first) if first == last else f"{first}–{last}"
+    return f"{shown} of {len(starts)}"
+
+
+def write_cursor(rev: int, position: int) -> str:
+    return f"{rev}.{position}"
+
+
+def read_cursor(cursor: str, rev: int, length: int) -> int:
+    """Return the position of a cursor. Raises InvalidArgument if it is unknown or of another revision."""
+    of_rev, _, position = cursor.partition(".")
+    if not (of_rev.isdecimal() and position.isdecimal() and len(cursor) < 32 and cursor.isascii()):
+        raise InvalidArgument(f"unknown cursor {echo(cursor)}", hint="use next_cursor unchanged")
+    if int(of_rev) != rev:
+        hint = "read it again without a cursor"
+        raise InvalidArgument(f"the memory was changed: the cursor is of revision {int(of_rev)}, not {rev}", hint=hint)
+    if int(position) >= length:
+        raise InvalidArgument(f"unknown cursor {echo(cursor)}", hint="use next_cursor unchanged")
+    return int(position)
