@@ -10,7 +10,7 @@ from support.stack import Agent, Server, text_of
 from memory_server.contract import tokens
 
 MOST = 8000
-LONG = {"log": '{"a":1},' * 1900}
+LONG = {"log": "a:1;" * 3800}
 
 
 async def _check(agent: Agent, tool: str, **arguments: Any) -> dict[str, Any]:
@@ -30,7 +30,7 @@ async def test_default_answers_fit_a_context(server: Server, namespace: str, ali
          "visibility": "public", "metadata": LONG}
         for n in range(30)
     ]  # fmt: skip
-    await alice.call("batch_operations", operations=stores)
+    assert (await alice.call("batch_operations", operations=stores))["failed"] == 0
     listed, cursor, pages = set[str](), None, 0
     while pages == 0 or cursor:
         page = await _check(alice, "get_agent_memories", cursor=cursor)
@@ -53,9 +53,7 @@ async def test_default_answers_fit_a_context(server: Server, namespace: str, ali
 async def test_list_of_many_agents_is_read_page_by_page(server: Server, namespace: str, alice: Agent) -> None:
     for n in range(120):
         async with server.agent(f"agent-{n:03}", namespace) as agent:
-            await agent.call(
-                "register_agent", description="d " * 200, capabilities=[f"skill-{n}-{k}" for k in range(9)]
-            )
+            await agent.call("register_agent", description="d " * 200, capabilities=[f"s-{n}-{k}" for k in range(9)])
     names, cursor = list[str](), None
     while not names or cursor:
         page = await _check(alice, "list_agents", cursor=cursor)

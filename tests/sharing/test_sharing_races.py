@@ -14,7 +14,7 @@ from support.stack import Agent, Server, Stack
 
 from memory_core.errors import NotFound
 from memory_core.records.keys import Keys
-from memory_server.contract.arguments import ListArguments, SearchArguments, SimilarArguments
+from memory_server.contract.arguments import ListArguments, RetrieveArguments, SearchArguments, SimilarArguments
 from memory_server.contract.sharing import ShareArguments, SharedContextArguments
 from memory_server.engine.principals import resolve
 from memory_server.engine.request_context import Caller, RequestContext
@@ -70,7 +70,7 @@ class History:
 
 async def _retrieved(service: Service, request: RequestContext, memory_id: str) -> bool:
     try:
-        await get.retrieve_memory(service, request, memory_id)
+        await get.retrieve_memory(service, request, RetrieveArguments(memory_id=memory_id))
     except NotFound:
         return False
     return True
