@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import pytest
 from support.stack import Agent, Server, text_of
 
 from memory_server.contract import tokens
@@ -50,6 +51,7 @@ async def test_default_answers_fit_a_context(server: Server, namespace: str, ali
     await _check(alice, "list_tasks")
 
 
+@pytest.mark.long
 async def test_list_of_many_agents_is_read_page_by_page(server: Server, namespace: str, alice: Agent) -> None:
     for n in range(120):
         async with server.agent(f"agent-{n:03}", namespace) as agent:
