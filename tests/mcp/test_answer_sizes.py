@@ -41,6 +41,7 @@ async def test_default_answers_fit_a_context(server: Server, namespace: str, ali
     await _check(alice, "retrieve_memory", memory_id=first)
     await _check(alice, "update_memory", memory_id=first, priority="high")
     await _check(alice, "semantic_search", query="harbour", mode="keyword")
+    await bob.call("register_agent")
     await alice.call("share_context_with_agent", target_agent="bob", memory_types=["context"])
     for n in range(60):
         await alice.call("share_context_with_agent", target_agent="bob", tags=[f"label {n}"], note="why " * 50)
