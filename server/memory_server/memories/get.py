@@ -162,8 +162,9 @@ async def list_memories(service: MemoryServices, request: RequestContext, args: 
             **filters.period,
         )
 
-    fitting = most_fitting(len(records), DEFAULT_MAX_TOKENS, lambda number: of_first(number).tokens())
-    return of_first(fitting)
+    if "limit" in args.model_fields_set:
+        return of_first(len(records))
+    return of_first(most_fitting(len(records), DEFAULT_MAX_TOKENS, lambda number: of_first(number).tokens()))
 
 
 def _without_long_metadata(view: Memory) -> Memory:
