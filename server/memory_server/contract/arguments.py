@@ -44,8 +44,8 @@ def _is_blank(value: Any) -> bool:
 
 def _canonical(value: Any, info: ValidationInfo) -> Any:
     """Turn a given agent name into the name of the agent, where the context of the validation allows that."""
-    is_given = isinstance(info.context, GivenNames) and isinstance(value, str)
-    return info.context.canonical(value) if is_given else value
+    names: Any = info.context
+    return names.canonical(value) if isinstance(names, GivenNames) and isinstance(value, str) else value
 
 
 def as_json(value: Any) -> Any:

@@ -96,7 +96,7 @@ async def _page(answer: MemoryAnswer, args: RetrieveArguments) -> MemoryAnswer:
         memory = memory.model_copy(update={"metadata": None})
         reason = "the metadata is left out; max_tokens=0 gives all"
         answer = answer.model_copy(update={"partial": True, "reason": reason})
-    return at(start, pages.end_of_page(len(content), starts, start, most, lambda *page: at(*page).tokens()))
+    return at(start, pages.end_of_page(len(content), starts, start, most, lambda begin, end: at(begin, end).tokens()))
 
 
 @reads
