@@ -32,6 +32,8 @@ from memory_server.memories.chunks import split_content
 from memory_server.memories.services import MemoryServices
 from memory_server.security.open_records import load_readable
 
+_LISTED_TOKENS = DEFAULT_MAX_TOKENS // 20
+"""Tokens for each memory that a caller asks to list."""
 _SURELY_LONG = 16
 """Characters for each token from which a content is not measured: it does not fit."""
 
@@ -162,9 +164,10 @@ async def list_memories(service: MemoryServices, request: RequestContext, args: 
             **filters.period,
         )
 
-    if "limit" in args.model_fields_set:
-        return of_first(len(records))
-    return of_first(most_fitting(len(records), DEFAULT_MAX_TOKENS, lambda number: of_first(number).tokens()))
+    fitting = most_fitting(
+        len(records), max(DEFAULT_MAX_TOKENS, limit * _LISTED_TOKENS), lambda number: of_first(number).tokens()
+    )
+    return of_first(fitting)
 
 
 def _without_long_metadata(view: Memory) -> Memory:
