@@ -43,7 +43,7 @@ _MOST_CHARACTERS = 16
 _MAX_MEMORIES = 100
 _MAX_GRANTS = 100
 _GRANT_CHARS = 3_000
-"""How long each list of grants may be, as JSON, beyond its first: any agent may give grants with long notes and labels."""
+"""How long each list of grants may be, as JSON, after its first: any agent may give grants with long notes."""
 
 
 @dataclass(slots=True)
