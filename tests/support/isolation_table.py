@@ -32,7 +32,7 @@ class Call:
     arguments: dict[str, Any]
 
 
-_ALL: dict[str, Any] = {"agent_id": "<agent>", "max_tokens": 100_000}
+_ALL: dict[str, Any] = {"agent_id": "<agent>", "max_tokens": 200_000}
 
 
 def _memory(tool: str, **arguments: Any) -> Call:

@@ -89,8 +89,6 @@ class ListTasksArguments(Arguments):
 class RegisterArguments(Arguments):
     """register_agent"""
 
-    means_empty = frozenset({"description"})
-
     agent_id: AgentId = None
     agent_type: AgentType | None = None
     capabilities: ListOf[str] | None = Field(default=None, description="skills that tasks ask for; [] clears")
