@@ -190,7 +190,7 @@ class UpdateArguments(Arguments):
     means_empty = frozenset({"content", "context"})
 
     memory_id: str
-    content: str | None = None
+    content: str | None = Field(default=None, description="replaces all")
     priority: Priority | None = Field(default=None, description="restarts the lifetime")
     visibility: Visibility | None = None
     tags: ListOf[str] | None = Field(default=None, description="replaces all")
