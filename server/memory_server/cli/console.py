@@ -109,10 +109,9 @@ class Console:
     def namespace(self) -> str:
         return self.settings.namespace
 
-    def only_reads(self, *, any_namespace: bool = False) -> None:
+    def only_reads(self) -> None:
         """Make this run of the command start and create nothing, as with an option like `--dry-run`."""
         self.effect = Effect.READ
-        self._is_scoped = self._is_scoped and not any_namespace
 
     def as_operator(self, op: str, run: Callable[[Service, RequestContext], Awaitable[A]], *ids: str) -> A:
         """Run a use case with the operator's permission: the console holds the password of Redis."""

@@ -32,4 +32,7 @@ _BY_EFFECT: Final = {
     Effect.CREATE: "serve|bench|import|agents token",
 }
 EFFECTS: Final = {tuple(path.split()): effect for effect, paths in _BY_EFFECT.items() for path in paths.split("|")}
-"""The effect of each command, by its words. `import --dry-run`, `reindex --status` and the like only read."""
+"""The effect of each command, by its words. `reindex --status` and the like only read.
+
+`import --dry-run` also works before there is a memory, like the import that it tries. It creates no namespace.
+"""

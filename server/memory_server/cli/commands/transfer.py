@@ -85,8 +85,6 @@ def import_(
     Existing memories stay unchanged, so the command may be run again, also after an interruption. Missing vectors are
     computed in the background; until then keyword search finds the memories.
     """
-    if dry_run:
-        console.only_reads(any_namespace=True)
     defaults = lazy.incoming_memory.ForeignDefaults(visibility, priority, tuple(tag or ()), sensitive)
     options = lazy.importer.ImportOptions(format_name, agent, defaults, skip_bad, trust, dry_run)
     namespace = console.namespace
