@@ -104,11 +104,14 @@ end
 -- KEYS: agents. Answer: {pauses}: for the first sessions, after how many seconds to record further calls; -1 if the agent
 -- is not registered. The other sessions are left to the next call.
 rm.serve('rm1_agent_seen', 'allow-oom', function(request, _, names)
-  local now, pauses, left = rm.team_now(names), {}, RENEWED_MOST
+  local now, pauses, left = nil, {}, RENEWED_MOST
   for position, item in ipairs(request.items) do
-    local agent, at = rm.load_agent(names, item.agent), now - math.floor(item.ago * 1000000)
+    local agent = rm.load_agent(names, item.agent)
     pauses[position] = '-1'
     if agent then
+      -- Only now: calls of agents that are not registered leave no key in a namespace that they only read.
+      now = now or rm.team_now(names)
+      local at = now - math.floor(item.ago * 1000000)
       local last = tonumber(redis.call('HGET', names.agent .. agent.name, 'last_seen') or '') or 0
       if at > last * 1000000 then rm.touch_agent(names, agent, at) end
       rm.touch_session(names, agent, item.session, at)

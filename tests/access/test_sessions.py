@@ -19,7 +19,7 @@ from support.event_helpers import emit
 from support.redis_users import SERVER
 from support.stack import MASTER_KEY, Server, Stack, serving
 
-from memory_core.records.keys import Keys
+from memory_core.records.keys import Keys, digest, ended_sessions, followed_resources
 
 LEGACY = ["2024-11-05", "2025-03-26", "2025-06-18", "2025-11-25"]
 LIST = {"jsonrpc": "2.0", "id": 2, "method": "tools/list"}
@@ -175,6 +175,22 @@ async def test_ended_session_is_not_found_on_any_server(
         assert (await http.post(mcp(server, namespace), json=LIST, headers=session)).status_code == 404
         assert (await http.delete(mcp(server, namespace), headers=session)).status_code == 404
         assert (await http.post(mcp(server, namespace), json=LIST, headers=kept)).status_code == 200
+
+
+async def test_session_outlives_keys_of_another_type(stack: Stack, http: httpx2.AsyncClient, namespace: str) -> None:
+    url, holder = mcp(stack.server, namespace), digest(json.dumps([namespace, "alice"]))
+    session = await opened(http, url)
+    for key in (ended_sessions(holder), followed_resources(holder)):
+        await stack.client.set(key, "damaged")
+    assert (await http.post(url, json=LIST, headers=session)).status_code == 200
+    stored = await http.post(url, json=tool_call("store_memory", content="Followed."), headers=session)
+    uri = f"memory://{answer_of(stored)['result']['structuredContent']['memory_id']}"
+    message = {"jsonrpc": "2.0", "id": 3, "method": "resources/subscribe", "params": {"uri": uri}}
+    assert "result" in answer_of(await http.post(url, json=message, headers=session))
+    assert await stack.client.type(followed_resources(holder)) == b"zset"
+    await stack.client.set(ended_sessions(holder), "damaged")
+    assert (await http.delete(url, headers=session)).status_code == 200
+    assert (await http.post(url, json=LIST, headers=session)).status_code == 404
 
 
 async def test_subscriptions_continue_on_another_server(

@@ -40,17 +40,17 @@ def entry(folder: Path) -> dict[str, object]:
 def test_connect_project_names_the_namespace_in_the_url(project: Path) -> None:
     result = connect("--project")
     namespace = find_project(project).namespace
-    assert str(entry(project)["url"]).endswith(f"/mcp?agent=claude&namespace={namespace}")
+    assert str(entry(project)["url"]).endswith(f"/mcp?agent=claude&namespace={namespace}&answers=text")
     assert f"Namespace {namespace}, from the Git remote github.com/acme/app" in result.stdout
     assert "SECRET" not in result.output + (project / ".mcp.json").read_text()
 
 
 def test_connect_project_leaves_a_named_namespace(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     connect("--project", "--namespace", "team")
-    assert str(entry(project)["url"]).endswith("/mcp?agent=claude&namespace=team")
+    assert str(entry(project)["url"]).endswith("/mcp?agent=claude&namespace=team&answers=text")
     monkeypatch.setenv("MEMORY_NAMESPACE", "default")
     connect("--project")
-    assert str(entry(project)["url"]).endswith("/mcp?agent=claude")
+    assert str(entry(project)["url"]).endswith("/mcp?agent=claude&answers=text")
 
 
 def test_connect_with_a_token_leaves_the_namespace_to_it(project: Path) -> None:

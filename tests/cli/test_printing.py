@@ -34,7 +34,7 @@ def test_count_agrees_with_its_noun(number: int, text: str) -> None:
 
 
 def test_answers_use_the_singular_for_one() -> None:
-    assert RevokeAnswer(grant_id="g", grants_ended=1).lines() == ["Revoked g; 1 grant ended."]
+    assert RevokeAnswer(grant_id="g", grants_ended=1).lines() == ["Revoked g: 1 grant ended."]
     assert SharedContextAnswer().lines() == ["0 shared memories."]
 
 

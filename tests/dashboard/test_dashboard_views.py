@@ -132,8 +132,9 @@ async def test_a_wrong_or_expired_key_is_refused_and_spends_nothing(
 
 
 async def test_the_console_prints_an_address_that_opens_the_operators_view(
-    stranger: Browser, stack: Stack, namespace: str
+    stranger: Browser, stack: Stack, alice: Agent, namespace: str
 ) -> None:
+    await alice.store("One.")
     command = ["-m", "memory_server", "dashboard", "--namespace", namespace, "--port", "8123", "--json"]
     environment = {**os.environ, "REDIS_URL": stack.redis.url_of(SERVER), "MEMORY_MASTER_KEY": MASTER_KEY}
     console = await asyncio.create_subprocess_exec(

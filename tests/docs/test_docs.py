@@ -29,6 +29,8 @@ NOT_RUN = {
     "docs/running.md": 3,
 }
 """The number of blocks that are marked as not run, by page."""
+NEED_A_MEMORY = {"docs/concepts/sensitive.md", "docs/running.md"}
+"""Pages whose commands need a namespace in which an agent stored something."""
 GENERATED = {"docs/cli.md", "docs/settings.md", "docs/tools.md"}
 
 
@@ -53,6 +55,10 @@ async def test_snippets_of_a_page_give_the_documented_output(
         "HOME": str(tmp_path),
     }
     page = Page(stack.server.url, environment, namespace)
+    if name in NEED_A_MEMORY:
+        environment["MEMORY_NAMESPACE"] = f"{namespace}-team"
+        async with stack.server.agent("coder", f"{namespace}-team") as coder:
+            await coder.store("The release is on Friday.")
     for block in blocks(ROOT / name):
         if not block.why_not:
             await page.run(block)

@@ -16,7 +16,19 @@ from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
-from support.local_helpers import ATTACH_AND_WAIT, SIDECAR, alive, attached, get, kill, put, run_id, running, until
+from support.local_helpers import (
+    ATTACH_AND_WAIT,
+    SIDECAR,
+    alive,
+    attached,
+    get,
+    is_shared,
+    kill,
+    put,
+    run_id,
+    running,
+    until,
+)
 from typer.testing import CliRunner
 
 from memory_core.crypto.pinned_files import FileAltered
@@ -305,7 +317,7 @@ async def test_missing_redis_error_names_the_alternatives(tmp_path: Path, monkey
     assert "no wheel for some platforms" in caught.value.message
     for way in ("Docker Compose", "REDIS_URL", "PATH"):
         assert way in caught.value.hint
-    assert not locks.is_held(locate(tmp_path / "data").users_lock)
+    assert not is_shared(locate(tmp_path / "data").users_lock)
 
 
 @pytest.mark.parametrize(
@@ -343,13 +355,13 @@ async def test_failed_start_is_reported_with_the_log_of_redis(tmp_path: Path) ->
             await attach(data_dir, sidecar=(), within=1.5)
     finally:
         await asyncio.to_thread(stop, data_dir)
-    assert not locks.is_held(paths.users_lock)
+    assert not is_shared(paths.users_lock)
 
 
 async def test_cancelled_attach_releases_its_lock(tmp_path: Path) -> None:
     data_dir = tmp_path / "data"
     joining = asyncio.create_task(attach(data_dir, grace=0.1, sidecar=()))
-    await until(lambda: locks.is_held(locate(data_dir).users_lock))
+    await until(lambda: is_shared(locate(data_dir).users_lock))
     joining.cancel()
     with pytest.raises(asyncio.CancelledError):
         await joining

@@ -17,7 +17,18 @@ from support.task_helpers import submit
 
 from memory_core.errors import StoreRefused
 from memory_core.records.ids import new_id
-from memory_core.records.keys import AUDITED, LIBRARY_PROOF, NAMESPACES, SIDECARS, SWEEPER, Keys, asks, bell, bulk
+from memory_core.records.keys import (
+    AUDITED,
+    LIBRARY_PROOF,
+    NAMESPACES,
+    SESSION_KEY,
+    SIDECARS,
+    SWEEPER,
+    Keys,
+    asks,
+    bell,
+    bulk,
+)
 from memory_core.redis_client import Client
 from memory_core.settings.settings import Settings
 from memory_server.engine import redis_backend
@@ -37,7 +48,7 @@ pytestmark = pytest.mark.asyncio(loop_scope="session")
 LAST = "zzz-last"
 """A namespace that is swept after all others."""
 MODEL = Settings().vector_store.embedding_model
-SHARED = [NAMESPACES, AUDITED, SIDECARS, LIBRARY_PROOF, bell(0), asks(1, MODEL), bulk(0, MODEL)]
+SHARED = [NAMESPACES, AUDITED, SIDECARS, LIBRARY_PROOF, SESSION_KEY, bell(0), asks(1, MODEL), bulk(0, MODEL)]
 Plant = Callable[[Client, Keys], Awaitable[object]]
 DAMAGE: dict[str, Plant] = {
     "a chore without number": lambda client, keys: client.zadd(keys.chores, {"odd": 1}),

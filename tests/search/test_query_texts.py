@@ -51,7 +51,7 @@ def rendered(query: Query) -> str:
 SELECTIONS = {
     "all filters": (
         build.readable(ANN, EVERY, 5.0),
-        "@scope:{<pub>|<o:o1>|<o:o2>|<t:o9:x>|<i:m>} -@scope:{<o:o7>|<o:o8>} "
+        "@scope:{<pub>|<o:o1>|<o:o2>|<r:o2>|<t:o9:x>|<i:m>} -@scope:{<o:o7>|<o:o8>} "
         "-(@writer:{<eve>} -@updated_at:[-inf (<7.500000>]) -@expires_at:[-inf <5.000000>] @owner:{<o1>} "
         "@type:{<code>|<task>} @priority:{<high>} @context:{<c>} @source:{<s>} @tags:{<red>|<a\\\\b>} "
         "@occurred_at:[<2.000000> <3.000000>] -@priority:{<archive>}",

@@ -60,15 +60,22 @@ async def test_entries_are_buffered_while_redis_is_down_and_drops_counted(
     ]
 
 
-async def test_batch_with_a_lost_reply_is_written_once(server: Server, stack: Stack, namespace: str) -> None:
+async def test_batch_with_a_lost_reply_is_written_once(
+    server: Server, alice: Agent, stack: Stack, namespace: str
+) -> None:
+    await alice.store("One.")
     held = server.runtime.recorder
+    before = len(await flushed_entries(server, stack.client, namespace))
     held.add(namespace, {"who": "alice", "op": "gpu_status", "ids": [], "from": "here", "nonce": new_id()})
     batch = next(one for one in held.batches() if one.namespace == namespace)
     await server.service.auditor._write(batch)  # pyright: ignore[reportPrivateUsage]
-    assert len(await flushed_entries(server, stack.client, namespace)) == 1
+    assert len(await flushed_entries(server, stack.client, namespace)) == before + 1
 
 
-async def test_rate_limit_refusals_are_merged_into_one_counting_entry(stack: Stack, namespace: str) -> None:
+async def test_rate_limit_refusals_are_merged_into_one_counting_entry(
+    stack: Stack, alice: Agent, namespace: str
+) -> None:
+    await alice.store("One.")
     limits = {"calls_per_second": 0.01, "burst": 2}
     async with serving(stack.redis.url_of(SERVER), limits=limits, master_key=MASTER_KEY) as slow:
         async with slow.agent("alice", namespace) as agent:
@@ -80,13 +87,14 @@ async def test_rate_limit_refusals_are_merged_into_one_counting_entry(stack: Sta
     assert len(limited) < 4
 
 
-async def test_stopping_server_writes_its_buffered_entries(stack: Stack, namespace: str) -> None:
+async def test_stopping_server_writes_its_buffered_entries(stack: Stack, alice: Agent, namespace: str) -> None:
+    await alice.store("One.")
     async with (
         serving(stack.redis.url_of(SERVER), master_key=MASTER_KEY) as server,
         server.agent("alice", namespace) as agent,
     ):
         await agent.call("gpu_status")
-    assert [entry["op"] for entry in await read_entries(stack.client, namespace)] == ["gpu_status"]
+    assert [entry["op"] for entry in await read_entries(stack.client, namespace)] == ["store_memory", "gpu_status"]
     assert await is_sealed(stack.client, namespace)
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from redis.asyncio import Redis
 
+from memory_server.local import locks
 from memory_server.local.attach import LocalRedis, attach
 from memory_server.local.paths import State
 from memory_server.local.stop import stop
@@ -47,6 +48,16 @@ async def until(condition: Callable[[], object], within: float = 15.0) -> None:
     while not condition():
         assert time.monotonic() < deadline, "the condition did not come true in time"
         await asyncio.sleep(0.02)
+
+
+def is_shared(lock: Path) -> bool:
+    """Whether a process holds a lock file shared, which `locks.is_held` does not see."""
+    if not lock.exists():
+        return False
+    fd = locks.take_exclusive(lock)
+    if fd is not None:
+        os.close(fd)
+    return fd is None
 
 
 @asynccontextmanager

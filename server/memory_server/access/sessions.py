@@ -25,7 +25,7 @@ from redis.exceptions import ResponseError
 
 from memory_core.crypto.integrity import Integrity
 from memory_core.crypto.keyring import Keyring, Secret
-from memory_core.errors import MemoryServiceError
+from memory_core.errors import MemoryServiceError, StoreRefused
 from memory_core.records import keys
 from memory_core.records.authority_codes import Authority
 from memory_core.records.damage import is_wrong_type
@@ -205,8 +205,8 @@ class Sessions:
         backend = await self._backend()
         try:
             return await backend.read(command)
-        except ResponseError as error:
-            if not is_wrong_type(error):
+        except StoreRefused as error:
+            if not isinstance(error.__cause__, ResponseError) or not is_wrong_type(error.__cause__):
                 raise
         await backend.read(lambda client: client.unlink(key))
         return await backend.read(command)

@@ -12,14 +12,16 @@ import time
 from collections import Counter, OrderedDict, defaultdict
 from collections.abc import AsyncGenerator, Generator, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from memory_core.cancellation import cancel
 from memory_core.errors import MemoryServiceError
 from memory_core.records.ids import new_id
 from memory_core.records.keys import Keys, digest
 from memory_core.slices import slices
-from memory_server.engine.redis_backend import Backend
+
+if TYPE_CHECKING:
+    from memory_server.engine.redis_backend import Backend
 
 log = logging.getLogger(__name__)
 _TOGETHER_SECONDS = 0.02
