@@ -137,7 +137,7 @@ async def test_invalid_heartbeat_is_refused(alice: Agent) -> None:
 async def test_agent_cannot_act_for_another(alice: Agent, bob: Agent) -> None:
     await register(bob)
     for tool in ("register_agent", "unregister_agent", "update_agent_heartbeat", "get_pending_tasks"):
-        for name in ("bob", "never-heard-of", "Not A Name"):
+        for name in ("bob", "never-heard-of", "Not*A*Name"):
             code, text = await refusal(alice, tool, agent_id=name)
             assert code == "forbidden"
             assert text.replace(name, "NAME") == (await refusal(alice, tool, agent_id="x"))[1].replace("'x'", "'NAME'")

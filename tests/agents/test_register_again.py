@@ -49,10 +49,10 @@ async def test_second_registration_says_what_it_changed(alice: Agent) -> None:
     assert 'capabilities ["python", "review"] → ["sql"]' in text
 
 
-async def test_empty_capabilities_and_description_clear_them(alice: Agent) -> None:
+async def test_empty_list_clears_capabilities_and_empty_text_clears_nothing(alice: Agent) -> None:
     await register(alice, **PROFILE)
     answer, _ = await register(alice, capabilities=[], description="")
-    assert (answer["agent"]["capabilities"], answer["agent"]["description"]) == ([], "")
+    assert (answer["agent"]["capabilities"], answer["agent"]["description"]) == ([], PROFILE["description"])
     assert answer["agent"]["agent_type"] == "claude"
 
 

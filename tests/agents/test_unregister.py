@@ -233,7 +233,7 @@ BAD_LEAVES: dict[str, tuple[dict[str, Any], str]] = {
     "without a receiver": ({"memories": "transfer"}, "invalid_argument"),
     "to itself": ({"memories": "transfer", "transfer_to": "alice"}, "invalid_argument"),
     "to an unknown agent": ({"memories": "transfer", "transfer_to": "carol"}, "not_found"),
-    "to an invalid name": ({"memories": "transfer", "transfer_to": "Not A Name"}, "invalid_argument"),
+    "to an invalid name": ({"memories": "transfer", "transfer_to": "not/a/name"}, "invalid_argument"),
     "kept with a receiver": ({"memories": "keep", "transfer_to": "bob"}, "invalid_argument"),
     "deleted with a receiver": ({"memories": "delete", "transfer_to": "bob"}, "invalid_argument"),
     "with an unknown mode": ({"memories": "burn"}, "invalid_argument"),

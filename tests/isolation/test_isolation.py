@@ -19,7 +19,7 @@ SECRET = "The treasure chest is buried under the old lighthouse."
 UNKNOWN = "01arz3ndektsv4rrffq69g5fav"
 DIMENSION = 384
 _ULID = re.compile(r"[0-9a-hjkmnp-tv-z]{26}")
-_NOISE = {"took_ms", "search_latency_ms", "embedding_latency_ms", "next_cursor", "access_count", "last_access"}
+_NOISE = {"took_ms", "search_latency_ms", "embedding_latency_ms", "next_cursor", "access_count", "last_access", "names"}
 _MOMENT = re.compile(r"\d{4}-\d\d-\d\dT[\d:.]+Z")
 
 

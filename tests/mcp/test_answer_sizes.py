@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import pytest
 from support.stack import Agent, Server, text_of
 
 from memory_server.contract import tokens
 
 MOST = 8000
-LONG = {"log": '{"a":1},' * 1900}
+LONG = {"log": "a:1;" * 3800}
 
 
 async def _check(agent: Agent, tool: str, **arguments: Any) -> dict[str, Any]:
@@ -30,7 +31,7 @@ async def test_default_answers_fit_a_context(server: Server, namespace: str, ali
          "visibility": "public", "metadata": LONG}
         for n in range(30)
     ]  # fmt: skip
-    await alice.call("batch_operations", operations=stores)
+    assert (await alice.call("batch_operations", operations=stores))["failed"] == 0
     listed, cursor, pages = set[str](), None, 0
     while pages == 0 or cursor:
         page = await _check(alice, "get_agent_memories", cursor=cursor)
@@ -40,6 +41,7 @@ async def test_default_answers_fit_a_context(server: Server, namespace: str, ali
     await _check(alice, "retrieve_memory", memory_id=first)
     await _check(alice, "update_memory", memory_id=first, priority="high")
     await _check(alice, "semantic_search", query="harbour", mode="keyword")
+    await bob.call("register_agent")
     await alice.call("share_context_with_agent", target_agent="bob", memory_types=["context"])
     for n in range(60):
         await alice.call("share_context_with_agent", target_agent="bob", tags=[f"label {n}"], note="why " * 50)
@@ -50,12 +52,11 @@ async def test_default_answers_fit_a_context(server: Server, namespace: str, ali
     await _check(alice, "list_tasks")
 
 
+@pytest.mark.long
 async def test_list_of_many_agents_is_read_page_by_page(server: Server, namespace: str, alice: Agent) -> None:
     for n in range(120):
         async with server.agent(f"agent-{n:03}", namespace) as agent:
-            await agent.call(
-                "register_agent", description="d " * 200, capabilities=[f"skill-{n}-{k}" for k in range(9)]
-            )
+            await agent.call("register_agent", description="d " * 200, capabilities=[f"s-{n}-{k}" for k in range(9)])
     names, cursor = list[str](), None
     while not names or cursor:
         page = await _check(alice, "list_agents", cursor=cursor)

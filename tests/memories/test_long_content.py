@@ -35,7 +35,7 @@ async def test_fact_in_the_last_sentence_of_100_kb_is_found_in_every_mode(alice:
         assert FACT in hit["memory"]["content"]
         ids = [hit["memory"]["memory_id"] for hit in answer["hits"]]
         assert len(ids) == len(set(ids))
-    whole = (await alice.call("retrieve_memory", memory_id=stored["memory_id"]))["memory"]
+    whole = (await alice.call("retrieve_memory", memory_id=stored["memory_id"], max_tokens=0))["memory"]
     assert whole["content"] == content
     assert (await alice.call("memory_stats"))["total"] == 2
 
@@ -190,7 +190,7 @@ async def test_largest_content_is_returned_unchanged_and_larger_is_refused(alice
     content = ("é" + prose(16_000))[: 1 << 20]
     content = content.encode()[: 1 << 20].decode(errors="ignore")
     memory_id = await alice.store(content, wait=False, priority="low")
-    assert (await alice.call("retrieve_memory", memory_id=memory_id))["memory"]["content"] == content
+    assert (await alice.call("retrieve_memory", memory_id=memory_id, max_tokens=0))["memory"]["content"] == content
     with pytest.raises(Refused):
         await alice.store(content + "xx")
     await alice.call("clear_memory", memory_ids=[memory_id])

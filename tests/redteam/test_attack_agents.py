@@ -301,7 +301,11 @@ async def test_answer_of_a_batch_is_bounded(alice: Agent) -> None:
         for n in range(100)
     ]
     assert (await alice.call("batch_operations", operations=stores))["failed"] == 0
-    operations = [{"op": "get_agent_memories", "limit": 100}] * 70 + [{"op": "store_memory", "content": "Last."}]
+    page = await alice.call("get_agent_memories", limit=1)
+    read = {"op": "retrieve_memory", "memory_id": page["memories"][0]["memory_id"], "max_tokens": 0}
+    operations: list[dict[str, Any]] = (
+        [read] * 950 + [{"op": "get_agent_memories", "limit": 100}] * 49 + [{"op": "store_memory", "content": "Last."}]
+    )
     answer = await alice.call("batch_operations", operations=operations)
     assert len(json.dumps(answer)) < 25_000_000
     assert answer["results"][0]["ok"]

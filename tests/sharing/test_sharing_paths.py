@@ -307,7 +307,7 @@ async def test_invalid_input_is_refused_and_shares_nothing(
 ) -> None:
     assert (await refusal(alice, SHARE, target_agent="bob", **BAD[case]))[0] == "invalid_argument"
     assert not await stack.client.hlen(Keys(namespace).granted("bob"))
-    assert (await refusal(alice, SHARE, target_agent="Not A Name", context="a"))[0] == "invalid_argument"
+    assert (await refusal(alice, SHARE, target_agent="Not*A*Name", context="a"))[0] == "invalid_argument"
 
 
 async def test_agent_gives_another_at_most_64_grants_which_can_be_renewed(alice: Agent, bob: Agent) -> None:

@@ -32,6 +32,9 @@ class Call:
     arguments: dict[str, Any]
 
 
+_ALL: dict[str, Any] = {"agent_id": "<agent>", "max_tokens": 200_000}
+
+
 def _memory(tool: str, **arguments: Any) -> Call:
     return Call(tool, "memory", arguments)
 
@@ -66,9 +69,9 @@ CALLS: dict[str, Call] = {
     ),
     "search keyword": _memory("semantic_search", query="<word>", mode="keyword"),
     "memory_stats": _memory("memory_stats", agent_id="<agent>"),
-    "get_shared_context": _memory("get_shared_context", agent_id="<agent>"),
-    "get_shared_context query": _memory("get_shared_context", agent_id="<agent>", query="lighthouse"),
-    "get_shared_context since": _memory("get_shared_context", agent_id="<agent>", since="2020-01-01"),
+    "get_shared_context": _memory("get_shared_context", **_ALL),
+    "get_shared_context query": _memory("get_shared_context", **_ALL, query="lighthouse"),
+    "get_shared_context since": _memory("get_shared_context", **_ALL, since="2020-01-01"),
     "share ids": _memory("share_context_with_agent", target_agent="worker", memory_ids=["<memory>"]),
     "store_memory near": _memory("store_memory", content="A chest lies under the lighthouse: <word>"),
     "store_memory key": _memory("store_memory", content="<fresh>", idempotency_key="<key>", wait=False),

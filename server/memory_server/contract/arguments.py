@@ -42,7 +42,7 @@ def _is_blank(value: Any) -> bool:
 
 def _canonical(value: Any, info: ValidationInfo) -> Any:
     """Turn a given agent name into the name of the agent, where the context of the validation allows that."""
-    names = info.context
+    names: Any = info.context
     return names.canonical(value) if isinstance(names, GivenNames) and isinstance(value, str) else value
 
 
@@ -190,7 +190,7 @@ class UpdateArguments(Arguments):
     means_empty = frozenset({"content", "context"})
 
     memory_id: str
-    content: str | None = None
+    content: str | None = Field(default=None, description="replaces all")
     priority: Priority | None = Field(default=None, description="restarts the lifetime")
     visibility: Visibility | None = None
     tags: ListOf[str] | None = Field(default=None, description="replaces all")

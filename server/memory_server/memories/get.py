@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import json
 import math
 from collections.abc import Sequence
 
@@ -13,6 +14,7 @@ from memory_core.records.keys import Keys
 from memory_core.records.memory import Record
 from memory_core.records.times import to_iso, to_redis
 from memory_core.redis_client import Client
+from memory_server.contract import tokens
 from memory_server.contract.answer import most_fitting, partial_reason
 from memory_server.contract.arguments import ListArguments, RetrieveArguments
 from memory_server.contract.memories import Memory, MemoryAnswer, MemoryListAnswer
@@ -30,6 +32,8 @@ from memory_server.memories.chunks import split_content
 from memory_server.memories.services import MemoryServices
 from memory_server.security.open_records import load_readable
 
+_LISTED_TOKENS = DEFAULT_MAX_TOKENS // 20
+"""Tokens for each memory that a caller asks to list."""
 _SURELY_LONG = 16
 """Characters for each token from which a content is not measured: it does not fit."""
 
@@ -142,10 +146,17 @@ async def list_memories(service: MemoryServices, request: RequestContext, args: 
     reason = partial_reason(await service.namespaces.covered(prepared), warnings)
     model = await service.models.current(request.caller.namespace)
 
+    views = [Memory.of(record, principal, model) for record in records]
+    bare = [_without_long_metadata(view) for view in views]
+    if bare != views:
+        reason = "; ".join(
+            filter(None, [reason, "long metadata is left out; retrieve_memory with max_tokens=0 gives it"])
+        )
+
     def of_first(number: int) -> MemoryListAnswer:
         shown, left = records[:number], more or number < len(records)
         return MemoryListAnswer(
-            memories=[Memory.of(record, principal, model) for record in shown],
+            memories=bare[:number],
             next_cursor=_write_cursor(shown[-1].created_at) if left and shown else None,
             total=total,
             partial=bool(reason),
@@ -153,8 +164,16 @@ async def list_memories(service: MemoryServices, request: RequestContext, args: 
             **filters.period,
         )
 
-    fitting = most_fitting(len(records), DEFAULT_MAX_TOKENS, lambda number: of_first(number).tokens())
+    fitting = most_fitting(
+        len(records), max(DEFAULT_MAX_TOKENS, limit * _LISTED_TOKENS), lambda number: of_first(number).tokens()
+    )
     return of_first(fitting)
+
+
+def _without_long_metadata(view: Memory) -> Memory:
+    """Leave out metadata that would fill most of a page."""
+    size = tokens.count(json.dumps(view.metadata, ensure_ascii=False)) if view.metadata else 0
+    return view.model_copy(update={"metadata": None}) if size > DEFAULT_MAX_TOKENS / 2 else view
 
 
 def _write_cursor(created_at: float) -> str:

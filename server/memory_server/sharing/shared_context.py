@@ -43,7 +43,7 @@ _MOST_CHARACTERS = 16
 _MAX_MEMORIES = 100
 _MAX_GRANTS = 100
 _GRANT_CHARS = 3_000
-"""How long each list of grants may be, as JSON: any agent may give grants with long notes and many labels."""
+"""How long each list of grants may be, as JSON, after its first: any agent may give grants with long notes."""
 
 
 @dataclass(slots=True)
@@ -227,7 +227,7 @@ async def _list_grants(backend: Backend, principal: Principal, other: str | None
     dropped = 0
     for grants in (answer.granted_to_me, answer.granted_by_me, answer.offers):
         lengths = accumulate(len(grant.model_dump_json()) for grant in grants)
-        listed = min(sum(length <= _GRANT_CHARS for length in lengths), _MAX_GRANTS)
+        listed = min(max(sum(length <= _GRANT_CHARS for length in lengths), 1), len(grants), _MAX_GRANTS)
         dropped += len(grants) - listed
         del grants[listed:]
     answer.reason = f"{dropped} older grants and offers are not listed; agent_id narrows the lists" if dropped else None
