@@ -37,6 +37,10 @@ DEPENDENTS, SLICE, INBOX, CONTEXTS = 200, 32, 1000, 1000
 AVOIDED = 1000
 PAUSE_SECONDS = 60
 CLAIMED = limit_of("tasks.leases", "_LEASED_AT_ONCE")
+RESUMED = limit_of("tasks.leases", "_RESUMED_AT_ONCE")
+SESSIONS = limit_of("engine.presence", "_AT_ONCE")
+SHOWN = 64
+_SESSION = "s" * 32
 _SUBMITTER = agent(1)
 
 
@@ -110,17 +114,47 @@ async def _queue_all_kinds(team: BusyNamespace, name: str) -> None:
 
 async def _claiming(team: BusyNamespace, name: str, number: int = CLAIMED) -> Call:
     held = await team.client.scard(team.keys.held(name))
-    return _call(team, name, {"status": "claimed", "held": held + number}, secrets=["s" * 16] * CLAIMED)
+    secrets = ["s" * 16] * CLAIMED
+    return _call(team, name, {"status": "claimed", "held": held + number}, secrets=secrets, session=_SESSION)
 
 
-@worst("rm1_task_claim", f"{CLAIMED} of {INBOX} in the agent's inbox, and {KINDS} kinds", "max_tasks, at most 1000")
+@worst(
+    "rm1_task_claim",
+    f"{CLAIMED} of {INBOX} in the agent's inbox, {SHOWN} leases to show, and {KINDS} kinds",
+    "max_tasks, at most 1000",
+)
 async def _claim_inbox(team: BusyNamespace) -> Call:
     name = agent(6)
     await team.register(name)
-    await _full_inbox(team, name, INBOX)
     await _free_hands(team, name)
+    await _leased_by_session(team, name, SHOWN)
+    await _full_inbox(team, name, INBOX)
     await _queue_all_kinds(team, name)
     return await _claiming(team, name)
+
+
+@worst("rm1_task_claim", f"{RESUMED} leases of an ended session", "tasks/leases.py, _RESUMED_AT_ONCE")
+async def _claim_resumed(team: BusyNamespace) -> Call:
+    name = agent(27)
+    await team.register(name)
+    await _free_hands(team, name)
+    await _leased_by_session(team, name, SHOWN)
+    answer = {"status": "claimed", "held": SHOWN}
+    request = {"secrets": list[str](), "resumes": ["s" * 16] * RESUMED, "session": "another"}
+    return _call(team, name, answer, **request)
+
+
+async def _leased_by_session(team: BusyNamespace, name: str, number: int) -> None:
+    """Lease tasks to a session of an agent, halfway to the end of the leases, until it holds so many."""
+    held = await team.client.scard(team.keys.held(name))
+    if held < number:
+        await team.leased(number - held, name)
+    pipe, ends = team.client.pipeline(transaction=False), to_redis(time.time() + HOUR / 2)
+    for raw in await team.client.smembers(team.keys.held(name)):
+        task_id = raw.decode()
+        pipe.hset(team.keys.task(task_id), mapping={"session": _SESSION, "lease_until": ends})
+        pipe.zadd(team.keys.leases, {task_id: ends})
+    await pipe.execute()
 
 
 async def _free_hands(team: BusyNamespace, name: str) -> None:
@@ -238,6 +272,7 @@ async def _sweep(team: BusyNamespace) -> Call:
 async def _due(team: BusyNamespace) -> list[str]:
     """Let leases expire, and what else a sweep handles. Returns the leased tasks."""
     keys, client, over = team.keys, team.client, to_redis(time.time() - 1)
+    await _reporting(team, agent(8))
     leased = list(await team.leased(SLICE, agent(8), until=time.time() - 1))
     for task_id in leased:
         avoid = SEPARATOR.join(agent(number) for number in range(ATTEMPTS - 1))
@@ -252,6 +287,12 @@ async def _due(team: BusyNamespace) -> list[str]:
         await client.zadd(keys.deadlines, {task_id: over})
         await _dependents(team, task_id, 2)
     return leased
+
+
+async def _reporting(team: BusyNamespace, name: str) -> None:
+    """Let an agent have reported the longest metrics since it was given its leases: each task keeps them."""
+    mapping = {"metrics": "m" * TEXT_BYTES, "metrics_at": to_redis(time.time() + HOUR)}
+    await team.client.hset(team.keys.agent(name), mapping=mapping)
 
 
 async def _unable(team: BusyNamespace, ids: Sequence[str]) -> None:
@@ -307,42 +348,63 @@ def _agent_call(team: BusyNamespace, name: str, answer: Request, **request: Any)
     return Call([team.keys.agent(name)], common | request, answer)
 
 
-@worst("rm1_agent_heartbeat", f"{TOKENS} leases", "agents/registry.py, RENEWED_AT_ONCE")
+@worst("rm1_agent_heartbeat", f"{TOKENS} leases, with metrics", "agents/registry.py, RENEWED_AT_ONCE")
 async def _heartbeat(team: BusyNamespace) -> Call:
     name = agent(11)
-    held = await team.client.smembers(team.keys.held(name))
-    await team.leased(TOKENS - len(held), name)
+    await _leased_by_session(team, name, TOKENS)
     ids = [one.decode() for one in await team.client.smembers(team.keys.held(name))]
-    tokens = [f"{one}.1.{'s' * 16}" for one in ids]
-    return _agent_call(team, name, {"lost": []}, tokens=tokens, fields=["metrics", "m" * TEXT_BYTES, "load", 1])
+    request: Request = {
+        "tokens": [f"{one}.1.{'s' * 16}" for one in ids],
+        "fields": ["metrics", "m" * TEXT_BYTES, "load", 1],
+        "reports": True,
+        "session": _SESSION,
+    }
+    return _agent_call(team, name, {"lost": []}, **request)
 
 
-async def _losing(team: BusyNamespace, name: str, *, able: bool = True) -> None:
-    held = await team.client.scard(team.keys.held(name))
-    for task_id in await team.leased(max(100 - held, 0), name):
-        avoid = SEPARATOR.join(agent(number) for number in range(900, 900 + ATTEMPTS - 2))
-        await team.client.hset(team.keys.task(task_id), "avoid", avoid)
-    if not able:
-        await _unable(team, [one.decode() for one in await team.client.smembers(team.keys.held(name))])
+@worst("rm1_agent_seen", f"{SESSIONS} agents that were dead, with {TOKENS} leases", "engine/presence.py, _AT_ONCE")
+async def _seen(team: BusyNamespace) -> Call:
+    names = [agent(number) for number in range(300, 300 + SESSIONS)]
+    for position, name in enumerate(names):
+        await _leased_by_session(team, name, TOKENS * (position + 1) // SESSIONS - TOKENS * position // SESSIONS)
+        await team.client.hset(team.keys.agent(name), "status", "dead")
+        await team.client.zadd(team.keys.agents, {name: -1})
+    return _seeing(team, names)
 
 
-@worst("rm1_agent_lost", f"{SLICE} of 100 leased tasks", "BATCH of 40_queues.lua")
+def _seeing(team: BusyNamespace, names: Sequence[str]) -> Call:
+    items = [{"agent": name, "session": _SESSION, "ago": 0.02} for name in names]
+    return Call([team.keys.agents], {"items": items}, {"pauses": ["10"] * len(names)})
+
+
+@worst("rm1_agent_seen", f"an agent with {INBOX} leases", "RENEWED_MOST of 60_agents.lua")
+async def _seen_leases(team: BusyNamespace) -> Call:
+    await _leased_by_session(team, agent(400), INBOX)
+    return _seeing(team, [agent(400)])
+
+
+@worst("rm1_agent_session_ended", "one session", "one session")
+async def _session_ended(team: BusyNamespace) -> Call:
+    await team.client.zadd(team.keys.sessions(agent(11)), {_SESSION: time.time() + HOUR})
+    return _agent_call(team, agent(11), {"status": "ok"}, session=_SESSION)
+
+
+@worst("rm1_agent_lost", f"{SLICE} tasks behind {INBOX - 2 * SLICE} leases", "BATCH of 40_queues.lua")
 async def _lost(team: BusyNamespace) -> Call:
     name = agent(12)
     await team.register(name)
-    await _losing(team, name)
+    await _leased_by_session(team, name, INBOX - 2 * SLICE)
+    await _full_inbox(team, name, INBOX)
     await team.client.zadd(team.keys.agents, {name: 1})
-    await team.client.hset(team.keys.agent(name), "metrics", "m" * TEXT_BYTES)
-    return _agent_call(team, name, {"status": "dead", "taken": SLICE})
+    return _agent_call(team, name, {"status": "dead", "taken": SLICE, "more": True})
 
 
-@worst("rm1_agent_lost", "100 leased tasks of kinds that no agent can do", "COMPARED of 39_avoided.lua")
-async def _lost_unable(team: BusyNamespace) -> Call:
-    name = agent(26)
-    await team.register(name)
-    await _losing(team, name, able=False)
-    await team.client.zadd(team.keys.agents, {name: 1})
-    return _agent_call(team, name, {"status": "dead", "more": True})
+async def _losing(team: BusyNamespace, name: str) -> None:
+    held = await team.client.scard(team.keys.held(name))
+    await _reporting(team, name)
+    for task_id in await team.leased(max(100 - held, 0), name):
+        avoid = SEPARATOR.join(agent(number) for number in range(900, 900 + ATTEMPTS - 2))
+        await team.client.hset(team.keys.task(task_id), "avoid", avoid)
 
 
 @worst("rm1_agent_release", f"{SLICE} of 100 leased tasks", "BATCH of 40_queues.lua")
@@ -350,6 +412,14 @@ async def _release(team: BusyNamespace) -> Call:
     name = agent(13)
     await _losing(team, name)
     return _agent_call(team, name, {"taken": SLICE})
+
+
+@worst("rm1_agent_release", "100 leased tasks of kinds that no agent can do", "COMPARED of 39_avoided.lua")
+async def _release_unable(team: BusyNamespace) -> Call:
+    name = agent(26)
+    await _losing(team, name)
+    await _unable(team, [one.decode() for one in await team.client.smembers(team.keys.held(name))])
+    return _agent_call(team, name, {"more": True})
 
 
 @worst(

@@ -69,10 +69,12 @@ function rm.keep_notes(names, id, task, name, handoff)
   if #notes > 0 then redis.call('HSET', names.task .. id, unpack(notes)) end
 end
 
--- List a task with those that an agent worked on, for longer than an ended task is kept.
-function rm.list_work(names, name, id, now, keep)
-  local worked = names.worked .. name
-  redis.call('ZADD', worked, rm.seconds(now), id)
+-- List tasks with those that an agent worked on, for longer than an ended task is kept.
+function rm.list_work(names, name, ids, now, keep)
+  if #ids == 0 then return end
+  local worked, listed = names.worked .. name, {}
+  for _, id in ipairs(ids) do rm.append(listed, rm.seconds(now), id) end
+  redis.call('ZADD', worked, unpack(listed))
   redis.call('ZREMRANGEBYRANK', worked, 0, -WORK_KEPT - 1)
   redis.call('EXPIRE', worked, rm.integer(2 * keep))
 end

@@ -72,13 +72,13 @@ local function best_of(heads, best)
   return best, from
 end
 
--- Write a new lease of a task, under a new token, to the session of an agent. Returns it.
-local function write_lease(names, id, task, agent, secret, attempt, now)
+-- Write a new lease of a task, under a new token, to the session of an agent, with further fields. Returns it.
+local function write_lease(names, id, task, agent, secret, attempt, now, ...)
   local fence = rm.integer(rm.tick(names))
   local token = id .. '.' .. fence .. '.' .. secret
   local ends = rm.seconds(rm.lease_end(task, now))
   redis.call('HSET', names.task .. id, 'lease_token', token, 'fence', fence, 'lease_until', ends, 'session',
-    agent.session, 'progress_at', rm.seconds(now))
+    agent.session, 'progress_at', rm.seconds(now), ...)
   redis.call('ZADD', names.leases, ends, id)
   return {id = id, lease_token = token, lease_until = ends, attempt = attempt, fence = fence,
     lease_seconds = task.lease_seconds}
@@ -96,11 +96,10 @@ local function lease(names, id, task, agent, secret, now, keep)
     rm.assign(names, id, task, agent.name)
   end
   local attempt = tonumber(task.attempt) + 1
-  local leased = write_lease(names, id, task, agent, secret, attempt, now)
   local holders = rm.append(rm.without(rm.split(task.holders), agent.name), agent.name)
-  redis.call('HSET', names.task .. id, 'state', 'leased', 'leased_at', rm.seconds(now), 'attempt', attempt, 'holders', table.concat(holders, '\31'))
+  local leased = write_lease(names, id, task, agent, secret, attempt, now, 'state', 'leased', 'leased_at',
+    rm.seconds(now), 'attempt', attempt, 'holders', table.concat(holders, '\31'))
   redis.call('SADD', names.held .. agent.name, id)
-  rm.list_work(names, agent.name, id, now, keep)
   rm.take_turn(names, id, task, agent.name)
   rm.record(names, id, task, now, {op = 'leased', agent = agent.name, fence = leased.fence, attempt = attempt})
   return leased
@@ -154,6 +153,9 @@ local function lease_best(names, agent, secrets, now, keep)
     if found then leased[#leased + 1] = found else skipped = skipped + 1 end
     if head then head.first = following(names, head.kind, avoided, best) else assigned[#assigned] = nil end
   end
+  local ids = {}
+  for position, found in ipairs(leased) do ids[position] = found.id end
+  rm.list_work(names, agent.name, ids, now, keep)
   return leased, held + #leased
 end
 

@@ -9,17 +9,17 @@ import ssl
 import sys
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import httpx2
 import pytest
 import pytest_asyncio
-from support.auth_helpers import INITIALIZE, issued, post, tool_call
+from support.auth_helpers import issued, post, tool_call
 from support.certificates import certificate
 from support.ports import free_port
 from support.stack import Server, Stack, in_own_task, serving
+from support.stdio import Pipe, stdio_pipe
 
 from memory_core.errors import UnsafeStart
 from memory_core.settings.settings import Settings
@@ -203,53 +203,10 @@ async def test_server_keep_alive_outlasts_client_keep_alive(stack: Stack) -> Non
 # stdio
 
 
-@dataclass
-class Pipe:
-    """A stdio server, addressed in raw bytes."""
-
-    process: asyncio.subprocess.Process
-
-    async def send(self, line: bytes) -> None:
-        """Send a line."""
-        assert self.process.stdin is not None
-        self.process.stdin.write(line + b"\n")
-        await self.process.stdin.drain()
-
-    async def receive(self) -> dict[str, Any]:
-        """Return the next message."""
-        assert self.process.stdout is not None
-        async with asyncio.timeout(20):
-            return json.loads(await self.process.stdout.readline())
-
-    async def ask(self, line: bytes) -> dict[str, Any]:
-        """Send a line and return the answer."""
-        await self.send(line)
-        return await self.receive()
-
-
-@asynccontextmanager
-async def stdio_server(redis_url: str) -> AsyncGenerator[Pipe]:
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "memory_server", "serve", "--stdio", "--agent", "alice"),
-        env={**os.environ, "REDIS_URL": redis_url, "MEMORY_LIMITS__BODY_BYTES": str(BODY_BYTES)},
-        stdin=asyncio.subprocess.PIPE,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.DEVNULL,
-    )
-    try:
-        pipe = Pipe(process)
-        assert "result" in await pipe.ask(json.dumps(INITIALIZE).encode())
-        await pipe.send(b'{"jsonrpc":"2.0","method":"notifications/initialized"}')
-        yield pipe
-    finally:
-        assert process.stdin is not None
-        process.stdin.close()
-        assert await process.wait() == 0
-
-
 @pytest_asyncio.fixture(scope="module", loop_scope="session")
 async def pipe(stack: Stack) -> AsyncGenerator[Pipe]:
-    async with in_own_task(stdio_server(stack.redis.url)) as started:
+    limit = {"MEMORY_LIMITS__BODY_BYTES": str(BODY_BYTES)}
+    async with in_own_task(stdio_pipe(stack.redis.url, "alice", **limit)) as started:
         yield started
 
 

@@ -120,13 +120,15 @@ def records_agree(evidence: Evidence) -> Iterator[Violation]:
         for entry in task.entries
         if entry.op in {"leased", "resumed", "completed", "failed"}
     }
-    acknowledged = {("leased", lease.task, lease.fence, lease.agent) for lease in evidence.leases.values()}
+    leases = evidence.leases.values()
+    shown = {("leased", lease.task, lease.fence, lease.agent) for lease in leases if not lease.is_given}
+    acknowledged = {("leased", lease.task, lease.fence, lease.agent) for lease in leases if lease.is_given}
     acknowledged |= {
         (_RECORDED_AS[effect.op], effect.task, fence_of(effect.token), effect.call.agent)
         for effect in evidence.effects
         if effect.op in _RECORDED_AS
     }
-    for op, task_id, fence, agent in acknowledged - recorded:
+    for op, task_id, fence, agent in (acknowledged | shown) - recorded:
         yield Violation("acknowledged but not recorded", task_id, f"{op} {fence} of {agent}")
     unclear = _unclear_calls(evidence)
     for op, task_id, fence, agent in recorded - acknowledged:

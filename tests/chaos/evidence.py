@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter, defaultdict
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 from memory_core.records.times import parse_time
@@ -31,7 +32,7 @@ class Violation:
 
 @dataclass(frozen=True, slots=True)
 class Lease:
-    """A lease that a claim returned. `until` uses Redis's clock."""
+    """A lease that a claim gave, or showed after the answer that gave it was lost. `until` uses Redis's clock."""
 
     task: str
     fence: int
@@ -39,6 +40,7 @@ class Lease:
     agent: str
     until: float
     claim: Call
+    is_given: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,13 +80,17 @@ class Evidence:
 
     @cached_property
     def leases(self) -> dict[str, Lease]:
-        """Every lease that a claim or a registration returned, by token."""
-        found: dict[str, Lease] = {}
+        """Every lease that a claim or a registration returned, by token.
+
+        If one was only shown, the claim that gave it may have begun at any time before.
+        """
+        given: dict[str, Lease] = {}
+        shown: dict[str, Lease] = {}
         for call in self.calls:
-            for task in call.answer.get("tasks", ()) if call.is_ok and call.op in LEASING else ():
-                token, until = task["lease_token"], parse_time(task["lease_until"], "lease_until")
-                found[token] = Lease(task["task_id"], fence_of(token), token, call.agent, until, call)
-        return found
+            if call.is_ok and call.op in LEASING:
+                given |= _listed(call, "tasks")
+                shown = _listed(replace(call, began=-math.inf), "held") | shown
+        return shown | given
 
     @cached_property
     def effects(self) -> list[Effect]:
@@ -120,10 +126,22 @@ class Evidence:
     def promised(self) -> dict[str, float]:
         """The latest end of each lease that any answer promised, by token, on Redis's clock."""
         found = {token: lease.until for token, lease in self.leases.items()}
+        for call in self.calls:
+            for lease in _listed(call, "held").values() if call.is_ok else ():
+                found[lease.token] = max(found[lease.token], lease.until)
         for effect in self.effects:
             if effect.until is not None:
                 found[effect.token] = max(found.get(effect.token, 0.0), effect.until)
         return found
+
+
+def _listed(call: Call, part: str) -> dict[str, Lease]:
+    """The leases in a part of an answer, by token: those that it gives, or those that the agent holds."""
+    found: dict[str, Lease] = {}
+    for task in call.answer.get(part, ()) if call.op in LEASING else ():
+        token, until = task["lease_token"], parse_time(task["lease_until"], "lease_until")
+        found[token] = Lease(task["task_id"], fence_of(token), token, call.agent, until, call, part == "tasks")
+    return found
 
 
 def _renewals(call: Call) -> Iterator[Effect]:

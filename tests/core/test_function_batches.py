@@ -8,6 +8,7 @@ import pytest
 from support.stack import Agent
 from support.team_helpers import register
 
+from memory_core.records.keys import namespace_of
 from memory_server.agents.registry import RENEWED_AT_ONCE, register_agent
 from memory_server.contract.arguments import StoreArguments
 from memory_server.contract.sharing import ShareArguments
@@ -24,14 +25,15 @@ RECEIVERS = 40
 
 
 @pytest.fixture
-def calls(service: Service, monkeypatch: pytest.MonkeyPatch) -> Calls:
-    """The calls of Functions from now on."""
+def calls(service: Service, namespace: str, monkeypatch: pytest.MonkeyPatch) -> Calls:
+    """The calls of Functions from now on in the test's namespace. Sweeps also delete what earlier tests left."""
     found: Calls = []
     write = service.backend.write
 
-    async def recorded(function: str, *others: Any, **request: Any) -> dict[str, Any]:
-        found.append((function, request))
-        return await write(function, *others, **request)
+    async def recorded(function: str, keys: list[str], **request: Any) -> dict[str, Any]:
+        if namespace_of(keys[0]) == namespace:
+            found.append((function, request))
+        return await write(function, keys, **request)
 
     monkeypatch.setattr(service.backend, "write", recorded)
     return found

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 import time
+from collections.abc import Callable
 from contextlib import AsyncExitStack
 from typing import Any
 
@@ -13,6 +15,7 @@ from support import task_helpers
 from support.dashboard_helpers import PAGE
 from support.embedder_fixtures import wait_until
 from support.stack import Agent, Server, Stack
+from support.stdio import Pipe, stdio_pipe
 from support.task_helpers import claim, code, complete, joined, lease, show, state, submit
 
 from memory_core.records.times import parse_time
@@ -196,3 +199,31 @@ async def test_restarted_stdio_server_gets_its_work_back(stack: Stack, namespace
             tasks += work.tasks
     assert [task.resumed for task in tasks] == [False, True]
     assert tasks[0].lease_token != tasks[1].lease_token
+
+
+END: dict[str, Callable[[Pipe], None]] = {
+    "stdin closes": Pipe.close,
+    "SIGTERM": lambda pipe: pipe.process.send_signal(signal.SIGTERM),
+    "SIGINT": lambda pipe: pipe.process.send_signal(signal.SIGINT),
+}
+
+
+@pytest.mark.parametrize("waits", [False, True], ids=["idle", "waiting"])
+@pytest.mark.parametrize("end", END)
+async def test_session_ends_with_its_stdio_server(
+    stack: Stack, quick: Server, namespace: str, lead: Agent, end: str, waits: bool
+) -> None:
+    task_id = await submit(lead)
+    async with stdio_pipe(stack.redis.url, "ada", "--namespace", namespace) as server:
+        await server.call("register_agent")
+        (old,) = (await server.call("get_pending_tasks", wait_seconds=5, with_memories=0))["tasks"]
+        if waits:
+            await server.begin("wait_for_events", timeout_seconds=60)
+            await asyncio.sleep(0.3)
+        END[end](server)
+        async with asyncio.timeout(20):
+            await server.process.wait()
+    async with quick.agent("ada", namespace, "legacy") as ada:
+        (task,) = await claim(ada)
+    assert (task["task_id"], task["resumed"], task["attempt"]) == (task_id, True, 1)
+    assert task["lease_token"] != old["lease_token"]

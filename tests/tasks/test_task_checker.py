@@ -59,6 +59,12 @@ def claim(agent: str, fence: int, began: float, until: float, task: str = T) -> 
     return call("claim", agent, began, began + 0.1, answer={"tasks": [lease]})
 
 
+def shows(agent: str, fence: int, began: float, until: float) -> Call:
+    """A claim that shows what the session holds."""
+    made = claim(agent, fence, began, until)
+    return replace(made, answer={"tasks": [], "held": made.answer["tasks"]})
+
+
 def complete(agent: str, fence: int, began: float, task: str = T) -> Call:
     return call("complete", agent, began, began + 0.1, task_id=task, lease_token=token(fence, task))
 
@@ -142,7 +148,11 @@ def test_call_with_unknown_outcome_may_have_had_its_effect() -> None:
         [submit(), claim("a", 1, 1.0, 3.0), unknown(renew("a", 1, 2.0, 4.0)), complete("a", 1, 3.5)],
         life(("submitted", 0.05), ("leased", 1.05, "a", 1, 1), ("completed", 3.55, "a", 1, 1)),
     )
-    for found in (done, undone, killed, renewed):
+    shown = evidence(
+        [submit(), unknown(claim("a", 1, 1.0, 3.0)), shows("a", 1, 2.0, 4.0), complete("a", 1, 3.5)],
+        life(("submitted", 0.05), ("leased", 1.05, "a", 1, 1), ("completed", 3.55, "a", 1, 1)),
+    )
+    for found in (done, undone, killed, renewed, shown):
         assert checker.violations(found) == []
 
 
@@ -383,6 +393,13 @@ BAD: dict[str, tuple[str, Callable[[], Evidence]]] = {
         "lease ended too early",
         lambda: evidence([claim("a", 1, 1.0, until=3.0)], life(*LEASED, ("expired", 2.5, "a", 1, 1), ("dead", 2.5))),
     ),
+    "a lease cut short after it was shown": (
+        "lease ended too early",
+        lambda: evidence(
+            [claim("a", 1, 1.0, until=3.0), shows("a", 1, 2.0, until=5.0)],
+            life(*LEASED, ("expired", 4.0, "a", 1, 1), ("dead", 4.0)),
+        ),
+    ),
     "a lease taken from an agent that has not left": (
         "lease taken from an agent",
         lambda: evidence(
@@ -409,6 +426,10 @@ BAD: dict[str, tuple[str, Callable[[], Evidence]]] = {
     "a lease that Redis forgot": (
         "acknowledged but not recorded",
         lambda: evidence([claim("a", 9, 9.0, until=11.0)], life(*LEASED, ("dead", 12.0))),
+    ),
+    "a lease that was shown and never requested": (
+        "recorded but never requested",
+        lambda: evidence([submit(), shows("a", 1, 2.0, until=4.0)], life(*LEASED, ("dead", 5.0))),
     ),
     "a failure without a report": (
         "recorded but never requested",

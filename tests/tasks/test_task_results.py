@@ -169,27 +169,21 @@ async def test_list_tasks_shows_each_task_once_newest_first(ada: Agent) -> None:
 # handoffs and progress
 
 
-async def _leave_progress(quick: Server, namespace: str, lead: Agent, worker: Agent, task_id: str) -> None:
-    """Let an agent report progress and die."""
-    await worker.call("update_agent_heartbeat", metrics={"done": "half of the hull"})
-    await worker.call("register_agent", heartbeat_seconds=0.2)
-    service = await quick.runtime.service()
-
-    async def died() -> bool:
-        await sweep_team(service, namespace)
-        return "lost" in await events(lead, task_id)
-
-    await wait_until(died)
+async def _expired(quick: Server, namespace: str, lead: Agent, task_id: str) -> bool:
+    await sweep_team(await quick.runtime.service(), namespace)
+    return "expired" in await events(lead, task_id)
 
 
 async def test_progress_of_a_dead_agent_does_not_replace_a_handoff(
-    quick: Server, namespace: str, lead: Agent, ada: Agent, ben: Agent
+    quick: Server, namespace: str, lead: Agent, ben: Agent
 ) -> None:
     await ben.call("update_agent_heartbeat", status="draining")
-    task_id = await submit(lead)
-    await fail(ada, await lease(ada), handoff="Only the winch is left.")
-    await lease(ada)
-    await _leave_progress(quick, namespace, lead, ada, task_id)
+    task_id = await submit(lead, lease_seconds=1)
+    async with joined(quick, namespace, "ada", heartbeat_seconds=0.2) as ada:
+        await fail(ada, await lease(ada), handoff="Only the winch is left.")
+        await lease(ada)
+        await ada.call("update_agent_heartbeat", metrics={"done": "half of the hull"})
+    await wait_until(lambda: _expired(quick, namespace, lead, task_id))
     await ben.call("update_agent_heartbeat", status="active")
     answer = await ben.client.call_tool("get_pending_tasks", {"wait_seconds": 10, "with_memories": 0})
     (task,) = answer_of(answer)["tasks"]

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
+from contextlib import suppress
 from typing import Any, cast
 
 from mcp.server.context import CallNext, ServerRequestContext
@@ -18,8 +21,14 @@ _PATIENCE_SECONDS = 1.0
 """If no request comes within this time, the rest of the server starts anyway."""
 
 
+_STOPPING = (signal.SIGTERM, signal.SIGINT)
+
+
 async def serve_stdio(settings: Settings) -> None:
-    """Serve until the client closes stdin."""
+    """Serve until the client closes stdin or sends a signal. Then end the client's session and the services.
+
+    A thread may still read stdin, and no signal ends that read. So the process ends by the signal that it got.
+    """
     runtime = Runtime(settings)
     server = build_server(runtime)
 
@@ -29,12 +38,35 @@ async def serve_stdio(settings: Settings) -> None:
         return result
 
     server.middleware.append(notice_first_answer)
+    stopped = _stop_signal()
     async with runtime.running(patience=_PATIENCE_SECONDS):
         checking = asyncio.create_task(_check_token(runtime))
+        serving = asyncio.create_task(_run(server, Lines(claim_stdin(), settings.limits.body_bytes)))
         try:
-            await _run(server, Lines(claim_stdin(), settings.limits.body_bytes))
+            await asyncio.wait([serving, stopped], return_when=asyncio.FIRST_COMPLETED)
         finally:
             checking.cancel()
+            serving.cancel()
+    if stopped.done():
+        os.kill(os.getpid(), stopped.result())
+    await serving
+
+
+def _stop_signal() -> asyncio.Future[int]:
+    """A future with the first signal to stop. Further signals end the process immediately."""
+    loop = asyncio.get_running_loop()
+    stopped = loop.create_future()
+
+    def stop(number: int) -> None:
+        for other in _STOPPING:
+            loop.remove_signal_handler(other)
+            signal.signal(other, signal.SIG_DFL)
+        stopped.set_result(number)
+
+    with suppress(NotImplementedError):  # Windows
+        for number in _STOPPING:
+            loop.add_signal_handler(number, stop, number)
+    return stopped
 
 
 async def _run(server: MCPServer[Any], lines: Lines) -> None:
