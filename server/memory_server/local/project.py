@@ -22,11 +22,12 @@ from memory_core.records.names import to_name
 
 _MOST_BYTES = 1 << 20
 _MOST_PARENTS = 100
+_MOST_URL = 4096
 _NAME_LENGTH = 50
 """Readable characters of a namespace, before `-` and eight digits that make it unique."""
 _STANDARD_PORTS = {"http": 80, "https": 443}
 _SCP = re.compile(r"(?:[^@/\s]+@)?(?P<host>\[[^\]/]+\]|[^:/\s\[]+):(?P<path>.+)")
-_SECRET = re.compile(r"[^/]*@")  # a malformed URL may have a user and a password in its path
+_SECRET = re.compile(r"(?:^|(?<=/))[^/]*@")  # a malformed URL may have a user and a password in its path
 _SECTION = re.compile(r'\[\s*(?P<name>[A-Za-z0-9.-]+)(?:\s+"(?P<sub>(?:[^"\\]|\\.)*)")?\s*\]')
 
 
@@ -112,7 +113,7 @@ def _text(path: Path) -> str:
 def _remote_url(config: Path) -> str | None:
     """Return the URL of the remote `origin`, else of the first by name."""
     try:
-        urls = {name: url for name, url in _remotes(_text(config)) if url}
+        urls = {name: url for name, url in _remotes(_text(config)) if url and len(url) <= _MOST_URL}
     except (OSError, ValueError, MemoryServiceError):
         return None
     return urls.get("origin") or (urls[min(urls)] if urls else None)
@@ -152,17 +153,22 @@ def _value(text: str) -> str:
 
 
 def _address(url: str, root: Path) -> str | None:
-    """Return host and path of a remote, the same for its ssh, https and scp forms, without user, password and query."""
+    """Return host and path of a remote, or None if it has none that can be read."""
+    try:
+        return _host_and_path(url, root)
+    except (OSError, RuntimeError, ValueError):
+        return None
+
+
+def _host_and_path(url: str, root: Path) -> str | None:
+    """Return host and path, the same for the ssh, https and scp forms, without user, password and query."""
     if "://" not in url:
         scp = _SCP.fullmatch(url)
         if scp is None or re.match(r"[A-Za-z]:[\\/]", url):
             return str((root / Path(url).expanduser()).resolve())
         return _joined(scp["host"], scp["path"])
-    try:
-        parts = urlsplit(url)
-        host, port = parts.hostname or "", parts.port
-    except ValueError:
-        return None
+    parts = urlsplit(url)
+    host, port = parts.hostname or "", parts.port
     if parts.scheme == "file":
         return str((root / unquote(parts.path)).resolve())
     if not host:

@@ -36,6 +36,8 @@ from memory_server.security.open_records import load_readable, no_memory
 
 _RERANK_DEPTH = 400
 _FEW = 16
+_HIT_TOKENS = DEFAULT_MAX_TOKENS // 20
+"""Tokens for each hit that a caller asks for, where it can name no budget."""
 _OWN_WORDS = 40
 """Tokens of the words that say what was left out."""
 _RECENCY_HALF_LIFE = 7 * 86_400.0
@@ -139,7 +141,7 @@ async def find_similar(service: SearchServices, request: RequestContext, args: S
         reason="; ".join(filter(None, (reason, note))) or None,
         **filters.period,
     )
-    return _within(answer, DEFAULT_MAX_TOKENS)
+    return _within(answer, max(DEFAULT_MAX_TOKENS, args.limit * _HIT_TOKENS))
 
 
 def _within(answer: SearchAnswer, most: int) -> SearchAnswer:

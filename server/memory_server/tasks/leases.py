@@ -22,7 +22,7 @@ from memory_server.contract import validation
 from memory_server.contract.arguments import SearchArguments
 from memory_server.contract.memories import Hit, Memory
 from memory_server.contract.task_arguments import CompleteArguments, FailArguments, PendingArguments
-from memory_server.contract.tasks import ClaimedTask, HeldElsewhere, PendingAnswer, TaskStateAnswer, TaskView
+from memory_server.contract.tasks import ClaimedTask, HeldElsewhere, PendingAnswer, TaskStateAnswer, TaskView, cut
 from memory_server.engine.inflight_reads import reads
 from memory_server.engine.presence import AgentSession
 from memory_server.engine.redis_backend import Backend
@@ -41,6 +41,9 @@ _POLL_SECONDS = 5.0
 """Events wake a waiting claim; the poll covers lost events."""
 _CLOCK_SKEW_SECONDS = 0.05
 _FAILURE_CHARS = 2 * DESCRIPTION_BYTES
+_ANSWER_CHARS = 24_000
+"""Characters of all tasks in an answer, about 8,000 tokens."""
+_CUT = "long parts of tasks are left out; get_task with max_tokens=0 gives them"
 """How much of earlier errors and handoffs comes with a task: those of the last attempt always fit."""
 _FAILURES = ("failed", "expired", "lost")
 _LEASED_AT_ONCE = 32
@@ -254,10 +257,12 @@ async def _describe(
             for task in tasks
         )
     )
-    reasons = dict.fromkeys(reason for reason in [unread, *(reason for _, reason in described)] if reason)
+    fitted = [_fitted(task, _ANSWER_CHARS // len(described)) for task, _ in described]
+    cuts = _CUT if fitted != [task for task, _ in described] else None
+    reasons = dict.fromkeys(reason for reason in [unread, *(reason for _, reason in described), cuts] if reason)
     return PendingAnswer(
-        tasks=[task for task, _ in described if task.task_id not in mine],
-        held=[task for task, _ in described if task.task_id in mine],
+        tasks=[task for task in fitted if task.task_id not in mine],
+        held=[task for task in fitted if task.task_id in mine],
         elsewhere=[
             HeldElsewhere(task_id=found["id"], lease_until=to_iso(float(found["lease_until"])) or "")
             for found in answer["elsewhere"]
@@ -298,6 +303,25 @@ async def _describe_task(
     if progress is not None and (lease.get("resumed") or "fence" not in lease):
         extra |= {"progress": progress, "progress_by": request.caller.agent}
     return _claimed(task).model_copy(update=extra), reason
+
+
+def _fitted(task: ClaimedTask, chars: int) -> ClaimedTask:
+    """Leave out the longest parts of a task until it has at most so many characters, about."""
+    shorter: list[dict[str, Any]] = [
+        {"payload": None},
+        {"progress": None},
+        {"memories": task.memories[:1]},
+        {"predecessors": [one.model_copy(update={"result": None, "cut": True}) for one in task.predecessors]},
+        {"earlier_failures": []},
+        {"memories": []},
+        {"handoff": cut(task.handoff, chars // 4) if task.handoff else None},
+        {"description": cut(task.description, chars // 4)},
+    ]
+    for update in shorter:
+        if len(task.model_dump_json(exclude_none=True)) <= chars:
+            break
+        task = task.model_copy(update=update)
+    return task
 
 
 def _relevant(hits: list[Hit], lowest: float) -> list[Hit]:

@@ -16,7 +16,7 @@ from memory_core.records.times import to_iso
 from memory_core.redis_client import Client
 from memory_core.settings.settings import Settings
 from memory_server.contract import validation
-from memory_server.contract.tasks import TaskAnswer, TaskEvent, TaskListAnswer, TaskStateAnswer, TaskView
+from memory_server.contract.tasks import TaskAnswer, TaskEvent, TaskListAnswer, TaskStateAnswer, TaskView, cut
 from memory_server.engine.damage import readable
 from memory_server.engine.redis_backend import Backend
 from memory_server.engine.request_context import Caller, RequestContext
@@ -32,7 +32,7 @@ _MAX_REQUIRED_BYTES = 1024
 """A claim compares the required capabilities of every kind of task that waits."""
 _MAX_LISTED = 1000
 _HISTORY_CHARS, _LISTED_CHARS = 100_000, 12_000
-_OWN_WORDS, _FEW_EVENTS = 60, 20
+_OWN_WORDS, _FEW_EVENTS, _SHORT_CHARS = 60, 20, 200
 
 
 async def get_task(service: TaskServices, caller: Caller, task_id: str, max_tokens: int = 0) -> TaskAnswer:
@@ -80,7 +80,12 @@ def _within(answer: TaskAnswer, most: int) -> TaskAnswer:
 
 def sees_whole(caller: Caller, task: Task, since: float) -> bool:
     """Whether a caller sees all of a task. `since` is when it took over its name."""
-    return caller.admin or (task.is_party(caller.agent, since) and not caller.public_only)
+    return caller.admin or is_party(caller, task, since)
+
+
+def is_party(caller: Caller, task: Task, since: float) -> bool:
+    """Whether a task's result is meant for a caller: an admin who is no party sees tasks, and hands no result on."""
+    return task.is_party(caller.agent, since) and not caller.public_only
 
 
 async def held_since_of(backend: Backend, caller: Caller) -> float:
@@ -178,9 +183,13 @@ async def list_tasks(service: TaskServices, caller: Caller, states: Sequence[Tas
         view = TaskView.of(task)
         chars -= len(view.model_dump_json())
         omitted += chars < 0
-        views.append(view if chars >= 0 else TaskView.of(task, whole=False, error=False))
+        views.append(view if chars >= 0 else _short(TaskView.of(task, whole=False, error=False)))
     reason = f"get_task shows payload, result and error of the last {omitted}" if omitted else None
     return TaskListAnswer(tasks=views, partial=bool(reason), reason=reason)
+
+
+def _short(view: TaskView) -> TaskView:
+    return view.model_copy(update={"description": cut(view.description, _SHORT_CHARS)})
 
 
 async def find_task(backend: Backend, caller: Caller, task_id: str) -> Task:

@@ -10,6 +10,7 @@ import json
 from contextlib import suppress
 
 from memory_core.errors import MemoryServiceError
+from memory_core.records.authority import Effect
 from memory_core.records.keys import Keys
 from memory_core.records.memory import MemoryType, Visibility
 from memory_core.records.task import Task, load_tasks
@@ -20,7 +21,7 @@ from memory_server.engine.principals import issue_owner, read_owners
 from memory_server.engine.request_context import RequestContext
 from memory_server.memories.readers import add_reader
 from memory_server.memories.store import store_memory
-from memory_server.tasks.lifecycle import find_task, held_since_of, sees_whole
+from memory_server.tasks.lifecycle import find_task, held_since_of, is_party
 from memory_server.tasks.services import TaskServices
 
 _SHOWN = 16
@@ -81,10 +82,11 @@ async def load_predecessors(service: TaskServices, request: RequestContext, task
         return []
     tasks = await backend.read(lambda client: load_tasks(client, keys, ids))
     since = await held_since_of(backend, caller)
+    may_read = request.may(Effect.READ_MEMORIES)
     limit = _RESULT_CHARS // max(len(tasks), 1)
     found = list[Predecessor]()
     for before in tasks:
-        sees = before.id in task.results_of or sees_whole(caller, before, since)
+        sees = may_read and (before.id in task.results_of or is_party(caller, before, since))
         memory_id = before.result_memory if sees and await _may_read(service, request, before) else None
         found.append(_described(before, sees, limit, memory_id))
     return found

@@ -33,10 +33,10 @@ from memory_server.tasks.lifecycle import (
     check_required,
     find_task,
     held_since_of,
+    is_party,
     no_task,
     open_limits,
     raise_for_limit,
-    sees_whole,
     visible_tasks,
 )
 from memory_server.tasks.routing import Demand, able, note_assigned, rank, roster
@@ -75,7 +75,7 @@ async def distribute_task(
         if task_id not in known:
             raise no_task(task_id)
     since = await held_since_of(service.backend, caller) if before else 0.0
-    results_of = [task.id for task in before if sees_whole(caller, task, since)]
+    results_of = [task.id for task in before if is_party(caller, task, since)]
     model, vector = await service.models.current(caller.namespace), None
     with suppress(MemoryServiceError):
         (vector,) = await service.embeddings.embed([args.description], caller, model=model, wait=_EMBED_SECONDS)
