@@ -66,6 +66,7 @@ async def stack(tmp_path_factory: pytest.TempPathFactory) -> AsyncGenerator[Stac
         with _one_worker_at_a_time(tmp_path_factory):
             running = await opened.enter_async_context(whole_stack(folder, **options))
         yield running
+        running.sidecar.check_running()
         await _check_left_keys(running)
         assert not await denials(running.client)
 

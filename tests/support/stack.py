@@ -167,7 +167,7 @@ class SidecarProcess:
 
     def __init__(self, redis_url: str, *options: str, **environment: str) -> None:
         self._command = [sys.executable, "-m", "memory_embedder", *options]
-        self._environment = {**os.environ, "REDIS_URL": redis_url, **environment}
+        self._environment = {**os.environ, "REDIS_URL": redis_url, "PYTHONFAULTHANDLER": "1", **environment}
         self.process: subprocess.Popen[bytes] | None = None
         self._file = Path()
         self.log = b""
@@ -179,6 +179,15 @@ class SidecarProcess:
         self._file = Path(name)
         with os.fdopen(descriptor, "wb") as log:  # a pipe would fill up and stop it
             self.process = subprocess.Popen(self._command, env=self._environment, stderr=log)
+
+    def check_running(self) -> None:
+        """Check that it has not ended by itself.
+
+        Raises:
+            AssertionError: it has; the message is the end of its log.
+        """
+        assert self.process is not None
+        assert self.process.poll() is None, self._file.read_text()[-4000:]
 
     def kill(self) -> None:
         """Kill it without warning."""

@@ -51,13 +51,16 @@ def one_line(text: object, most: int = 200) -> str:
     return plain_line(words if len(words) <= most else words[: most - 1] + "…")
 
 
-def table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """Print a table. Only the last column folds; the others are never cut: a line may be longer than the terminal."""
+def table(columns: Sequence[str], rows: Iterable[Sequence[object]], most: int = 200) -> None:
+    """Print a table of cells of at most `most` characters.
+
+    Only the last column folds; the others are never cut: a line may be longer than the terminal.
+    """
     drawn = Table(box=None, pad_edge=False, header_style="bold", show_header=any(columns))
     for column in columns:
         folds = column is columns[-1]
         drawn.add_column(column, overflow="fold", no_wrap=not folds)
-    cells = [[one_line("" if cell is None else cell) for cell in row] for row in rows]
+    cells = [[one_line("" if cell is None else cell, most) for cell in row] for row in rows]
     for row in cells:
         drawn.add_row(*map(Text, row))
     console = Console(highlight=False, markup=False, emoji=False, width=None if sys.stdout.isatty() else _WIDTH)
@@ -73,7 +76,7 @@ def _needed_width(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> int:
 
 def pairs(values: Iterable[tuple[str, object]]) -> None:
     """Print names and values, one pair a line, without those that are None."""
-    table(("", ""), ((name, value) for name, value in values if value is not None))
+    table(("", ""), ((name, value) for name, value in values if value is not None), most=2000)
 
 
 @contextmanager

@@ -79,6 +79,8 @@ class Arguments(BaseModel):
 
     means_empty: ClassVar[frozenset[str]] = frozenset()
     """Optional arguments for which empty text is a value."""
+    unused_if_empty: ClassVar[frozenset[str]] = frozenset()
+    """Lists for which an empty one counts as absent."""
     whole_lists: ClassVar[frozenset[str]] = frozenset()
     """Lists in which each item has its place: none of nulls counts as absent."""
 
@@ -95,7 +97,8 @@ class Arguments(BaseModel):
         if field is None or field.is_required():
             return False
         if isinstance(value, list):
-            return bool(value) and name not in cls.whole_lists and all(map(_is_blank, cast(list[Any], value)))
+            is_value = name in cls.whole_lists or (not value and name not in cls.unused_if_empty)
+            return not is_value and all(map(_is_blank, cast(list[Any], value)))
         if isinstance(value, str) and value in _NULL_WORDS:
             return not _is_text(field.annotation)
         return value is None or (value == "" and name not in cls.means_empty)

@@ -18,6 +18,8 @@ from memory_server.contract.wording import lifetime, minute
 class ShareArguments(Arguments):
     """share_context_with_agent"""
 
+    unused_if_empty = frozenset({"memory_ids", "tags", "memory_types"})
+
     target_agent: AgentName
     memory_ids: ListOf[str] | None = Field(default=None, description="or context, tags or memory_types")
     context: str | None = None

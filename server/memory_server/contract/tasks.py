@@ -317,7 +317,7 @@ class TaskStateAnswer(Answer):
 
 def _completed(answer: TaskStateAnswer) -> list[str]:
     by = answer.submitted_by or "its submitter"
-    lines = [f"{by} sees the result in get_task. Its lease_token is used up; get_pending_tasks gives you more work."]
+    lines = [f"{by} sees it, with any result, in get_task; the lease_token is used up; get_pending_tasks has more."]
     if answer.memory_id:
         lines.append(f"The result is memory {answer.memory_id}: yours, and readable by {by} and for dependent tasks.")
     return lines

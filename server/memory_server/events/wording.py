@@ -34,7 +34,7 @@ _MEMORY_OPS = {"embedded": "{memory} has its vector"}
 _AGENT_OPS = {
     "registered": "{name} registered",
     "unregistered": "{name} left the team",
-    "dead": "{name} fell silent; its tasks go to others",
+    "dead": "{name} fell silent; it keeps what it holds until the leases end",
     "alive": "{name} is back",
 }
 _GRANT_OPS = {

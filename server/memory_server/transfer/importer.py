@@ -12,7 +12,7 @@ from pathlib import Path
 from memory_core.errors import InvalidArgument, MemoryServiceError
 from memory_core.records.audit_entry import AuditEntry, system_entry
 from memory_core.records.model import Model
-from memory_core.records.names import check_agent_name
+from memory_core.records.names import canonical_name, check_agent_name
 from memory_core.records.scope import Principal
 from memory_server.contract.untrusted_text import counted
 from memory_server.engine.principals import resolve, resolve_writer
@@ -183,7 +183,9 @@ class _ForeignReader:
         agent = options.agent or service.settings.agent
         if agent is None:
             raise InvalidArgument("these memories need an owner", hint="pass --agent NAME")
-        caller = Caller(namespace, check_agent_name(agent), by=CONSOLE, origin=f"{CONSOLE} {os.getpid()}")
+        caller = Caller(
+            namespace, check_agent_name(canonical_name(agent, "agent")), by=CONSOLE, origin=f"{CONSOLE} {os.getpid()}"
+        )
         if options.defaults.sensitive or service.settings.secrets == "seal":
             await service.vault.check()
         principal = await resolve(service.backend, RequestContext(caller))

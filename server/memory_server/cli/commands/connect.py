@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -138,11 +139,12 @@ def _command(console: Console, agent: str | None, tools: ToolSet | None, *, deri
     """
     script = Path(sys.executable).with_name("redis-memory.exe" if sys.platform == "win32" else "redis-memory")
     start = (str(script),) if script.exists() else (sys.executable, "-P", "-m", "memory_server")
+    data_dir = console.data_dir or os.environ.get("MEMORY_DATA_DIR")  # a client may start it without this environment
     options = {
         "--agent": agent,
-        "--namespace": console.namespace_option,
+        "--namespace": console.namespace_option or (None if derives else os.environ.get("MEMORY_NAMESPACE")),
         "--config": console.config and str(console.config.resolve()),
-        "--data-dir": console.data_dir and str(console.data_dir.resolve()),
+        "--data-dir": data_dir and str(Path(data_dir).resolve()),
         "--answers": _ANSWERS,
         "--tools": tools,
     }
