@@ -212,9 +212,9 @@ def test_socket_folder_that_another_user_took_does_not_stop_the_memory() -> None
     assert mode == "0o700"
 
 
-def served(data: Path) -> subprocess.CompletedProcess[str]:
-    """Serve on a data directory that must be refused."""
-    command = [sys.executable, "-m", "memory_server", "serve", "--port", "0", "--data-dir", str(data)]
+def served(data: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    """Run a command, by default a server, on a data directory that must be refused."""
+    command = [sys.executable, "-m", "memory_server", *(words or ("serve", "--port", "0")), "--data-dir", str(data)]
     return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
 
 
@@ -244,6 +244,18 @@ def test_pipe_in_a_data_directory_is_refused(tmp_path: Path, name: str) -> None:
     os.mkfifo(tmp_path / "data" / name, 0o600)
     refused = served(tmp_path / "data")
     assert (refused.returncode, "is not a plain file" in refused.stderr) == (78, True)
+
+
+@pytest.mark.parametrize("words", [("status",), ("doctor",), ("stop",), ("search", "a beacon")], ids=" ".join)
+@pytest.mark.parametrize("name", ["password", "integrity.key", "state.json"])
+def test_pipe_in_a_data_directory_stops_no_other_command(tmp_path: Path, name: str, words: tuple[str, ...]) -> None:
+    data = tmp_path / "data"
+    data.mkdir(mode=0o700)
+    (data / "appendonlydir").mkdir(mode=0o700)
+    os.mkfifo(data / name, 0o600)
+    ended = served(data, *words)
+    assert "Traceback" not in ended.stderr
+    assert (ended.returncode == 0) == (words == ("stop",)), (ended.stdout, ended.stderr)
 
 
 def connect_in(project: Path, *words: str, seconds: float = 30.0) -> subprocess.CompletedProcess[str]:

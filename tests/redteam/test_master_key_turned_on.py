@@ -49,16 +49,17 @@ async def test_key_turned_on_restarts_the_sidecar_and_stops_servers_without_it(t
                 assert after.sidecar_pid != before.sidecar_pid
                 assert (after.redis_pid, after.supervisor_pid) == (before.redis_pid, before.supervisor_pid)
                 await until(lambda: "key_missing: the memories of namespace default" in first_log.read_text())
-            for key in (None, new_key()):
-                for words in (("search", "beacon", "--agent", "ann"), ("integrity", "verify"), ("agents", "list")):
-                    refused = run(data, *words, key=key)
-                    assert (refused.returncode, refused.stdout) == (78, "")
-                    assert refused.stderr.startswith("key_missing: the memories of namespace default are signed")
-                    assert refused.stderr.count("\n") == 1
-                served = run(data, "serve", "--port", "0", key=key)
-                assert served.returncode == 78
-                assert served.stderr.splitlines()[-1].startswith("key_missing: ")
-            assert json.loads(run(data, "audit", "verify", "--json", key=KEY).stdout)["ok"]
+            with second_log.open("a+b") as other, serving(KEYED, data, other):
+                for key in (None, new_key()):
+                    for words in (("search", "beacon", "--agent", "ann"), ("integrity", "verify"), ("agents", "list")):
+                        refused = run(data, *words, key=key)
+                        assert (refused.returncode, refused.stdout) == (78, "")
+                        assert refused.stderr.startswith("key_missing: the memories of namespace default are signed")
+                        assert refused.stderr.count("\n") == 1
+                    served = run(data, "serve", "--port", "0", key=key)
+                    assert served.returncode == 78
+                    assert served.stderr.splitlines()[-1].startswith("key_missing: ")
+                assert json.loads(run(data, "audit", "verify", "--json", key=KEY).stdout)["ok"]
         for path in data.rglob("*"):
             assert path.is_dir() or KEY.encode() not in path.read_bytes(), path
     finally:

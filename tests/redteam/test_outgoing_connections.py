@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from support.product import SERVE, serving, stop_redis
 
 STRACE = shutil.which("strace")
 pytestmark = [pytest.mark.redteam, pytest.mark.skipif(STRACE is None, reason="strace is not installed")]
@@ -24,7 +25,7 @@ for engine in ("onnx", "openvino"):
     assert encoder.infer(encoder.tokenise(["a text"])).shape == (1, 384)
 """
 _COMMAND = "from memory_server.cli.root import main; main()"
-_CALLS = "trace=connect,sendto,sendmsg,sendmmsg"
+_OPTIONS = ("-f", "--seccomp-bpf", "-e", "trace=connect,sendto,sendmsg,sendmmsg")
 _INTERNET = re.compile(r'sa_family=AF_INET6?\b.*?(?:inet_addr\("|inet_pton\(AF_INET6, ")([^"]+)"')
 
 
@@ -45,7 +46,7 @@ def traced(home: Path, code: str, *arguments: str, **environment: str) -> Path:
     trace = home.parent / f"{home.name}.strace"
     assert STRACE
     kept = {name: os.environ[name] for name in ("PATH", "PYTHONPATH", "LANG") if name in os.environ}
-    command: list[str | Path] = [STRACE, "-f", "--seccomp-bpf", "-e", _CALLS, "-o", trace]
+    command: list[str | Path] = [STRACE, *_OPTIONS, "-o", trace]
     subprocess.run(
         [*command, sys.executable, "-c", code, *arguments],
         env={**kept, "HOME": str(home), **environment},
@@ -77,10 +78,14 @@ def test_store_and_search_of_a_new_store_call_no_host(tmp_path: Path) -> None:
     notes.mkdir()
     (notes / "deploy.md").write_text("The deploy runs on Fridays.")
     agent = ("--agent", "claude")
+    server_trace = tmp_path / "server.strace"
+    assert STRACE
+    server = (STRACE, *_OPTIONS, "-o", str(server_trace), "env", f"HOME={home}", *SERVE)
     try:
-        for arguments in (("import", str(notes), *agent), ("search", "When is the deploy?", *agent)):
-            trace = traced(home, _COMMAND, *arguments, "--data-dir", str(data))
-            assert outgoing(trace) == set()
+        assert outgoing(traced(home, _COMMAND, "import", str(notes), *agent, "--data-dir", str(data))) == set()
+        with (tmp_path / "server.log").open("w+b") as log, serving(server, data, log):
+            asked = traced(home, _COMMAND, "search", "When is the deploy?", *agent, "--data-dir", str(data))
+        assert (outgoing(asked), outgoing(server_trace)) == (set(), set())
     finally:
-        subprocess.run([sys.executable, "-c", _COMMAND, "stop", "--data-dir", str(data)], check=True, timeout=60)
+        stop_redis(data)
     assert foreign_files(home) == []

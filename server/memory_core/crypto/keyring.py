@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
-from memory_core.crypto.secret_files import cannot_read, secret_of
+from memory_core.crypto.secret_files import cannot_read, read_private, secret_of
 from memory_core.errors import KeyMissing, UnsafeStart
 
 if TYPE_CHECKING:  # the supervisor starts without pydantic
@@ -70,7 +70,7 @@ class Keyring:
 
     def with_own(self, own_key: Path) -> Keyring:
         """Add the embedded default's own key, if its file exists."""
-        own = next(iter(_secrets(own_key.read_text(), str(own_key))), None) if own_key.exists() else None
+        own = next(iter(_secrets(read_private(own_key), str(own_key))), None) if own_key.exists() else None
         return Keyring(self.masters, own, self._given)
 
     @property

@@ -94,23 +94,21 @@ def open_private(path: Path, flags: int = os.O_RDWR) -> int:
     Raises:
         UnsafeStart: it is a link, has several names, or belongs to another user. OSError.
     """
-    try:
-        fd = os.open(path, flags | os.O_CREAT | _SAFE, 0o600)
-    except OSError as error:
-        if error.errno == errno.ELOOP:
-            raise _foreign(path) from None
-        raise _special(path) if error.errno == errno.ENXIO else error from None
+    fd = _open_checked(path, flags | os.O_CREAT)
     try:
         info = os.fstat(fd)
-        if not stat.S_ISREG(info.st_mode) or info.st_nlink > 1:
-            raise _special(path)
-        _check(path, info)
         if info.st_mode & OTHERS and sys.platform != "win32":
             os.fchmod(fd, 0o600)
     except BaseException:
         os.close(fd)
         raise
     return fd
+
+
+def read_private(path: Path) -> str:
+    """Read a text file of the user. Raises as `open_private`; UnicodeDecodeError."""
+    with open(_open_checked(path, os.O_RDONLY), encoding="utf-8") as file:
+        return file.read()
 
 
 def private_file(path: Path) -> BinaryIO:
@@ -151,6 +149,25 @@ def write_private(path: Path, text: str) -> None:
     """Replace a file as a whole. Raises as `replacing`."""
     with replacing(path) as file:
         file.write(text.encode("utf-8", "surrogateescape"))
+
+
+def _open_checked(path: Path, flags: int) -> int:
+    """Open a plain file of the user. Raises UnsafeStart, OSError."""
+    try:
+        fd = os.open(path, flags | _SAFE, 0o600)
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise _foreign(path) from None
+        raise _special(path) if error.errno == errno.ENXIO else error from None
+    try:
+        info = os.fstat(fd)
+        if not stat.S_ISREG(info.st_mode) or info.st_nlink > 1:
+            raise _special(path)
+        _check(path, info)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
 
 
 def _check(path: Path, info: os.stat_result) -> None:

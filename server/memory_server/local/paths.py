@@ -18,7 +18,14 @@ from typing import Any, TypeVar, cast
 from platformdirs import user_data_path
 
 from memory_core.crypto.keyring import new_key
-from memory_core.crypto.secret_files import is_open_to_others, narrow, open_private, private_folder, write_private
+from memory_core.crypto.secret_files import (
+    is_open_to_others,
+    narrow,
+    open_private,
+    private_folder,
+    read_private,
+    write_private,
+)
 from memory_core.errors import InvalidArgument, UnsafeStart, echo
 
 SOCKET_LIMIT = 103  # bytes of sun_path: 107 on Linux, 103 on macOS
@@ -221,9 +228,9 @@ def make_private_dir(folder: Path) -> None:
 
 def password_of(paths: LocalPaths) -> str:
     """Read the password; the supervisor generates it on its first start."""
-    if not paths.password.exists() or not paths.password.read_text().strip():
+    if not paths.password.exists() or not read_private(paths.password).strip():
         write_private(paths.password, secrets.token_urlsafe(32) + "\n")
-    return paths.password.read_text().strip()
+    return read_private(paths.password).strip()
 
 
 def make_integrity_key(paths: LocalPaths) -> None:
@@ -246,9 +253,9 @@ def read_address(paths: LocalPaths) -> Address | None:
 
 
 def _read(path: Path, kind: type[_Record]) -> _Record | None:
-    """Read a record. Ignores fields of newer releases."""
+    """Read a record. Ignores fields of newer releases. Raises UnsafeStart: it is no plain file of the user."""
     try:
-        found: Any = json.loads(path.read_text(encoding="utf-8"))
+        found: Any = json.loads(read_private(path))
         if not isinstance(found, dict):
             return None
         known = cast("dict[str, Any]", found)
