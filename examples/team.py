@@ -99,11 +99,11 @@ def _lines(event: Event) -> list[str]:
         case {"event": "submitted", "task": task, "why": why}:
             return [f"submitted “{task}”: {why}"]
         case {"event": "claimed", "task": task}:
-            handoff = [f"    handoff: {event['handoff']}"] if event["handoff"] else []
+            done = [f"    steps done before: {', '.join(event['done'])}"] if event["done"] else []
             recalled = [f"    recalls “{memory}”" for memory in event["memories"]]
-            return [f"took “{task}”, attempt {event['attempt']}", *handoff, *recalled]
+            return [f"took “{task}”, attempt {event['attempt']}", *done, *recalled]
         case {"event": "skipped", "step": step}:
-            return [f"    need not {step}: the handoff says that it is done"]
+            return [f"    need not {step}: it was done before"]
         case {"event": "step", "step": step}:
             return [f"    did: {step}"]
         case {"event": "completed", "task": task}:

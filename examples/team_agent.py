@@ -162,12 +162,13 @@ class Member:
                 await self._do(task)
 
     async def _do(self, task: dict[str, Any]) -> None:
-        about, title, handoff = task["payload"], task["payload"]["title"], task.get("handoff")
+        about, title = task["payload"], task["payload"]["title"]
+        done = (task.get("progress") or {}).get("steps done", [])
         self._token, self._done = task["lease_token"], []
         known = [hit["memory"]["content"] for hit in task["memories"]]
-        self.report("claimed", task=title, attempt=task["attempt"], handoff=handoff, memories=known)
+        self.report("claimed", task=title, attempt=task["attempt"], done=done, memories=known)
         for step in about["steps"]:
-            done_before = bool(handoff and step in handoff)
+            done_before = step in done
             if not done_before:
                 await asyncio.sleep(STEP_SECONDS)
             self._done.append(step)
