@@ -21,7 +21,7 @@ from support.auth_helpers import ACCEPT, INITIALIZE
 from support.ports import free_port
 from support.raw_http import META
 from support.redis_users import SERVER
-from support.stack import MASTER_KEY, Stack
+from support.stack import MASTER_KEY, Stack, in_own_task
 
 pytestmark = pytest.mark.long
 CLIENTS, THINK_SECONDS, QUIET_SECONDS = 20, 4.0, 5.0
@@ -123,7 +123,8 @@ async def sdk_client(url: str, mode: str) -> AsyncGenerator[Call]:
 
 def _is_broken(error: BaseException) -> bool:
     text = str(error).lower()
-    return isinstance(error, httpx2.TransportError) or "connection closed" in text or "disconnected" in text
+    words = ("connection closed", "disconnected", "stream ended without a response")
+    return isinstance(error, httpx2.TransportError) or any(word in text for word in words)
 
 
 @asynccontextmanager
@@ -163,7 +164,7 @@ async def test_rolling_restart_loses_no_session(stack: Stack, namespace: str) ->
             calls = list[Call]()
             for number in range(CLIENTS):
                 named = f"{where}?agent={kind}-{number}&namespace={namespace}"
-                calls.append(await parts.enter_async_context(make(named, kind)))
+                calls.append(await parts.enter_async_context(in_own_task(make(named, kind))))
             workers[f"{make.__name__} {kind}"] = [Worker(call) for call in calls]
         stopped = asyncio.Event()
         async with asyncio.TaskGroup() as tasks:
