@@ -13,7 +13,7 @@ from support.tool_schemas import problems_of
 FACT = "The night train to Trieste leaves from platform nine."
 LATER = "The night train to Trieste leaves from platform four."
 QUESTION = "where do I board the sleeper to Italy?"
-TEMPLATES = {"memory://{memory_id}", "task://{task_id}", "agent://{agent_id}"}
+TEMPLATES = {"memory://{memory_id}{?rev,chunk,max_tokens,cursor}", "task://{task_id}", "agent://{agent_id}"}
 PROMPTS = {"recall_before_you_start", "save_what_you_learned"}
 WRONG: dict[str, tuple[str, dict[str, Any]]] = {
     "an unknown argument": ("store_memory", {"content": "x", "colour": "red"}),
