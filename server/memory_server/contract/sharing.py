@@ -9,7 +9,7 @@ from pydantic import BaseModel, Field
 
 from memory_core.records.memory import MemoryType
 from memory_server.contract.answer import Answer
-from memory_server.contract.arguments import AgentName, Arguments, ListOf, Time
+from memory_server.contract.arguments import AgentName, Arguments, Id, Ids, ListOf, Time
 from memory_server.contract.memories import Memory, entries
 from memory_server.contract.untrusted_text import NOTE, counted, quoted, word
 from memory_server.contract.wording import lifetime, minute
@@ -21,7 +21,7 @@ class ShareArguments(Arguments):
     unused_if_empty = frozenset({"memory_ids", "tags", "memory_types"})
 
     target_agent: AgentName
-    memory_ids: ListOf[str] | None = Field(default=None, description="or context, tags or memory_types")
+    memory_ids: Ids | None = Field(default=None, description="or context, tags or memory_types")
     context: str | None = None
     tags: ListOf[str] | None = Field(default=None, description="any of them")
     memory_types: ListOf[MemoryType] | None = None
@@ -34,13 +34,13 @@ class ShareArguments(Arguments):
 class RevokeArguments(Arguments):
     """revoke_shared_context"""
 
-    grant_id: str = Field(description="a grant_id or offer_id")
+    grant_id: Id = Field(description="a grant_id or offer_id")
 
 
 class OfferArguments(Arguments):
     """answer_offer"""
 
-    offer_id: str = Field(description="of get_shared_context or an event")
+    offer_id: Id = Field(description="of get_shared_context or an event")
     accept: bool = Field(default=True, description="false: decline")
 
 
