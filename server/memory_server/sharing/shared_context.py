@@ -24,7 +24,13 @@ from memory_core.redis_client import Client
 from memory_server.contract import tokens
 from memory_server.contract.answer import partial_reason
 from memory_server.contract.memories import Memory
-from memory_server.contract.sharing import GrantInfo, SharedContextAnswer, SharedContextArguments, SharedMemory
+from memory_server.contract.sharing import (
+    GrantInfo,
+    SharedContextAnswer,
+    SharedContextArguments,
+    SharedMemory,
+    accepting,
+)
 from memory_server.contract.validation import check_text
 from memory_server.engine.inflight_reads import reads
 from memory_server.engine.principals import resolve
@@ -248,16 +254,16 @@ def _add_grant(
     if not mine or other not in (None, row[theirs].decode()):
         return
     if row["state"] == b"offered":
-        answer.offers.append(grant_info(grant_id, row))
+        answer.offers.append(grant_info(grant_id, row, principal.agent))
     elif row["state"] == b"active":
         (answer.granted_by_me if mine == "from" else answer.granted_to_me).append(grant_info(grant_id, row))
 
 
-def grant_info(grant_id: str, row: dict[str, bytes]) -> GrantInfo:
-    """Describe a grant or an offer from its Redis hash."""
+def grant_info(grant_id: str, row: dict[str, bytes], reader: str = "") -> GrantInfo:
+    """Describe a grant or an offer from its Redis hash, to an agent that is one of its sides or to an operator."""
     values: list[Any] = unpack(row["values"])
     kind, until = row["kind"].decode(), float(row["until"])
-    return GrantInfo(
+    info = GrantInfo(
         id=grant_id,
         from_agent=row["from"].decode(),
         to_agent=row["to"].decode(),
@@ -272,3 +278,13 @@ def grant_info(grant_id: str, row: dict[str, bytes]) -> GrantInfo:
         expires_at=None if until == NEVER else to_iso(until),
         note=row["note"].decode() or None,
     )
+    if row["state"] == b"offered":
+        info.if_accepted = accepting(
+            reader,
+            giver=info.from_agent,
+            receiver=info.to_agent,
+            covers=info.covers,
+            permission=info.permission,
+            transfer=info.transfer,
+        )
+    return info
