@@ -209,3 +209,15 @@ async def test_sensitive_is_offered_only_with_a_key(key: str | None) -> None:
     told = Secrets(kinds=["token"], action="stored", encryptable=settings.has_master_key)
     assert ("sensitive" in told.line()) == bool(key)
     assert "encryptable" not in told.model_dump()
+
+
+async def test_similar_memory_of_ones_own_comes_with_what_to_do(alice: Agent, bob: Agent) -> None:
+    own = await alice.store("The harbour office opens at nine on weekdays.", visibility="public")
+    texts = [
+        text_of(await each.raw("store_memory", content="The harbour office opens at nine.")) for each in (alice, bob)
+    ]
+    (mine,), (others,) = ([line for line in text.split("\n") if f"[{own}]" in line] for text in texts)
+    assert mine.endswith("– yours; if it is the same fact, update_memory with this id.")
+    assert others.startswith("Similar: ")
+    assert "update_memory" not in others
+    assert len(mine) < 160
