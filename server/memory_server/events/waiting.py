@@ -267,7 +267,7 @@ class _Wait:
     async def _matches(
         self, principal: Principal, entries: Sequence[EventEntry]
     ) -> dict[Position, tuple[Record, float]]:
-        """Find the entries whose chunk is the first of its memory that matches the standing query; with the best one."""
+        """Find the entries whose chunk is the first of its memory that matches the query, each with the best chunk."""
         if self.waiter.query is None:
             return {}
         candidates = {

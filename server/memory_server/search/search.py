@@ -156,6 +156,9 @@ def _within(answer: SearchAnswer, most: int) -> SearchAnswer:
             room -= cost
             kept.append(hit)
     left_out = f"{len(answer.hits) - len(kept)} hits did not fit into max_tokens"
+    if not kept:
+        first = empty.tokens() + _OWN_WORDS + SearchAnswer(hits=answer.hits[:1]).tokens()
+        left_out += f"; max_tokens={first} shows the first"
     reason = "; ".join(filter(None, (answer.reason, left_out)))
     return answer.model_copy(update={"hits": kept, "partial": True, "reason": reason})
 

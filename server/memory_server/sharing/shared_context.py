@@ -57,6 +57,7 @@ class _Budget:
     """Collects memories, each content once, until the budget is used up."""
 
     tokens: int
+    raised_by: int = 0
     kept: list[tuple[ChangePosition, Record]] = field(default_factory=list[tuple[ChangePosition, Record]])
     cut: bool = False
     full: bool = False
@@ -65,11 +66,15 @@ class _Budget:
     def add(self, position: ChangePosition, record: Record) -> bool:
         """Add a memory unless its content is there already; False if it does not fit.
 
-        The first memory is cut to fit, without tags and metadata, so that every call makes progress.
+        The first memory is cut to fit, without tags and metadata, so that every call makes progress. A budget that is
+        too small for a useful part of it is raised.
         """
         if record.content_hash in self._contents:
             return True
         cost = _tokens_of(record)
+        if not self.kept and cost > self.tokens:
+            self.raised_by = max(min(cost, _least_of(record)) - self.tokens, 0)
+            self.tokens += self.raised_by
         if cost > self.tokens and not self.kept:
             self.cut = True
             record = _cut(record, self.tokens)
@@ -85,6 +90,11 @@ class _Budget:
 def _tokens_of(record: Record) -> int:
     texts = [record.content, record.metadata or "", *record.tags, record.context or "", record.source or ""]
     return _HEAD_TOKENS + tokens.count(json.dumps(texts, ensure_ascii=False))
+
+
+def _least_of(record: Record) -> int:
+    """Return the tokens of a record with the least content that is useful."""
+    return _tokens_of(replace(record, tags=(), metadata=None, content="")) + tokens.LEAST_CONTENT
 
 
 def _cut(record: Record, most: int) -> Record:
@@ -136,6 +146,8 @@ async def get_shared_context(
     answer.memories = [_shared_memory(view, position, record, model) for position, record in budget.kept]
     answer.next_cursor = after.write() if after else None
     answer.more = budget.full
+    if budget.raised_by:
+        answer.note = tokens.raised(args.max_tokens, args.max_tokens + budget.raised_by)
     service.touch(request.caller, [record.id for _, record in budget.kept])
     return answer
 
