@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
-from typing import Any, cast
+from typing import Any
 
 from ulid import ULID
 
@@ -26,8 +25,8 @@ _BETWEEN = re.compile(r"[\s,;]+")
 
 
 def bare(value: Any) -> Any:
-    """Return a text without the brackets, quotes, marks and blanks around it; any other value unchanged."""
-    return value.strip(_AROUND) if isinstance(value, str) else value
+    """Return a text without the brackets, quotes, marks and blanks around it, unless that is all of it."""
+    return (value.strip(_AROUND) or value) if isinstance(value, str) else value
 
 
 def bare_id(value: Any) -> Any:
@@ -36,6 +35,6 @@ def bare_id(value: Any) -> Any:
 
 
 def split_ids(text: str, most: int) -> list[str]:
-    """Return at most so many ids of a text that lists them, with commas, blanks or lines between."""
-    parts: Iterable[str] = (cast(str, bare_id(part)) for part in _BETWEEN.split(text, most)[:most])
-    return [part for part in parts if part not in ("", "-")]
+    """Return at most so many ids of a text that lists them, with commas, blanks or lines between; at least the text."""
+    parts = (part.strip(_AROUND).rstrip(".").strip(_AROUND) for part in _BETWEEN.split(text, most)[:most])
+    return [part for part in parts if part not in ("", "-")] or [text]

@@ -52,7 +52,8 @@ def _as_ids(value: Any) -> Any:
     """Accept a list of ids, its JSON, or text that lists them; a bracket may also be copied with one id."""
     if isinstance(value, str):
         listed = as_json(value)
-        value = listed if isinstance(listed, list) else split_ids(value, _MAX_ITEMS + 1)
+        is_text = not isinstance(listed, list) and "\\" not in value
+        value = split_ids(value, _MAX_ITEMS + 1) if is_text else listed
     return _without_blanks(value)
 
 
