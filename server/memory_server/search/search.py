@@ -157,8 +157,7 @@ def _within(answer: SearchAnswer, most: int) -> SearchAnswer:
             kept.append(hit)
     left_out = f"{len(answer.hits) - len(kept)} hits did not fit into max_tokens"
     if not kept:
-        first = empty.tokens() + _OWN_WORDS + SearchAnswer(hits=answer.hits[:1]).tokens()
-        left_out += f"; max_tokens={first} shows the first"
+        left_out += "; a hit takes some hundred tokens or more, so raise it"
     reason = "; ".join(filter(None, (answer.reason, left_out)))
     return answer.model_copy(update={"hits": kept, "partial": True, "reason": reason})
 
