@@ -286,11 +286,13 @@ end
 rm.serve('rm1_share', function(request, keys, names)
   local now, from, to = rm.now(), request.from, request.to
   local _, _, grantor, grantee = unpack(keys)
-  if redis.call('HEXISTS', grantee, 'registered_at') == 0 then return {status = 'unknown_agent'} end
   local owner, owners, new_owner = owner_of(grantor, request.candidates[1])
   local to_owner, _, new_to_owner = owner_of(grantee, request.candidates[2])
   local held = rm.load_entries(names.granted .. from, owner, now)
   local answered = rm.load_entries(names.offers .. from, owner, now)
+  -- An agent that offered is known to the one that answers, registered or not.
+  local is_known = redis.call('HEXISTS', grantee, 'registered_at') == 1 or find_entry(answered, to, request.selector)
+  if not is_known then return {status = 'unknown_agent'} end
   local ends = request.seconds and now + request.seconds * 1000000 or math.huge
   if request.answers then ends = end_of_answer(request, answered, held) end
   if not ends then return {status = 'no_offer'} end

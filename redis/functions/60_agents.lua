@@ -11,9 +11,17 @@ local LEASE = {'state', 'assigned', 'lease_token', 'lease_until', 'lease_seconds
 local UNATTENDED_SECONDS = 8 * 3600  -- for so long after the last progress calls renew a lease
 local RENEWED_MOST, RECORDED_EVERY = 250, 10
 
+-- Whether two sets of fields of a registration differ.
+local function has_changed(before, after)
+  for _, field in ipairs(REGISTERED) do
+    if before[field] ~= after[field] then return true end
+  end
+  return false
+end
+
 -- rm1_agent_register: register a name, or change its registration: then `fields` are those to change, and the answer has
 -- what was `before`. A first registration, and one that repairs a damaged record, gets the `defaults` too. A name without
--- owner id gets the candidate, so the new holder of a name owns nothing that an earlier one left.
+-- owner id gets the candidate, so the new holder of a name owns nothing that an earlier one left. Announces a change.
 -- KEYS: agent. Answer: {status = registered | changed, again, owner, before}
 rm.serve('rm1_agent_register', function(request, keys, names)
   local name, now = request.agent, rm.team_now(names)
@@ -29,7 +37,9 @@ rm.serve('rm1_agent_register', function(request, keys, names)
   rm.becomes_able(names, name, now)
   rm.touch_session(names, agent, request.session, now)
   rm.audit(names, now, request.audit)
-  rm.emit(names, 'agent', 'registered', name, name, {})
+  if not before or has_changed(before, rm.read(keys[1], unpack(REGISTERED))) then
+    rm.emit(names, 'agent', 'registered', name, name, {})
+  end
   return {status = 'registered', again = before ~= nil, owner = known.owner or request.candidate, before = before}
 end)
 

@@ -32,6 +32,7 @@ from memory_server.engine.request_context import Caller
 from memory_server.engine.sidecars.bulk_client import BulkClient
 from memory_server.engine.sidecars.embeddings import Embeddings
 from memory_server.events.hub import Hub
+from memory_server.events.match_log import MatchLog
 from memory_server.events.positions import Positions
 from memory_server.memories.quotas import Quotas
 from memory_server.security.audit.auditor import Auditor
@@ -75,6 +76,7 @@ class Service:
         self.quotas = Quotas(settings, self.namespaces)
         self.events = Hub(self.backend, self.models)
         self.positions = Positions(self.backend)
+        self.matches = MatchLog()
         self.search_latency = Latency("search_seconds", "How long searches took.")
         self.embedding_latency = Latency("embedding_seconds", "How long calls waited for vectors.")
         self.rosters: dict[str, tuple[float, list[Agent]]] = {}

@@ -79,3 +79,17 @@ async def test_registering_again_ends_draining_and_says_so(alice: Agent) -> None
     await alice.call("update_agent_heartbeat", status="draining")
     answer, _ = await register(alice)
     assert answer["changed"] == {"status": {"old": "draining", "new": "active"}}
+
+
+async def test_registering_again_is_announced_only_if_something_changed(alice: Agent, bob: Agent) -> None:
+    await register(bob)
+    await register(alice, **PROFILE)
+    told = (await bob.call("wait_for_events", kinds=["agent"], timeout_seconds=0))["events"]
+    assert [(event["op"], event["id"]) for event in told] == [("registered", "alice")]
+    for profile in ({}, PROFILE, {"max_tasks": 4}):
+        await register(alice, **profile)
+        assert (await bob.call("wait_for_events", kinds=["agent"], timeout_seconds=0))["events"] == [], profile
+    for profile in ({"max_tasks": 5}, {"capabilities": ["sql"]}):
+        await register(alice, **profile)
+        told = (await bob.call("wait_for_events", kinds=["agent"], timeout_seconds=0))["events"]
+        assert [(event["op"], event["id"]) for event in told] == [("registered", "alice")], profile

@@ -79,7 +79,7 @@ async def test_text_of_a_large_batch_is_bounded(alice: Agent) -> None:
     reads = [{"op": "retrieve_memory", "memory_id": await alice.store("y" * 30_000)}] * 3
     text = await said(alice, "batch_operations", operations=reads)
     assert len(text) < 32_000
-    assert text.count("cursor=") == 3
+    assert text.count("call it alone for the rest") == 3
 
 
 async def test_store_tells_who_reads_it_and_how_long(alice: Agent) -> None:
@@ -209,3 +209,15 @@ async def test_sensitive_is_offered_only_with_a_key(key: str | None) -> None:
     told = Secrets(kinds=["token"], action="stored", encryptable=settings.has_master_key)
     assert ("sensitive" in told.line()) == bool(key)
     assert "encryptable" not in told.model_dump()
+
+
+async def test_similar_memory_of_ones_own_comes_with_what_to_do(alice: Agent, bob: Agent) -> None:
+    own = await alice.store("The harbour office opens at nine on weekdays.", visibility="public")
+    texts = [
+        text_of(await each.raw("store_memory", content="The harbour office opens at nine.")) for each in (alice, bob)
+    ]
+    (mine,), (others,) = ([line for line in text.split("\n") if f"[{own}]" in line] for text in texts)
+    assert mine.endswith("– yours; if it is the same fact, update_memory with this id.")
+    assert others.startswith("Similar: ")
+    assert "update_memory" not in others
+    assert len(mine) < 160

@@ -75,3 +75,30 @@ async def test_search_budget_counts_what_is_sent(alice: Agent) -> None:
         assert tokens.count(text_of(result)) <= most
         assert tokens.count(json.dumps(result.structured_content)) <= most
         assert "did not fit" in text_of(result)
+
+
+@pytest.mark.parametrize("labels", [{}, {"context": "港" * 80, "tags": [f"{n}" * 60 for n in range(20)]}])
+@pytest.mark.parametrize("kind", ["lines", "CJK"])
+async def test_tiny_budget_gives_useful_pages_and_says_what_was_raised(
+    alice: Agent, kind: str, labels: dict[str, Any]
+) -> None:
+    content = CONTENTS[kind][:1500]
+    memory_id = await alice.store(content, wait=False, metadata={"log": "x y " * 100}, **labels)
+    for most in (1, 250):
+        found, cursor = list[str](), None
+        while not found or cursor:
+            result = await alice.raw("retrieve_memory", memory_id=memory_id, cursor=cursor, max_tokens=most)
+            assert f"Note: max_tokens was raised from {most} to " in text_of(result)
+            assert result.structured_content is not None
+            assert f"raised from {most} to " in result.structured_content["note"]
+            found.append(result.structured_content["memory"]["content"])
+            cursor = result.structured_content.get("next_cursor")
+            assert len(found[-1]) >= 80 or not cursor
+        assert "".join(found) == content
+    assert "note" not in await alice.call("retrieve_memory", memory_id=memory_id)
+
+
+async def test_search_that_shows_nothing_says_what_to_raise(alice: Agent) -> None:
+    await alice.store("The lighthouse on the cape blinks twice a minute.")
+    assert "so raise it" in text_of(await alice.raw("semantic_search", query="lighthouse", max_tokens=1))
+    assert (await alice.call("semantic_search", query="lighthouse", max_tokens=1000))["hits"]

@@ -201,3 +201,12 @@ def test_any_text_can_be_searched_for_time_hints(text: str) -> None:
 def test_date_beyond_now_does_not_count_as_recent(occurred_at: float | None, expected: float) -> None:
     found = record("boat", occurred_at=occurred_at, created_at=NOW - 10.0)
     assert ranking.recency(found, NOW, 10.0) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(("chunks", "cosine", "is_clear"), [(1, 0.28, True), (12, 0.28, False), (12, 0.5, True)])
+def test_chunk_of_many_stands_out_only_by_a_clear_score(chunks: int, cosine: float, is_clear: bool) -> None:
+    near = np.array([cosine, (1 - cosine**2) ** 0.5], dtype=np.float32)
+    found = record("A fine day.", chunks=chunks, vector=near.tobytes(), context=None)
+    parsed = ParsedQuery(query_terms("boat harbour"), vector=SAME)
+    (scored,) = ranking.score(ranking.features_of([found], parsed), parsed, WordStatistics(20, {}))
+    assert ranking.stands_out(scored) is is_clear

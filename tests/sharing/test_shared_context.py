@@ -10,7 +10,7 @@ import pytest
 import pytest_asyncio
 from support.embedder_fixtures import wait_until
 from support.sharing_helpers import refusal, register, share
-from support.stack import Agent, Server, Stack, in_own_task
+from support.stack import Agent, Server, Stack, answer_of, in_own_task, text_of
 
 from memory_core.records.keys import Keys
 from memory_core.redis_client import Client
@@ -143,13 +143,13 @@ async def test_grant_revoked_between_pages_hides_no_other_memory(alice: Agent, b
 async def test_content_over_the_budget_is_truncated_and_marked(alice: Agent, bob: Agent) -> None:
     await share(alice, "bob", context="plan")
     for letter in "abc":
-        await alice.store(letter * 100, context="plan")
+        await alice.store(letter * 1200, context="plan")
     answer = await bob.call("get_shared_context", since="1 hour ago", max_tokens=320)
     (shown,) = [shared["memory"]["content"] for shared in answer["memories"]]
-    assert 1 < len(shown) < 100
+    assert 300 < len(shown) < 1200
     assert shown == "a" * len(shown)
     assert (answer["partial"], answer["more"]) == (True, True)
-    assert await _follow(bob, answer["next_cursor"], max_tokens=700) == ["b" * 100, "c" * 100]
+    assert await _follow(bob, answer["next_cursor"], max_tokens=1000) == ["b" * 1200, "c" * 1200]
 
 
 async def test_shared_context_filters_by_grantor_and_context(alice: Agent, bob: Agent, carol: Agent) -> None:
@@ -201,6 +201,9 @@ async def test_shared_context_lists_active_grants_and_pending_offers(alice: Agen
     given = await alice.call("get_shared_context", agent_id="bob")
     assert [grant["context"] for grant in given["granted_by_me"] if grant.get("context")] == ["plan"]
     assert len(given["granted_by_me"]) == 2
+    told = [[offer.pop("if_accepted") for offer in answer["offers"]] for answer in (seen, given)]
+    assert "YOUR tags x, y" in told[0][0]
+    assert "bob's tags x, y" in told[1][0]
     assert given["offers"] == seen["offers"]
     assert (await bob.call("get_shared_context", agent_id="carol"))["offers"] == []
 
@@ -250,3 +253,18 @@ async def test_timestamp_is_accepted_as_cursor(alice: Agent, bob: Agent) -> None
     await alice.store("note", context="plan")
     assert (await _shared(bob, since=time.time() + 3600))[0] == []
     assert (await _shared(bob, since="1 hour ago"))[0] == ["note"]
+
+
+async def test_tiny_budget_shows_a_useful_part_and_says_what_was_raised(alice: Agent, bob: Agent) -> None:
+    await share(alice, "bob", context="plan")
+    for n in range(3):
+        await alice.store(f"Step {n}. " + "Oil the hinges of the gate and paint it green. " * 60, context="plan")
+    cursor, shown = "1 hour ago", list[str]()
+    for _ in range(3):
+        result = await bob.raw("get_shared_context", since=cursor, max_tokens=1)
+        assert "Note: max_tokens was raised from 1 to " in text_of(result)
+        answer = answer_of(result)
+        shown += [shared["memory"]["content"] for shared in answer["memories"]]
+        cursor = answer["next_cursor"]
+    assert [content[:7] for content in shown] == ["Step 0.", "Step 1.", "Step 2."]
+    assert min(map(len, shown)) > 300

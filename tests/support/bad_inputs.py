@@ -123,7 +123,7 @@ CURSORS = {
 WRONG_TYPES: dict[str, dict[str, list[Any]]] = {
     "store_memory": {
         "content": [None, 5, ["x"], {"a": 1}, True],
-        "memory_type": ["memo", 5, "CODE", ["code"], "code\x00"],
+        "memory_type": ["memo", 5, "CODES", ["code"], "code\x00"],
         "priority": ["urgent", 1],
         "visibility": ["secret", {}],
         "tags": [5, [5], [["a"]], {"a": "b"}, "[", "[" * 100_000],

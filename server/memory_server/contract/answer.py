@@ -13,17 +13,22 @@ from memory_server.contract import tokens
 
 
 class Answer(BaseModel):
-    """Base of all answers. `partial`: something is missing; `reason` says what. `names`: what given names became."""
+    """Base of all answers. `partial`: something is missing; `reason` says what. `names`: what given names became.
+
+    `note`: how the call was understood, if not as given.
+    """
 
     partial: bool = False
     reason: str | None = None
     names: str | None = None
+    note: str | None = None
 
     def text(self) -> str:
         """Return the short text form. The one place where lines become text: no line can begin another."""
         partial = [f"PARTIAL: {self.reason}"] if self.partial else []
         names = [f"Names: {self.names}."] if self.names else []
-        return "\n".join(map(plain_line, [*self.lines(), *names, *partial]))
+        note = [f"Note: {self.note}."] if self.note else []
+        return "\n".join(map(plain_line, [*self.lines(), *names, *note, *partial]))
 
     def tokens(self) -> int:
         """Estimate the tokens of its longer form."""

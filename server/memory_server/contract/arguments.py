@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from functools import cache
+from functools import cache, partial
 from types import UnionType
 from typing import Annotated, Any, ClassVar, Literal, TypeVar, Union, cast, get_args, get_origin
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 from memory_core.records.bounded_json import parse_json
+from memory_core.records.ids import bare, bare_id, split_ids
 from memory_core.records.memory import MemoryType, Priority, Visibility
 from memory_server.contract.events import EventKind
 from memory_server.contract.given_names import GivenNames
 from memory_server.contract.tokens import DEFAULT_MAX_TOKENS
+from memory_server.contract.written_values import Reader, item_of, reader_of
 
 T = TypeVar("T")
 _MAX_ITEMS = 10_000
@@ -42,8 +44,17 @@ def _is_blank(value: Any) -> bool:
 
 def _canonical(value: Any, info: ValidationInfo) -> Any:
     """Turn a given agent name into the name of the agent, where the context of the validation allows that."""
-    names: Any = info.context
+    names, value = info.context, bare(value)
     return names.canonical(value) if isinstance(names, GivenNames) and isinstance(value, str) else value
+
+
+def _as_ids(value: Any) -> Any:
+    """Accept a list of ids, its JSON, or text that lists them; a bracket may also be copied with one id."""
+    if isinstance(value, str):
+        listed = as_json(value)
+        is_text = not isinstance(listed, list) and "\\" not in value
+        value = split_ids(value, _MAX_ITEMS + 1) if is_text else listed
+    return _without_blanks(value)
 
 
 def as_json(value: Any) -> Any:
@@ -57,11 +68,14 @@ def as_json(value: Any) -> Any:
 
 
 ListOf = Annotated[list[T], BeforeValidator(_without_blanks)]
+Id = Annotated[str, BeforeValidator(bare_id)]
+"""An id, a lease token or a cursor: text that tools gave, perhaps copied with what stood around it."""
+Ids = Annotated[list[Id], BeforeValidator(_as_ids)]
 WholeListOf = Annotated[list[T], BeforeValidator(_as_list)]
 """A list in which each item has its place, so that none may be left out."""
 JsonObject = Annotated[dict[str, Any], BeforeValidator(as_json)]
 _NOT_TEXT = "a value that is written as text"
-Time = Annotated[str | float, _NOT_TEXT]
+Time = Annotated[str | float, _NOT_TEXT, BeforeValidator(bare)]
 AgentName = Annotated[str, BeforeValidator(_canonical)]
 AgentId = Annotated[AgentName | None, Field(description="default: you")]
 MaxTokens = Annotated[int, Field(ge=0, description="most tokens of the answer; 0 for all")]
@@ -91,6 +105,12 @@ class Arguments(BaseModel):
             return given
         return {name: value for name, value in cast(dict[Any, Any], given).items() if not cls._is_absent(name, value)}
 
+    @field_validator("*", mode="before")
+    @classmethod
+    def _as_meant(cls, value: Any, info: ValidationInfo) -> Any:
+        read = _readers(cls).get(info.field_name or "")
+        return value if read is None else read(value)
+
     @classmethod
     def _is_absent(cls, name: Any, value: Any) -> bool:
         field = cls.model_fields.get(name)
@@ -105,6 +125,23 @@ class Arguments(BaseModel):
 
 
 _NULL_WORDS = ("null", "None")
+
+
+@cache
+def _readers(model: type[Arguments]) -> dict[str, Reader]:
+    """Return what reads the values of a model's arguments, by name, for those that are numbers or choices."""
+    readers: dict[str, Reader] = {}
+    for name, field in model.model_fields.items():
+        item = item_of(field.annotation)
+        read = reader_of(field.annotation if item is None else item)
+        if read is not None:
+            readers[name] = read if item is None else partial(_read_each, read)
+    return readers
+
+
+def _read_each(read: Reader, value: Any) -> Any:
+    items = _without_blanks(value)
+    return [read(item) for item in cast(list[Any], items)] if isinstance(items, list) else value
 
 
 @cache
@@ -172,11 +209,11 @@ class StoreArguments(Arguments):
 class RetrieveArguments(Arguments):
     """retrieve_memory"""
 
-    memory_id: str
+    memory_id: Id
     rev: int | None = Field(default=None, ge=1, description="refuse if another revision is the current one")
     chunk: int | None = Field(default=None, ge=1, description="begin at this chunk of a long content")
     max_tokens: MaxTokens = DEFAULT_MAX_TOKENS
-    cursor: str | None = Field(default=None, description="next_cursor of the page before")
+    cursor: Id | None = Field(default=None, description="next_cursor of the page before")
 
 
 class ListArguments(Filters):
@@ -184,7 +221,7 @@ class ListArguments(Filters):
 
     agent_id: AgentId = None
     limit: int = Field(default=20, ge=1, le=100)
-    cursor: str | None = Field(default=None, description="next_cursor of the last page")
+    cursor: Id | None = Field(default=None, description="next_cursor of the last page")
 
 
 class UpdateArguments(Arguments):
@@ -192,7 +229,7 @@ class UpdateArguments(Arguments):
 
     means_empty = frozenset({"content", "context"})
 
-    memory_id: str
+    memory_id: Id
     content: str | None = Field(default=None, description="replaces all")
     priority: Priority | None = Field(default=None, description="restarts the lifetime")
     visibility: Visibility | None = None
@@ -211,7 +248,7 @@ class UpdateArguments(Arguments):
 class ClearArguments(Filters):
     """clear_memory"""
 
-    memory_ids: ListOf[str] | None = Field(default=None, description="these, or give filters")
+    memory_ids: Ids | None = Field(default=None, description="these, or give filters")
     expired_only: bool = Field(default=False, description="past their lifetime")
     dry_run: bool = Field(default=False, description="count only")
     confirm: bool = Field(default=False, description="delete more than one without asking the person")
@@ -234,7 +271,7 @@ class SearchArguments(Filters):
 class SimilarArguments(Filters):
     """find_similar_memories"""
 
-    memory_id: str
+    memory_id: Id
     limit: int = Field(default=10, ge=1, le=100)
     min_score: MinScore = 0.0
     exact: bool = Field(default=False, description="compare with all")
@@ -257,7 +294,7 @@ class BatchArguments(Arguments):
 class WaitArguments(Arguments):
     """wait_for_events"""
 
-    cursor: str | None = Field(default=None, description="of the last answer; default: where your last call ended")
+    cursor: Id | None = Field(default=None, description="of the last answer; default: where your last call ended")
     kinds: ListOf[EventKind] | None = Field(default=None, description="default: all; match needs query")
     query: str | None = Field(default=None, description="wake when a memory close to this is stored")
     timeout_seconds: float = Field(default=30, ge=0, le=300)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pydantic import BaseModel, Field
 
 from memory_server.contract.answer import Answer
-from memory_server.contract.arguments import Arguments, Filters, ListOf
+from memory_server.contract.arguments import Arguments, Filters, Id, Ids
 from memory_server.contract.sharing import GrantInfo
 from memory_server.contract.stats import AgentFigures, CacheFigures, Percentiles, TaskFigures
 from memory_server.contract.tasks import TaskView
@@ -160,7 +160,7 @@ class MapArguments(Filters):
 class SnippetArguments(Arguments):
     """dashboard_snippets"""
 
-    memory_ids: ListOf[str]
+    memory_ids: Ids
 
 
 class AuditArguments(Arguments):
@@ -171,4 +171,4 @@ class AuditArguments(Arguments):
     outcome: str | None = None
     names: str | None = None
     limit: int = Field(default=50, ge=1, le=500)
-    cursor: str | None = None
+    cursor: Id | None = None

@@ -149,6 +149,11 @@ class Similar(BaseModel):
     memory_id: str
     score: Score
     content: str = Field(description="beginning of its content")
+    own: bool = Field(default=False, description="yours: update_memory changes it")
+
+    def line(self) -> str:
+        advice = " – yours; if it is the same fact, update_memory with this id." if self.own else ""
+        return f"Similar: [{self.memory_id}] {decimal(self.score)} {self.beginning()}{advice}"
 
     def beginning(self) -> str:
         """Return a few words of it, quoted."""
@@ -217,7 +222,7 @@ class StoreAnswer(Answer):
             lines.append(f"It repeats [{self.duplicate_of}] exactly.")
         if self.secrets:
             lines.append(self.secrets.line())
-        lines += [f"Similar: [{near.memory_id}] {decimal(near.score)} {near.beginning()}" for near in self.similar]
+        lines += [near.line() for near in self.similar]
         return lines
 
 

@@ -9,7 +9,7 @@ from pydantic import BaseModel, Field
 
 from memory_core.records.memory import MemoryType
 from memory_server.contract.answer import Answer
-from memory_server.contract.arguments import AgentName, Arguments, ListOf, Time
+from memory_server.contract.arguments import AgentName, Arguments, Id, Ids, ListOf, Time
 from memory_server.contract.memories import Memory, entries
 from memory_server.contract.untrusted_text import NOTE, counted, quoted, word
 from memory_server.contract.wording import lifetime, minute
@@ -21,7 +21,7 @@ class ShareArguments(Arguments):
     unused_if_empty = frozenset({"memory_ids", "tags", "memory_types"})
 
     target_agent: AgentName
-    memory_ids: ListOf[str] | None = Field(default=None, description="or context, tags or memory_types")
+    memory_ids: Ids | None = Field(default=None, description="or context, tags or memory_types")
     context: str | None = None
     tags: ListOf[str] | None = Field(default=None, description="any of them")
     memory_types: ListOf[MemoryType] | None = None
@@ -34,13 +34,13 @@ class ShareArguments(Arguments):
 class RevokeArguments(Arguments):
     """revoke_shared_context"""
 
-    grant_id: str = Field(description="a grant_id or offer_id")
+    grant_id: Id = Field(description="a grant_id or offer_id")
 
 
 class OfferArguments(Arguments):
     """answer_offer"""
 
-    offer_id: str = Field(description="of get_shared_context or an event")
+    offer_id: Id = Field(description="of get_shared_context or an event")
     accept: bool = Field(default=True, description="false: decline")
 
 
@@ -65,6 +65,23 @@ def covered(
     if types:
         return f"{'type' if len(types) == 1 else 'types'} {', '.join(types)}"
     return counted(memories or 0, "memory", "memories")
+
+
+def shared_back(whose: str, covers: str) -> str:
+    """Say what a two-way offer asks for: `YOUR context island (private and later memories too)`."""
+    return f"{whose} {covers} (private and later memories too)"
+
+
+def accepting(reader: str, *, giver: str, receiver: str, covers: str, permission: str, transfer: bool = False) -> str:
+    """Say what accepting an offer does, to its receiver, its giver or an operator."""
+    is_mine, giver = reader == receiver, "you" if reader == giver else giver
+    start = "accepting" if is_mine else f"if {receiver} accepts,"
+    if transfer:
+        return f"{start} makes {covers} of {giver} YOURS" if is_mine else f"{start} {covers} of {giver} become its own"
+    if is_mine:
+        return f"{start} also shares {shared_back('YOUR', covers)} with {giver} ({permission})"
+    whose = shared_back(f"{receiver}'s", covers)
+    return f"{start} {whose} is shared with {giver} ({permission})"
 
 
 class ShareAnswer(Answer):
@@ -124,6 +141,8 @@ class OfferAnswer(Answer):
     from_agent: str | None = None
     accepted: bool
     grant_id: str | None = Field(default=None, description="your grant to from_agent, of a two-way offer")
+    covers: str | None = Field(default=None, description="of your memories, what that grant shares")
+    permission: Literal["read", "write"] | None = None
     expires_at: str | None = None
     memories_received: int | None = Field(default=None, description="memories that are yours now, of a transfer")
 
@@ -131,7 +150,10 @@ class OfferAnswer(Answer):
         if not self.accepted:
             return [f"Declined {self.offer_id}; nothing of it is in force."]
         if self.grant_id:
-            return [f"Accepted {self.offer_id}: you share the same with {self.from_agent} by grant {self.grant_id}."]
+            return [
+                f"Accepted {self.offer_id}: {shared_back('YOUR', self.covers or '')} is shared with {self.from_agent} "
+                f"({self.permission}) by grant {self.grant_id}; revoke_shared_context ends that."
+            ]
         received = counted(self.memories_received or 0, "memory", "memories")
         verb = "is" if self.memories_received == 1 else "are"
         return [f"Accepted {self.offer_id}: {received} of {self.from_agent} {verb} yours now."]
@@ -160,11 +182,15 @@ class GrantInfo(BaseModel):
     grown: int = Field(default=0, description="chunks that a holder of write added to the grantor's memories")
     granted_at: str
     expires_at: str | None = None
+    if_accepted: str | None = Field(default=None, description="what accepting does, of an offer")
     note: str | None = None
 
+    @property
+    def covers(self) -> str:
+        return covered(self.context, self.tags, self.memory_types, self.memories)
+
     def line(self) -> str:
-        covers = covered(self.context, self.tags, self.memory_types, self.memories)
-        what = f"transfer of {covers}" if self.transfer else f"{self.permission} {covers}"
+        what = self.if_accepted or f"{self.permission} {self.covers}"
         grown = f", {counted(self.grown, 'chunk')} added" if self.grown else ""
         ends = f", {lifetime(self.expires_at)}" if self.expires_at else ""
         note = f": {quoted(self.note)}" if self.note else ""

@@ -8,7 +8,18 @@ from pydantic import BeforeValidator, Field
 
 from memory_core.records.agent import AgentStatus, AgentType
 from memory_core.records.task import TaskPriority, TaskState
-from memory_server.contract.arguments import AgentId, AgentName, Arguments, JsonObject, ListOf, MaxTokens, Time, as_json
+from memory_server.contract.arguments import (
+    AgentId,
+    AgentName,
+    Arguments,
+    Id,
+    Ids,
+    JsonObject,
+    ListOf,
+    MaxTokens,
+    Time,
+    as_json,
+)
 from memory_server.contract.tokens import DEFAULT_MAX_TOKENS
 
 Json = Annotated[Any, BeforeValidator(as_json)]
@@ -26,7 +37,7 @@ class DistributeArguments(Arguments):
     priority: TaskPriority = TaskPriority.MEDIUM
     assign_to: AgentName | None = Field(default=None, description="only this agent, ever")
     min_context_window: int = Field(default=0, ge=0, le=MOST_TOKENS, description="tokens")
-    depends_on: ListOf[str] | None = Field(default=None, description="task ids to complete first")
+    depends_on: Ids | None = Field(default=None, description="task ids to complete first")
     max_retries: int = Field(default=3, ge=0, le=100)
     lease_seconds: Seconds = 1800
     deadline: Time | None = None
@@ -46,7 +57,7 @@ class PendingArguments(Arguments):
 class TaskArguments(Arguments):
     """requeue_task"""
 
-    task_id: str
+    task_id: Id
 
 
 class GetTaskArguments(TaskArguments):
@@ -58,7 +69,7 @@ class GetTaskArguments(TaskArguments):
 class CompleteArguments(TaskArguments):
     """complete_task"""
 
-    lease_token: str
+    lease_token: Id
     result: Json = None
     metrics: JsonObject | None = Field(default=None, description="duration_ms, tokens, …")
     store_result: bool = Field(default=False, description="also as a memory; needs scope write")
@@ -67,7 +78,7 @@ class CompleteArguments(TaskArguments):
 class FailArguments(TaskArguments):
     """fail_task"""
 
-    lease_token: str
+    lease_token: Id
     error: str
     retry: bool = True
     handoff: str | None = Field(default=None, description="what you did and the next agent should know")
@@ -114,7 +125,7 @@ class HeartbeatArguments(Arguments):
     agent_id: AgentId = None
     status: AgentStatus | None = Field(default=None, description="draining: take no more")
     load: float | None = Field(default=None, ge=0, le=1)
-    lease_tokens: ListOf[str] | None = Field(default=None, description="to renew")
+    lease_tokens: Ids | None = Field(default=None, description="to renew")
     metrics: JsonObject | None = Field(default=None, description="progress, for the next agent if you stop")
 
 
@@ -124,4 +135,4 @@ class ListAgentsArguments(Arguments):
     agent_types: ListOf[AgentType] | None = None
     capabilities: ListOf[str] | None = Field(default=None, description="all of these")
     alive_only: bool = True
-    cursor: str | None = Field(default=None, description="next_cursor of the page before")
+    cursor: Id | None = Field(default=None, description="next_cursor of the page before")

@@ -9,6 +9,14 @@ _SHORT_WORD = 14
 DEFAULT_MAX_TOKENS = 8000
 """What an answer may take unless its caller says otherwise."""
 
+LEAST_CONTENT = 200
+"""Tokens of content that a page shows at least, whatever its caller asks for."""
+
+
+def raised(given: int, used: int) -> str:
+    """Say that an answer takes more than its caller asked for."""
+    return f"max_tokens was raised from {given} to {used}, the least that shows a useful part"
+
 
 def count(text: str) -> int:
     """Estimate the tokens of a text. Short words take one or two, long runs of letters one for three characters, and

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 from memory_core.records.audit_entry import MOST_IDS, AuditEntry, new_entry
-from memory_core.records.ids import is_id
+from memory_core.records.ids import bare_id, is_id, split_ids
 
 CANCELLED = "cancelled"
 _NAMING = ("memory_id", "task_id", "grant_id", "memory_ids")
@@ -40,5 +40,12 @@ class AuditedCall:
 def named_ids(arguments: Mapping[str, Any]) -> list[str]:
     """Return the ids among some arguments. Other values are skipped: they could be any text."""
     given = [arguments.get(name) for name in _NAMING]
-    texts: Iterable[Any] = (item for value in given for item in (value if isinstance(value, list) else [value]))
-    return [text for text in texts if isinstance(text, str) and is_id(text)][:MOST_IDS]
+    return [text for value in given for text in map(bare_id, _items(value)) if isinstance(text, str) and is_id(text)][
+        :MOST_IDS
+    ]
+
+
+def _items(value: Any) -> Iterable[Any]:
+    if isinstance(value, str):
+        return split_ids(value, MOST_IDS)
+    return cast(list[Any], value) if isinstance(value, list) else ()

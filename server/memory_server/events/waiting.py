@@ -7,7 +7,7 @@ stream to its end, then takes the later entries from the hub.
 from __future__ import annotations
 
 import time
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
@@ -16,9 +16,10 @@ from typing import Any, cast
 from memory_core.errors import EmbeddingUnavailable, InvalidArgument
 from memory_core.records import owners
 from memory_core.records.damage import or_none
-from memory_core.records.keys import Keys
+from memory_core.records.keys import Keys, digest
 from memory_core.records.memory import Record
 from memory_core.records.model import Model
+from memory_core.records.names import SEPARATOR
 from memory_core.records.scope import Principal
 from memory_core.records.times import to_iso
 from memory_core.records.vectors import Matrix
@@ -266,7 +267,7 @@ class _Wait:
     async def _matches(
         self, principal: Principal, entries: Sequence[EventEntry]
     ) -> dict[Position, tuple[Record, float]]:
-        """Find the entries whose chunk is close to the standing query, each memory once by its best chunk."""
+        """Find the entries whose chunk is the first of its memory that matches the query, each with the best chunk."""
         if self.waiter.query is None:
             return {}
         candidates = {
@@ -276,14 +277,23 @@ class _Wait:
         }
         records = await self._load_with_vectors(principal, list(candidates))
         others = [record for record in records if record.vector and not self._is_own(record, candidates)]
-        best: dict[str, tuple[float, Record]] = {}
+        matching: defaultdict[str, list[ScoredRecord]] = defaultdict(list)
         for scored in await self._scored(principal, others):
-            if not is_match(scored, self.min_score):
-                continue
-            record, score = scored.record, scored.score
-            if record.id not in best or score > best[record.id][0]:
-                best[record.id] = score, record
-        return {candidates[Ref(record.id, record.part)].position: (record, score) for score, record in best.values()}
+            if is_match(scored, self.min_score):
+                matching[scored.record.id].append(scored)
+        found: dict[Position, tuple[Record, float]] = {}
+        for memory_id, chunks in matching.items():
+            best = max(chunks, key=lambda one: one.score)
+            first = min(candidates[Ref(memory_id, one.record.part)].position for one in chunks)
+            if self.service.matches.is_first(self._question, memory_id, best.record.rev, first):
+                found[first] = best.record, best.score
+        return found
+
+    @property
+    def _question(self) -> str:
+        """Identifies the standing query of its agent."""
+        caller = self.request.caller
+        return digest(SEPARATOR.join([caller.namespace, caller.agent, str(self.min_score), self.text]))
 
     def _is_own(self, record: Record, candidates: Mapping[Ref, EventEntry]) -> bool:
         """Whether a vector that arrived is of a memory that the caller stored."""

@@ -16,7 +16,8 @@ from memory_core.records.keys import Keys
 from memory_core.records.memory import Record
 from memory_core.records.task import Task, load_tasks
 from memory_core.redis_client import Client
-from memory_server.contract.untrusted_text import counted, quoted, word
+from memory_server.contract.sharing import accepting, covered
+from memory_server.contract.untrusted_text import quoted, word
 from memory_server.events.entries import GRANT, MEMORY, TASK, EventEntry
 
 _TITLE_CHARS = 60
@@ -39,11 +40,15 @@ _AGENT_OPS = {
 }
 _GRANT_OPS = {
     "granted": "{giver} shared {what} with {receiver} ({permission}), grant {id}",
-    "offered": "{giver} offered {receiver} {what} ({permission}): answer_offer {id}",
+    "offered": "{giver} offers to share both ways: {accepting}; answer_offer {id}",
     "revoked": "{giver} took back the grant of {what} to {receiver}, grant {id}",
     "declined": "{receiver} declined {what} of {giver}, grant {id}",
-    "accepted": "{receiver} accepted {what} of {giver}, offer {id}",
+    "accepted": "{receiver} accepted offer {id} and shares {what} with {giver} too",
     "expired": "the grant of {what} by {giver} to {receiver} ended, grant {id}",
+}
+_TRANSFER_OPS = {
+    "offered": "{giver} offers its memories: {accepting}; answer_offer {id}",
+    "accepted": "{receiver} accepted {what} of {giver}, offer {id}",
 }
 
 
@@ -55,6 +60,7 @@ class GrantRecord(NamedTuple):
     what: str
     permission: str
     note: str
+    transfer: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,13 +110,23 @@ class Subjects:
         grant = self.grants.get(entry.subject)
         if grant is None:
             return f"grant {entry.subject} {word(entry.op)}" + (f" by {self._name(entry.by)}" if entry.by else "")
-        said = _GRANT_OPS.get(entry.op, "grant {id} of {what} by {giver} to {receiver}: {op}").format(
+        ops = _GRANT_OPS | _TRANSFER_OPS if grant.transfer else _GRANT_OPS
+        giver, receiver, what = grant.giver, grant.receiver, grant.what
+        said = ops.get(entry.op, "grant {id} of {what} by {giver} to {receiver}: {op}").format(
             op=word(entry.op),
-            giver=self._name(grant.giver),
-            receiver=self._name(grant.receiver),
-            what=grant.what,
+            giver=self._name(giver),
+            receiver=self._name(receiver),
+            what=what,
             permission=grant.permission,
             id=entry.subject,
+            accepting=accepting(
+                self.agent,
+                giver=giver,
+                receiver=receiver,
+                covers=what,
+                permission=grant.permission,
+                transfer=grant.transfer,
+            ),
         )
         return said + (f": {quoted(_title(grant.note))}" if grant.note else "")
 
@@ -149,27 +165,26 @@ def _grant_of(row: list[bytes | None]) -> GrantRecord | None:
     if not (giver and receiver and kind and values and permission):
         return None
     shown: list[Any] = unpack(values)
-    what = _shared(kind.decode(), [str(value) for value in shown])
-    return GrantRecord(giver.decode(), receiver.decode(), what, permission.decode(), (note or b"").decode())
+    what, transfer = _shared(kind.decode(), [str(value) for value in shown]), kind == b"o"
+    return GrantRecord(giver.decode(), receiver.decode(), what, permission.decode(), (note or b"").decode(), transfer)
 
 
 def _shared(kind: str, values: Sequence[str]) -> str:
-    named = ", ".join(map(word, values[:_NAMED])) + (
-        f" and {len(values) - _NAMED} more" if len(values) > _NAMED else ""
-    )
+    named = values[:_NAMED]
+    more = f" and {len(values) - _NAMED} more" if len(values) > _NAMED else ""
     match kind:
         case "c":
-            return f"context {named}"
+            return covered(context=values[0])
         case "t":
-            return f"tag {named}"
+            return covered(tags=named) + more
         case "y":
-            return f"memories of type {named}"
+            return covered(types=named) + more
         case "i" if len(values) == 1:
-            return f"memory {named}"
+            return f"memory {word(values[0])}"
         case "i":
-            return counted(len(values), "memory", "memories")
+            return covered(memories=len(values))
         case _:
-            return "all its memories"
+            return covered(memories=int(values[0]))
 
 
 def _ids(entries: Sequence[EventEntry], kind: str) -> list[str]:

@@ -16,13 +16,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-from memory_core.errors import InvalidArgument, MemoryServiceError
+from memory_core.errors import InvalidArgument, MemoryServiceError, plain_line
 from memory_core.records.bounded_files import opened
 from memory_core.records.names import to_name
 
 _MOST_BYTES = 1 << 20
 _MOST_PARENTS = 100
 _MOST_URL = 4096
+_MOST_ENCODINGS = 8
 _NAME_LENGTH = 50
 """Readable characters of a namespace, before `-` and eight digits that make it unique."""
 _STANDARD_PORTS = {"http": 80, "https": 443}
@@ -61,19 +62,25 @@ def _of_repository(root: Path, common: Path) -> Project:
     url = _remote_url(common / "config")
     address = url and _address(url, root)
     if address:
-        words = [part for part in _SECRET.sub("", address).split("/") if part][-2:]
-        return _named(
-            "-".join(words).removesuffix(".git"), f"remote {address}", f"the Git remote {_SECRET.sub('', address)}"
-        )
+        shown = _shown(address)
+        words = [part for part in shown.split("/") if part][-2:]
+        return _named("-".join(words).removesuffix(".git"), f"remote {address}", f"the Git remote {shown}")
     shared = common.parent if common.name == ".git" else common
     return _named(shared.name.removesuffix(".git"), f"path {shared}", f"the Git repository {shared}")
+
+
+def _shown(address: str) -> str:
+    """Return an address without what may be a credential, however often it is percent-encoded."""
+    for _ in range(_MOST_ENCODINGS):
+        address = unquote(address)
+    return _SECRET.sub("", re.split("[?#]", address, maxsplit=1)[0])
 
 
 def _named(words: str, identity: str, source: str) -> Project:
     """Return a namespace with readable words and a digest: names that differ in other letters stay different."""
     digest = hashlib.sha256(os.fsencode(identity)).hexdigest()[:8]
     readable = to_name(words, "project")[:_NAME_LENGTH].strip("-_.") or "project"
-    return Project(f"{readable}-{digest}", source)
+    return Project(f"{readable}-{digest}", plain_line(source))
 
 
 def _git_folder(entry: Path) -> Path | None:

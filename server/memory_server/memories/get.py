@@ -102,7 +102,10 @@ async def _page(answer: MemoryAnswer, args: RetrieveArguments) -> MemoryAnswer:
     def tokens_of(start: int, end: int) -> int:
         return at(start, end).tokens()
 
-    return at(start, pages.end_of_page(len(content), starts, start, most, tokens_of))
+    least = tokens_of(start, start + 1) + tokens.LEAST_CONTENT
+    if most < least:
+        answer = answer.model_copy(update={"note": tokens.raised(most, least)})
+    return at(start, pages.end_of_page(len(content), starts, start, max(most, least), tokens_of))
 
 
 @reads

@@ -6,6 +6,7 @@ from bisect import bisect_right
 from collections.abc import Callable, Sequence
 
 from memory_core.errors import InvalidArgument, echo
+from memory_server.contract.tokens import LEAST_CONTENT
 
 Measure = Callable[[int, int], int]
 """Returns the tokens of an answer with the content from one position to another."""
@@ -25,16 +26,17 @@ def starts_of(content: str, chunks: Sequence[str]) -> list[int]:
 def end_of_page(length: int, starts: Sequence[int], start: int, most: int, measure: Measure) -> int:
     """Return where the longest page from `start` ends that takes at most so many tokens.
 
-    It ends at the end of a chunk if one fits, else within the chunk. It has at least one character.
+    It ends at the end of a chunk if one fits that is not far too short, else within a chunk. It has at least one
+    character.
     """
     limit = min(length, start + _MOST_CHARACTERS * most)
     if limit == length and measure(start, length) <= most:
         return length
     borders = [border for border in starts[bisect_right(starts, start) :] if border <= limit]
     fitting = bisect_right(borders, most, key=lambda end: measure(start, end))
-    if fitting:
+    if fitting and measure(start, borders[fitting - 1]) - measure(start, start + 1) >= LEAST_CONTENT // 2:
         return borders[fitting - 1]
-    inside = range(start + 1, min(borders[0] if borders else limit, limit) + 1)
+    inside = range(start + 1, (borders[fitting] if fitting < len(borders) else limit) + 1)
     return inside[max(bisect_right(inside, most, key=lambda end: measure(start, end)) - 1, 0)]
 
 

@@ -167,7 +167,12 @@ async def _similar(service: MemoryServices, request: RequestContext, vector: Mat
     except MemoryServiceError:
         return []
     return [
-        Similar(memory_id=near.record.id, score=near.score, content=near.record.content[:_SNIPPET])
+        Similar(
+            memory_id=near.record.id,
+            score=near.score,
+            content=near.record.content[:_SNIPPET],
+            own=principal.owns(near.record.owner),
+        )
         for near in found
         if near.score >= service.settings.similar_from
         and not near.record.is_sensitive

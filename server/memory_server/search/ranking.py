@@ -28,7 +28,7 @@ AVERAGE_LENGTH = 40
 _LONGEST = 300
 _BEST_OF_MANY, _MANY = 0.05, 8
 
-_CLEAR_COSINE, _CLEAR_WORDS, LEAST_COSINE = 0.25, 0.2, 0.15
+_CLEAR_COSINE, _CLEAR_WORDS, LEAST_COSINE, _LEAST_SCORE = 0.25, 0.2, 0.15, 0.1
 """What stands out, tried with short texts and topics (docs/decisions/0009-event-waits.md)."""
 
 Column = NDArray[np.float64]
@@ -149,9 +149,13 @@ def _extras(features: Sequence[RecordFeatures], query: ParsedQuery) -> Iterator[
 
 
 def stands_out(scored: ScoredRecord) -> bool:
-    """Whether a hit clearly matches its query: by its meaning, or by its words and a little by its meaning."""
+    """Whether a hit clearly matches its query: by its meaning, or by its words and a little by its meaning.
+
+    The score must be clear too. It is low for one chunk of many that is a little near by chance.
+    """
     cosine, words = scored.vector_score or 0.0, scored.keyword_score or 0.0
-    return cosine >= _CLEAR_COSINE or (words >= _CLEAR_WORDS and cosine >= LEAST_COSINE)
+    is_near = cosine >= _CLEAR_COSINE or (words >= _CLEAR_WORDS and cosine >= LEAST_COSINE)
+    return is_near and scored.score >= _LEAST_SCORE
 
 
 def vector_scores(records: Sequence[Record], query: Matrix) -> list[float | None]:

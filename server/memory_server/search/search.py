@@ -156,6 +156,8 @@ def _within(answer: SearchAnswer, most: int) -> SearchAnswer:
             room -= cost
             kept.append(hit)
     left_out = f"{len(answer.hits) - len(kept)} hits did not fit into max_tokens"
+    if not kept:
+        left_out += "; a hit takes some hundred tokens or more, so raise it"
     reason = "; ".join(filter(None, (answer.reason, left_out)))
     return answer.model_copy(update={"hits": kept, "partial": True, "reason": reason})
 

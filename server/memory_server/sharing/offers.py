@@ -46,6 +46,8 @@ async def answer_offer(service: MemoryServices, request: RequestContext, args: O
         accepted=True,
         from_agent=offer.from_agent,
         grant_id=given.grant_id,
+        covers=given.covers,
+        permission=given.permission,
         expires_at=given.expires_at,
     )
 

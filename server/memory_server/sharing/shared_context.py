@@ -24,7 +24,13 @@ from memory_core.redis_client import Client
 from memory_server.contract import tokens
 from memory_server.contract.answer import partial_reason
 from memory_server.contract.memories import Memory
-from memory_server.contract.sharing import GrantInfo, SharedContextAnswer, SharedContextArguments, SharedMemory
+from memory_server.contract.sharing import (
+    GrantInfo,
+    SharedContextAnswer,
+    SharedContextArguments,
+    SharedMemory,
+    accepting,
+)
 from memory_server.contract.validation import check_text
 from memory_server.engine.inflight_reads import reads
 from memory_server.engine.principals import resolve
@@ -51,6 +57,7 @@ class _Budget:
     """Collects memories, each content once, until the budget is used up."""
 
     tokens: int
+    raised_by: int = 0
     kept: list[tuple[ChangePosition, Record]] = field(default_factory=list[tuple[ChangePosition, Record]])
     cut: bool = False
     full: bool = False
@@ -59,11 +66,15 @@ class _Budget:
     def add(self, position: ChangePosition, record: Record) -> bool:
         """Add a memory unless its content is there already; False if it does not fit.
 
-        The first memory is cut to fit, without tags and metadata, so that every call makes progress.
+        The first memory is cut to fit, without tags and metadata, so that every call makes progress. A budget that is
+        too small for a useful part of it is raised.
         """
         if record.content_hash in self._contents:
             return True
         cost = _tokens_of(record)
+        if not self.kept and cost > self.tokens:
+            self.raised_by = max(min(cost, _least_of(record)) - self.tokens, 0)
+            self.tokens += self.raised_by
         if cost > self.tokens and not self.kept:
             self.cut = True
             record = _cut(record, self.tokens)
@@ -79,6 +90,11 @@ class _Budget:
 def _tokens_of(record: Record) -> int:
     texts = [record.content, record.metadata or "", *record.tags, record.context or "", record.source or ""]
     return _HEAD_TOKENS + tokens.count(json.dumps(texts, ensure_ascii=False))
+
+
+def _least_of(record: Record) -> int:
+    """Return the tokens of a record with the least content that is useful."""
+    return _tokens_of(replace(record, tags=(), metadata=None, content="")) + tokens.LEAST_CONTENT
 
 
 def _cut(record: Record, most: int) -> Record:
@@ -130,6 +146,8 @@ async def get_shared_context(
     answer.memories = [_shared_memory(view, position, record, model) for position, record in budget.kept]
     answer.next_cursor = after.write() if after else None
     answer.more = budget.full
+    if budget.raised_by:
+        answer.note = tokens.raised(args.max_tokens, args.max_tokens + budget.raised_by)
     service.touch(request.caller, [record.id for _, record in budget.kept])
     return answer
 
@@ -248,16 +266,16 @@ def _add_grant(
     if not mine or other not in (None, row[theirs].decode()):
         return
     if row["state"] == b"offered":
-        answer.offers.append(grant_info(grant_id, row))
+        answer.offers.append(grant_info(grant_id, row, principal.agent))
     elif row["state"] == b"active":
         (answer.granted_by_me if mine == "from" else answer.granted_to_me).append(grant_info(grant_id, row))
 
 
-def grant_info(grant_id: str, row: dict[str, bytes]) -> GrantInfo:
-    """Describe a grant or an offer from its Redis hash."""
+def grant_info(grant_id: str, row: dict[str, bytes], reader: str = "") -> GrantInfo:
+    """Describe a grant or an offer from its Redis hash, to an agent that is one of its sides or to an operator."""
     values: list[Any] = unpack(row["values"])
     kind, until = row["kind"].decode(), float(row["until"])
-    return GrantInfo(
+    info = GrantInfo(
         id=grant_id,
         from_agent=row["from"].decode(),
         to_agent=row["to"].decode(),
@@ -272,3 +290,13 @@ def grant_info(grant_id: str, row: dict[str, bytes]) -> GrantInfo:
         expires_at=None if until == NEVER else to_iso(until),
         note=row["note"].decode() or None,
     )
+    if row["state"] == b"offered":
+        info.if_accepted = accepting(
+            reader,
+            giver=info.from_agent,
+            receiver=info.to_agent,
+            covers=info.covers,
+            permission=info.permission,
+            transfer=info.transfer,
+        )
+    return info

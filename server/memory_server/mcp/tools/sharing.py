@@ -27,7 +27,8 @@ def context_tools(runtime: Runtime) -> list[StrictTool]:
         return await lazy.grants.revoke_shared(await runtime.service(), request, args.grant_id)
 
     async def answer_offer(request: RequestContext, args: arguments_of.OfferArguments) -> OfferAnswer:
-        """Accept or decline an offer to you: to share back, or to take over the memories of an agent that left."""
+        """Accept or decline an offer. Accepting shares YOUR memories back with its sender, or makes the memories of an
+        agent that left yours: read if_accepted first."""
         return await lazy.offers.answer_offer(await runtime.service(), request, args)
 
     return [

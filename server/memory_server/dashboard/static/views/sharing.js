@@ -31,6 +31,7 @@ function Grant({ grant, session, onRevoke, onAnswer }) {
       ${grant.to_agent}</b>
       <${Badge} kind=${grant.permission === 'write' ? 'warn' : ''}>${permission(grant)}</${Badge}></div>
     <div>${covers(grant)}${grant.note && html`<div class="quiet small">“${grant.note}”</div>`}</div>
+    ${grant.if_accepted && html`<div class="small">${grant.if_accepted}</div>`}
     ${grant.grown > 0 && html`<div class="quiet small">${grant.grown} chunks added by ${grant.to_agent}</div>`}
     <div class="quiet small">since <${Time} at=${grant.granted_at} />, ${grant.expires_at
       ? html`until ${when(grant.expires_at)}` : 'until revoked'}</div>
