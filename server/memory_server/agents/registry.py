@@ -122,12 +122,14 @@ async def register_agent(service: TaskServices, request: RequestContext, args: R
         work = await _work_of(service, request, agent)
     seconds = agent.heartbeat_seconds
     return RegisterAnswer(
-        agent=AgentView.of(agent, redis_time.now()),
+        agent=AgentView.of(agent, redis_time.now()).brief(),
         again=answer["again"],
         changed=_changes(answer.get("before") or {}, agent) if answer["again"] else {},
         pending_tasks=pending,
         heartbeat_seconds=seconds,
         work=work,
+        partial=bool(work and work.partial),
+        reason=work.reason if work else None,
         keep_alive=f"Any call shows that you are there, and renews the leases of this session. After {seconds:g} s "
         "without one you get no new tasks; what you hold stays yours until its lease ends.",
     )
@@ -157,7 +159,7 @@ def _changes(before: dict[str, Any], agent: Agent) -> dict[str, Change]:
         "description": (before.get("description", ""), agent.description),
         "status": (before.get("status"), agent.status.value),
     }
-    return {name: Change(old=old, new=new) for name, (old, new) in pairs.items() if old != new}
+    return {name: Change.of(old, new) for name, (old, new) in pairs.items() if old != new}
 
 
 def _number(text: str | None) -> float | None:

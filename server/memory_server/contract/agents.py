@@ -9,8 +9,16 @@ from pydantic import BaseModel, Field
 from memory_core.records.agent import Agent, AgentStatus, AgentType
 from memory_core.records.times import to_iso
 from memory_server.contract.answer import Answer
-from memory_server.contract.tasks import PendingAnswer
+from memory_server.contract.tasks import PendingAnswer, cut
 from memory_server.contract.untrusted_text import counted, quoted, word
+
+_BRIEF_CHARS = 300
+"""Of a description in the answer to the agent that gave it."""
+
+
+def brief(description: str) -> str:
+    """Return the beginning of a long description."""
+    return cut(description, _BRIEF_CHARS)
 
 
 class AgentView(BaseModel):
@@ -51,6 +59,10 @@ class AgentView(BaseModel):
             last_seen=to_iso(agent.last_seen),
         )
 
+    def brief(self) -> AgentView:
+        """Return the view with the beginning of a long description."""
+        return self.model_copy(update={"description": brief(self.description)})
+
     def line(self) -> str:
         skills = f", can {', '.join(map(word, self.capabilities))}" if self.capabilities else ""
         return f"{self.agent_id} ({self.agent_type}) {self.status}, {self.open_tasks} of {self.max_tasks} tasks{skills}"
@@ -61,6 +73,12 @@ class Change(BaseModel):
 
     old: Any
     new: Any
+
+    @classmethod
+    def of(cls, old: Any, new: Any) -> Change:
+        """Build a change with the beginnings of long texts."""
+        old, new = (brief(value) if isinstance(value, str) else value for value in (old, new))
+        return cls(old=old, new=new)
 
 
 class RegisterAnswer(Answer):

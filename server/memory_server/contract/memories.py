@@ -20,7 +20,7 @@ from memory_server.contract.wording import lifetime, minute, moment, period
 Milliseconds = Annotated[float, AfterValidator(lambda value: round(value, 2))]
 Score = Annotated[float, AfterValidator(lambda value: round(value, 4))]
 VectorState = Literal["ready", "pending", "failed"]
-Trust = Literal["own", "received", "granted", "public"]
+Trust = Literal["own", "received", "granted", "shared", "public"]
 
 
 class Memory(BaseModel):
@@ -34,7 +34,7 @@ class Memory(BaseModel):
     writer: str = Field(description="agent that wrote its content")
     trust: Trust = Field(
         description="own: you wrote it; received: yours, by another's hand; granted: others show it to you; "
-        "public: anyone here may have written it"
+        "shared: written for you, such as a result; public: anyone here may have written it"
     )
     granted_by: list[str] | None = Field(default=None, description="agents whose grants show it")
     tags: list[str] = []
@@ -83,6 +83,11 @@ class Memory(BaseModel):
         """Return the view for a caller that may change it but not read it."""
         texts = {"content": "", "tags": [], "context": None, "source": None, "metadata": None}
         return self.model_copy(update=texts)
+
+    def begun(self, chars: int) -> Memory:
+        """Return the view with at most so many characters of the content."""
+        cut = len(self.content) > chars
+        return self.model_copy(update={"content": f"{self.content[:chars]}…"}) if cut else self
 
     def labels(self, *, whole: bool = False) -> list[str]:
         """Return what describes it, each with its name; `whole` includes what its owner may change."""
@@ -136,7 +141,9 @@ def entries(memories: Sequence[Memory], scores: Sequence[str] = (), pieces: Sequ
 def _trust(record: Record, principal: Principal, granted: bool) -> Trust:
     if principal.owns(record.owner):
         return "own" if record.writer == principal.agent else "received"
-    return "granted" if granted else "public"
+    if granted:
+        return "granted"
+    return "public" if record.visibility is Visibility.PUBLIC else "shared"
 
 
 _BEGINNING = 40
