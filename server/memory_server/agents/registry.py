@@ -196,6 +196,7 @@ async def unregister_agent(
     if args.transfer_to == caller.agent:
         raise InvalidArgument("transfer_to is the agent that leaves", hint="name another, or keep the memories")
     target = check_name(args.transfer_to, "transfer_to") if args.transfer_to else ""
+    await _check_exists(service.backend, caller)
     keys = (await service.namespaces.get(caller.namespace)).keys
     count = await _count_memories(service, request)
     offer, revoked = offer_of(service.settings, count), 0
@@ -333,6 +334,7 @@ async def heartbeat(service: TaskServices, request: RequestContext, args: Heartb
     if len(lease_tokens) > _MAX_LEASE_TOKENS:
         raise InvalidArgument(f"{len(lease_tokens)} lease_tokens; at most {_MAX_LEASE_TOKENS} are allowed")
     metrics = validation.check_json(args.metrics, "metrics", _METRICS_BYTES)
+    await _check_exists(service.backend, caller)
     fields, tokens = {"status": args.status, "load": args.load}, list(dict.fromkeys(lease_tokens))
     renewed, lost, reason = await _beat_in_slices(service, request, fields, metrics, tokens)
     if args.status:
@@ -353,6 +355,12 @@ async def heartbeat(service: TaskServices, request: RequestContext, args: Heartb
         partial=bool(missing or reason),
         reason="; ".join(filter(None, [missing, reason])) or None,
     )
+
+
+async def _check_exists(backend: Backend, caller: Caller) -> None:
+    """Refuse to change an agent of a namespace to which nothing was written; no key is created. Raises NotFound."""
+    if not await backend.exists(caller.namespace):
+        raise not_registered(caller)
 
 
 async def _beat_in_slices(

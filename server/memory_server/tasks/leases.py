@@ -191,6 +191,8 @@ async def _claim(service: TaskServices, request: RequestContext, limit: int) -> 
 async def _claim_slice(service: TaskServices, request: RequestContext, limit: int, resumed: int) -> dict[str, Any]:
     """Lease up to `limit` tasks, and before that up to `resumed` that an earlier session of the caller holds."""
     keys = Keys(request.caller.namespace)
+    if not await service.backend.exists(keys.namespace):
+        raise not_registered(request.caller)
     answer = await service.backend.write(
         "rm1_task_claim",
         [keys.leases],
@@ -268,7 +270,11 @@ async def _describe(
             for task in tasks
         )
     )
-    reasons = list(dict.fromkeys(reason for reason in [unread, *(reason for _, reason in described)] if reason))
+    unseen = None
+    if any(task.predecessors for task, _ in described):
+        unseen = request.missing("results of earlier tasks are", Effect.READ_MEMORIES)
+    found = [unread, unseen, *(reason for _, reason in described)]
+    reasons = list(dict.fromkeys(reason for reason in found if reason))
     answered = PendingAnswer(
         tasks=[task for task, _ in described if task.task_id not in mine],
         held=[task for task, _ in described if task.task_id in mine],

@@ -282,12 +282,14 @@ async def act_on_task(
     Raises:
         NotFound: no such task that the caller may change. LeaseLost: the lease token is not in force.
     """
-    keys = Keys(request.caller.namespace)
+    keys, checked = Keys(request.caller.namespace), validation.check_id(task_id, "task_id")
+    if not await service.backend.exists(keys.namespace):
+        raise no_task(task_id)
     answer = await service.backend.write(
         function,
         [keys.leases],
         prefix=keys.prefix,
-        id=validation.check_id(task_id, "task_id"),
+        id=checked,
         agent=request.caller.agent,
         admin=request.caller.admin,
         keep=service.settings.tasks.keep_seconds,

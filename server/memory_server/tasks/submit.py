@@ -68,12 +68,14 @@ async def distribute_task(
     """
     caller, args = request.caller, _checked(service.settings, args)
     kind = TaskKind(tuple(args.required_capabilities or ()), args.min_context_window, args.assign_to or "")
-    await service.namespaces.get(caller.namespace)
     before = await visible_tasks(service.backend, caller, args.depends_on or ())
     known = {task.id for task in before}
     for task_id in args.depends_on or ():
         if task_id not in known:
             raise no_task(task_id)
+    if args.assign_to and not await service.backend.exists(caller.namespace):
+        raise _unknown_agent(args.assign_to)
+    await service.namespaces.get(caller.namespace)
     since = await held_since_of(service.backend, caller) if before else 0.0
     results_of = [task.id for task in before if is_party(caller, task, since)]
     model, vector = await service.models.current(caller.namespace), None
@@ -197,7 +199,7 @@ def _raise_for(answer: dict[str, Any], args: DistributeArguments, settings: Sett
             message = "this idempotency_key was used for another task within the last day"
             raise Conflict(message, hint="use a new key for a new task")
         case "unknown_agent":
-            raise NotFound(f"no agent {echo(args.assign_to)} is registered here", hint="see list_agents")
+            raise _unknown_agent(args.assign_to or "")
         case "unknown_dependency":
             raise no_task(answer["id"])
         case "ended_dependency":
@@ -207,6 +209,10 @@ def _raise_for(answer: dict[str, Any], args: DistributeArguments, settings: Sett
             raise InvalidArgument("the deadline is in the past", hint="send a later one, or none")
         case _:
             return
+
+
+def _unknown_agent(name: str) -> NotFound:
+    return NotFound(f"no agent {echo(name)} is registered here", hint="see list_agents")
 
 
 def _why(state: str, kind: TaskKind, ranked: Sequence[Suited], assigned: str | None) -> Why:
