@@ -262,7 +262,7 @@ async def test_damaged_data_key_stops_no_rotation_of_the_others(
     output, errors = await process.communicate()
     assert process.returncode == 1, errors.decode()
     assert f"{damaged}: the data key of their owner cannot be read" in errors.decode()
-    assert "1 memories are encrypted" in output.decode() or "1 data keys" in output.decode()
+    assert "1 memory is encrypted" in output.decode() or "1 data keys" in output.decode()
     assert await own_stack.client.get(keys.data_key(damaged)) == b"damaged"
 
 

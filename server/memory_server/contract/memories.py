@@ -277,9 +277,13 @@ class MemoryListAnswer(Answer):
         return [memory.memory_id for memory in self.memories]
 
     def lines(self) -> list[str]:
-        total, when = counted(self.total, "memory", "memories"), period(self.since, self.until)
+        total, when = counted(self.total, "memory"), period(self.since, self.until)
         if not self.memories:
-            return [f"No memories listed{when}; {self.total} match." if self.total else f"No memories found{when}."]
+            return [
+                f"No memories listed{when}; {counted(self.total, 'matches', 'match')}."
+                if self.total
+                else f"No memories found{when}."
+            ]
         more = [f"More: cursor={self.next_cursor}"] if self.next_cursor else []
         return [f"{len(self.memories)} of {total}{when}. {NOTE}", *entries(self.memories), *more]
 
@@ -296,17 +300,21 @@ class ClearAnswer(Answer):
     until: str | None = Field(default=None, description=UNDERSTOOD)
 
     def lines(self) -> list[str]:
-        deleted, when = counted(self.deleted, "memory", "memories"), period(self.since, self.until)
+        deleted, when = counted(self.deleted, "memory"), period(self.since, self.until)
         left = f"; {self.matched} matched" if self.matched != self.deleted else ""
         if self.dry_run:
-            done = f"Would delete {counted(self.matched, 'memory', 'memories')}{when} (dry run)."
+            done = f"Would delete {counted(self.matched, 'memory')}{when} (dry run)."
         elif self.matched:
             done = f"Deleted {deleted}{when}{left}."
         else:
             done = f"Nothing deleted: no memory of yours matches{when}."
         not_yours = self.not_yours or []
         others = [f"[{one}] belongs to another agent; only its owner can delete it." for one in not_yours[:_NAMED]]
-        more = [f"{len(not_yours) - _NAMED} more belong to others."] if len(not_yours) > _NAMED else []
+        more = (
+            [f"{counted(len(not_yours) - _NAMED, 'more belongs', 'more belong')} to others."]
+            if len(not_yours) > _NAMED
+            else []
+        )
         unknown = [f"Not found: {counted(self.unknown, 'id')} of those you gave."] if self.unknown else []
         return [done, *others, *more, *unknown]
 
@@ -351,7 +359,7 @@ class SearchAnswer(Answer):
             return [f"No memories found{when}."]
         found = [hit.memory for hit in self.hits]
         lines = entries(found, [decimal(hit.score) for hit in self.hits], [hit.piece() for hit in self.hits])
-        return [f"{counted(len(found), 'memory', 'memories')}{when}. {NOTE}", *lines]
+        return [f"{counted(len(found), 'memory')}{when}. {NOTE}", *lines]
 
 
 def _vector_state(model: Model, state: str) -> VectorState:

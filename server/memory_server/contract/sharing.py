@@ -64,7 +64,7 @@ def covered(
         return f"{'tag' if len(tags) == 1 else 'tags'} {', '.join(map(word, tags))}"
     if types:
         return f"{'type' if len(types) == 1 else 'types'} {', '.join(types)}"
-    return counted(memories or 0, "memory", "memories")
+    return counted(memories or 0, "memory")
 
 
 class ShareAnswer(Answer):
@@ -113,7 +113,7 @@ class OfferedAnswer(Answer):
     memories: int
 
     def lines(self) -> list[str]:
-        memories = counted(self.memories, "memory", "memories")
+        memories = counted(self.memories, "memory")
         return [f"Offer {self.offer_id} of {memories} of {self.from_agent} waits for {self.to_agent}."]
 
 
@@ -132,7 +132,7 @@ class OfferAnswer(Answer):
             return [f"Declined {self.offer_id}; nothing of it is in force."]
         if self.grant_id:
             return [f"Accepted {self.offer_id}: you share the same with {self.from_agent} by grant {self.grant_id}."]
-        received = counted(self.memories_received or 0, "memory", "memories")
+        received = counted(self.memories_received or 0, "memory")
         verb = "is" if self.memories_received == 1 else "are"
         return [f"Accepted {self.offer_id}: {received} of {self.from_agent} {verb} yours now."]
 

@@ -167,7 +167,7 @@ def _shared(kind: str, values: Sequence[str]) -> str:
         case "i" if len(values) == 1:
             return f"memory {named}"
         case "i":
-            return counted(len(values), "memory", "memories")
+            return counted(len(values), "memory")
         case _:
             return "all its memories"
 

@@ -25,6 +25,7 @@ from memory_server.contract.task_arguments import CompleteArguments, FailArgumen
 from memory_server.contract.task_outcomes import TaskStateAnswer
 from memory_server.contract.tasks import ClaimedTask, HeldElsewhere, PendingAnswer, TaskView
 from memory_server.contract.tokens import DEFAULT_MAX_TOKENS
+from memory_server.contract.untrusted_text import counted
 from memory_server.engine.inflight_reads import reads
 from memory_server.engine.presence import AgentSession
 from memory_server.engine.redis_backend import Backend
@@ -307,7 +308,7 @@ async def _describe_task(
         except MemoryServiceError as error:
             reason = f"memories could not be searched: {error.message}"
     if omitted:
-        reason = "; ".join(filter(None, [reason, f"get_task shows the texts of {omitted} earlier failures"]))
+        reason = "; ".join(filter(None, [reason, f"get_task shows the texts of {counted(omitted, 'earlier failure')}"]))
     extra = {
         "lease_token": lease["lease_token"],
         "lease_until": to_iso(float(lease["lease_until"])),

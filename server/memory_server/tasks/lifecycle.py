@@ -134,7 +134,7 @@ def raise_for_limit(status: str, settings: Settings) -> None:
             message = "this namespace has reached its limit of open tasks"
             raise QuotaExceeded(message, hint="wait until some have ended", retry_after=5.0)
         case "own_quota":
-            message = f"you have {settings.quotas.open_tasks} open tasks, the limit for one agent"
+            message = f"you have {counted(settings.quotas.open_tasks, 'open task')}, the limit for one agent"
             raise QuotaExceeded(message, hint="wait until some have ended, or cancel_task", retry_after=5.0)
         case "too_many_kinds":
             message = "too many combinations of assign_to, required_capabilities and min_context_window"

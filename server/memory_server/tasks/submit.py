@@ -224,7 +224,11 @@ def _why(state: str, kind: TaskKind, ranked: Sequence[Suited], assigned: str | N
     elif kind.only:
         reason = f"only {kind.only} gets it, when it is alive, able to do it, not draining and has room"
     elif ranked:
-        reason = f"all {len(ranked)} able agents are busy; the first with room gets it"
+        reason = (
+            f"all {len(ranked)} able agents are busy; the first with room gets it"
+            if len(ranked) > 1
+            else "the only able agent is busy; it gets it when it has room"
+        )
     else:
         window = f"a context window of {kind.window}" if kind.window else ""
         demands = ", ".join(filter(None, [*map(word, kind.capabilities), window]))
