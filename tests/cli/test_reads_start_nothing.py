@@ -195,7 +195,7 @@ TOOLS: dict[str, dict[str, object]] = {
 
 
 async def test_calls_that_find_nothing_to_change_leave_no_keys(stack: Stack) -> None:
-    for number, (tool, arguments) in enumerate(CHANGES):
+    for number, (tool, arguments) in enumerate(FIND_NOTHING):
         name = f"unchanged-{number}"
         async with stack.server.agent("writer", name) as agent:
             await agent.raw(tool, **arguments)
@@ -207,13 +207,13 @@ async def test_calls_that_find_nothing_to_change_leave_no_keys(stack: Stack) -> 
 
 
 async def test_every_tool_but_registration_is_tried_in_a_new_namespace(alice: Agent) -> None:
-    tried = {*TOOLS, *(tool for tool, _ in CHANGES)}
+    tried = {*TOOLS, *(tool for tool, _ in FIND_NOTHING)}
     listed = {tool.name for tool in (await alice.client.list_tools()).tools}
     assert listed - tried == {"register_agent"}
 
 
 _LEASE = {"task_id": "0" * 26, "lease_token": f"{'0' * 26}.1.00"}
-CHANGES: tuple[tuple[str, dict[str, object]], ...] = (
+FIND_NOTHING: tuple[tuple[str, dict[str, object]], ...] = (
     ("get_pending_tasks", {}),
     ("get_pending_tasks", {"wait_seconds": 0.1}),
     ("complete_task", {**_LEASE, "result": "Done.", "store_result": True}),
