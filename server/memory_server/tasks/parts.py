@@ -11,7 +11,7 @@ from typing import TypeVar
 from memory_core.errors import InvalidArgument, echo
 from memory_server.contract.answer import Answer
 from memory_server.contract.tasks import ClaimedTask, PendingAnswer, TaskAnswer, TaskEvent, TaskView, as_text, cut
-from memory_server.memories.pages import MOST_CHARACTERS, end_of_page
+from memory_server.memories.pages import MOST_CHARACTERS
 
 V = TypeVar("V", bound=TaskView)
 _PARTS = ("result", "description", "payload", "handoff", "error", "progress", "metrics")
@@ -22,6 +22,8 @@ _ENOUGH_CHARS, _MOST_MEMORIES = 200, 20
 _FEW_EVENTS = (20, 3)
 """Events that are shown if there is no room for all."""
 _MOST_CURSOR = 400
+_MOST_MEASURES, _FULL = 12, 0.97
+"""An answer is measured so often at most, and is full with this share of its tokens: measuring takes time."""
 
 
 def long_texts(view: TaskView) -> dict[str, str]:
@@ -41,12 +43,23 @@ def most_chars(lengths: Iterable[int], most: int, tokens_of: Callable[[int], int
     """Return how many characters of each text fit into so many tokens. Short texts leave their share to the others."""
     lengths = list(lengths)
     bound = MOST_CHARACTERS * most
-    surely = _most(max(lengths, default=0), lambda chars: sum(min(each, chars) for each in lengths) <= bound)
-    return surely if tokens_of(surely) <= most else _most(surely, lambda chars: tokens_of(chars) <= most)
-
-
-def _most(limit: int, fits: Callable[[int], bool]) -> int:
-    return max(bisect_left(range(limit + 1), True, key=lambda chars: not fits(chars)) - 1, 0)
+    fits = bisect_left(
+        range(max(lengths, default=0) + 1), True, key=lambda chars: sum(min(each, chars) for each in lengths) > bound
+    )
+    low, high = 0, max(fits - 1, 0)
+    if (above := tokens_of(high)) <= most:
+        return high
+    below = tokens_of(low)
+    for step in range(_MOST_MEASURES):
+        if high - low < 2 or below > _FULL * most:
+            break
+        share = 0.5 if step % 2 else (most - below) / (above - below)
+        middle = min(max(low + int((high - low) * share), low + 1), high - 1)
+        if (measured := tokens_of(middle)) <= most:
+            low, below = middle, measured
+        else:
+            high, above = middle, measured
+    return low
 
 
 def newest_texts(history: Sequence[TaskEvent], chars: int) -> tuple[list[TaskEvent], int]:
@@ -123,8 +136,9 @@ def next_page(answer: TaskAnswer, cursor: str, most: int) -> TaskAnswer:
             next_cursor="~".join([*more, *([rest] if rest else [])]) or None,
         )
 
-    end = end_of_page(len(text), [0], start, most, lambda _, end: at(end).tokens()) if most else len(text)
-    return at(end)
+    if not most:
+        return at(len(text))
+    return at(start + max(most_chars([len(text) - start], most, lambda chars: at(start + chars).tokens()), 1))
 
 
 def _write_position(name: str, text: str, position: int) -> str:
