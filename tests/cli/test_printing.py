@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+import ast
+import re
+from itertools import pairwise
+from pathlib import Path
+
 import pytest
 
+import memory_server
 from memory_core.records.ids import new_id
 from memory_server.cli import printing
+from memory_server.contract.agents import AgentListAnswer, HeartbeatAnswer
+from memory_server.contract.answer import partial_reason
 from memory_server.contract.sharing import RevokeAnswer, SharedContextAnswer
 from memory_server.contract.untrusted_text import counted
 from memory_server.http.greeting import greeting
@@ -30,12 +38,37 @@ def test_last_column_still_folds_at_the_width_of_the_terminal(
 
 @pytest.mark.parametrize(("number", "text"), [(0, "0 memories"), (1, "1 memory"), (2, "2 memories")])
 def test_count_agrees_with_its_noun(number: int, text: str) -> None:
-    assert counted(number, "memory", "memories") == text
+    assert counted(number, "memory") == text
 
 
 def test_answers_use_the_singular_for_one() -> None:
+    beat = HeartbeatAnswer(leases_renewed={"t": "later"}, leases_lost=[], pending_tasks=1, unread_events=1)
+    assert beat.lines() == ["1 lease renewed, 1 task waits, 1 unread event."]
+    assert AgentListAnswer(agents=[], total=0).lines() == ["0 agents."]
+    assert partial_reason(1.0, waiting=1) == "1 text still waits for its vector and was searched by words only"
     assert RevokeAnswer(grant_id="g", grants_ended=1).lines() == ["Revoked g: 1 grant ended."]
     assert SharedContextAnswer().lines() == ["0 shared memories."]
+
+
+_COUNT = re.compile(r"^len\(|count|number|total|tasks|left|omitted|failed|dropped|growth|waiting|altered|unsigned")
+_PLURAL = re.compile(r" (\w+ )?(\w+s|memories|queries|entries)\b")
+_VERBS = re.compile(r" (\w+ )?(is|was|has|does|bytes|waits|completed)\b")
+_MANY = ("would delete {plan.matched}", "{len(ranked)} able agents", "{len(texts[name]):,} characters", "at most")
+"""Parts of messages that are written for more than one only."""
+
+
+def test_messages_count_with_their_noun() -> None:
+    """A number before a noun in the plural goes through `counted`."""
+    found: list[str] = []
+    for file in Path(memory_server.__file__).parent.rglob("*.py"):
+        for text in (node for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, ast.JoinedStr)):
+            for value, after in pairwise(text.values):
+                if not (isinstance(value, ast.FormattedValue) and isinstance(after, ast.Constant)):
+                    continue
+                number, words = ast.unparse(value.value), str(after.value)
+                if "counted(" not in number and _COUNT.search(number) and _PLURAL.match(words):
+                    found += [] if _VERBS.match(words) else [f"{file.name}:{text.lineno}: {ast.unparse(text)}"]
+    assert [one for one in found if not any(known in one for known in _MANY)] == []
 
 
 def test_greeting_with_tokens_names_no_command_that_would_get_401() -> None:

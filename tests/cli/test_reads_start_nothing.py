@@ -194,6 +194,50 @@ TOOLS: dict[str, dict[str, object]] = {
 }
 
 
+async def test_calls_that_find_nothing_to_change_leave_no_keys(stack: Stack) -> None:
+    for number, (tool, arguments) in enumerate(FIND_NOTHING):
+        name = f"unchanged-{number}"
+        async with stack.server.agent("writer", name) as agent:
+            await agent.raw(tool, **arguments)
+        await stack.server.service.auditor.flush()
+        left = [key async for key in stack.client.scan_iter(f"rm:{{{name}}}*")]
+        assert left == [], (tool, arguments)
+        assert not await stack.client.sismember(NAMESPACES, name), tool
+        assert not await stack.client.sismember(AUDITED, name), tool
+
+
+async def test_every_tool_but_registration_is_tried_in_a_new_namespace(alice: Agent) -> None:
+    tried = {*TOOLS, *(tool for tool, _ in FIND_NOTHING)}
+    listed = {tool.name for tool in (await alice.client.list_tools()).tools}
+    assert listed - tried == {"register_agent"}
+
+
+_LEASE = {"task_id": "0" * 26, "lease_token": f"{'0' * 26}.1.00"}
+FIND_NOTHING: tuple[tuple[str, dict[str, object]], ...] = (
+    ("get_pending_tasks", {}),
+    ("get_pending_tasks", {"wait_seconds": 0.1}),
+    ("complete_task", {**_LEASE, "result": "Done.", "store_result": True}),
+    ("fail_task", {**_LEASE, "error": "It is stuck."}),
+    ("cancel_task", {"task_id": "0" * 26}),
+    ("requeue_task", {"task_id": "0" * 26}),
+    ("update_agent_heartbeat", {"status": "busy", "metrics": {"done": 1}}),
+    ("update_agent_heartbeat", {"lease_tokens": [_LEASE["lease_token"]]}),
+    ("unregister_agent", {}),
+    ("unregister_agent", {"memories": "delete"}),
+    ("unregister_agent", {"memories": "transfer", "transfer_to": "reader"}),
+    ("answer_offer", {"offer_id": "0" * 26}),
+    ("share_context_with_agent", {"target_agent": "reader", "context": "harbour"}),
+    ("revoke_shared_context", {"grant_id": "0" * 26}),
+    ("update_memory", {"memory_id": "0" * 26, "content": "New."}),
+    ("clear_memory", {"memory_ids": ["0" * 26], "confirm": True}),
+    ("clear_memory", {"tags": ["old"], "confirm": True}),
+    ("distribute_task", {"description": "Weigh.", "assign_to": "reader"}),
+    ("distribute_task", {"description": "Weigh.", "depends_on": ["0" * 26]}),
+    ("store_memory", {"content": "New.", "supersedes": ["0" * 26]}),
+    ("batch_operations", {"operations": [{"op": "get_pending_tasks"}, {"op": "cancel_task", "task_id": "0" * 26}]}),
+)
+
+
 @pytest.mark.long
 async def test_stop_and_reads_take_the_data_directory_of_the_environment(tmp_path: Path) -> None:
     folder = tmp_path / "데이터"

@@ -152,7 +152,7 @@ async def test_failed_text_is_left_by_recovery_and_reported(
 
     answer = await alice.call("semantic_search", query="barge")
     assert answer["hits"][0]["memory"]["vector"] == "failed"
-    assert "1 texts could not be embedded and were searched by words only" in answer["reason"]
+    assert "1 text could not be embedded and was searched by words only" in answer["reason"]
     assert "reason" not in await alice.call("semantic_search", query="barge", mode="keyword")
     stats = await alice.call("memory_stats")
     assert (stats["vectors_failed"], stats["vector_backlog"]) == (1, 0)

@@ -278,7 +278,7 @@ async def test_stuck_embed_jobs_are_reported(empty: Deployment) -> None:
     finally:
         await empty.client.flushall()
     assert (only_fault(report)[0], "another sidecar" in only_fault(report)[1]) == ("jobs.stuck", True)
-    assert "1 texts wait for vectors" in report.faults[0].seen
+    assert "1 text waits for its vector" in report.faults[0].seen
 
 
 # Deep

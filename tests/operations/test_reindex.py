@@ -299,14 +299,14 @@ async def test_unembeddable_memories_block_the_switch_unless_left_out(
     encoder = FakeEncoder("frail", 16, poison="poison")
     hasty = replace(SECOND_SIDECAR, lease=0.1)
     async with running(stack.redis.url_of(SIDECAR), encoder, hasty, transports()):
-        with pytest.raises(Conflict, match="1 texts could not be embedded by frail"):
+        with pytest.raises(Conflict, match="1 text could not be embedded by frail"):
             await change(server.service, namespace, "frail")
         assert (await server.service.models.get(namespace, afresh=True)).current == OLD
         done = await change(server.service, namespace, "frail", leave_failed=True)
         assert (done.model, done.failed) == ("frail", 1)
         answer = await alice.call("semantic_search", query="cup", limit=1)
         assert answer["hits"][0]["memory"]["content"] == "Some poison in a cup."
-        assert "1 texts could not be embedded and were searched by words only" in answer["reason"]
+        assert "1 text could not be embedded and was searched by words only" in answer["reason"]
     await stack.client.delete(Keys(namespace).dead_jobs)
 
 

@@ -243,7 +243,7 @@ async def test_memory_without_a_vector_is_found_by_keywords_as_partial(
     answer = await alice.call("semantic_search", query="zanzibar")
     assert [hit["memory"]["content"] for hit in answer["hits"]] == ["Zanzibar trip"]
     assert answer["partial"]
-    assert "1 texts still wait" in answer["reason"]
+    assert "1 text still waits" in answer["reason"]
     with pytest.raises(Refused) as refused:
         await alice.call("find_similar_memories", memory_id=memory_id)
     assert refused.value.code == "embedding_unavailable"

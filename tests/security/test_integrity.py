@@ -201,7 +201,7 @@ async def test_lists_and_searches_report_an_omitted_memory(ann: Agent, stack: St
     ):
         answer = await ann.call(tool, **arguments)
         assert answer["partial"], tool
-        assert "1 memories fail the integrity check" in answer["reason"]
+        assert "1 memory fails the integrity check" in answer["reason"]
         assert "for sale" not in json.dumps(answer)
 
 

@@ -164,7 +164,7 @@ async def test_cli_quarantines_lists_lifts_and_purges(
     where = ("--namespace", namespace)
     assert await console(stack, "quarantine", "add", "bob", *where) == (
         0,
-        f"1 memories that bob wrote in {namespace} are hidden from all other agents.\n",
+        f"1 memory that bob wrote in {namespace} is hidden from all other agents.\n",
     )
     assert not await _retrieves(alice, memory_id)
     assert await console(stack, "quarantine", "list", *where) == (0, "bob  all\n")
@@ -173,7 +173,7 @@ async def test_cli_quarantines_lists_lifts_and_purges(
     code, output = await console(stack, "quarantine", "remove", "bob", *where)
     assert (code, output.startswith("not_found")) == (78, True)
     code, output = await console(stack, "purge", "bob", *where)
-    assert (code, "1 memories" in output) == (78, True)
+    assert (code, "1 memory" in output) == (78, True)
     assert (await console(stack, "purge", "bob", "--since", "2 days ago", "--confirm", *where))[0] == 0
     assert not await _retrieves(bob, memory_id)
     entries = await stack.client.xrange(Keys(namespace).audit)

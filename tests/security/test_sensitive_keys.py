@@ -239,7 +239,7 @@ async def test_server_with_the_old_key_cached_seals_under_the_new_one(
 async def test_data_keys_are_rewrapped_under_a_new_master_key(own_stack: Stack, ann: Agent, namespace: str) -> None:
     memory_id, newer, url = await ann.store("A secret.", sensitive=True), new_key(), own_stack.redis.url_of(SERVER)
     output = await run("rewrap", "--namespace", namespace, redis_url=url, master=f"{newer},{MASTER}")
-    assert output.startswith("1 data keys")
+    assert output.startswith("1 data key is encrypted")
     assert (await run("rewrap", "--namespace", namespace, redis_url=url, master=f"{newer},{MASTER}")).startswith("0 ")
     async with serving(url, master_key=f"{newer},{MASTER}") as server:
         assert (await adopt(server.service, namespace)).adopted == 1
@@ -262,7 +262,7 @@ async def test_damaged_data_key_stops_no_rotation_of_the_others(
     output, errors = await process.communicate()
     assert process.returncode == 1, errors.decode()
     assert f"{damaged}: the data key of their owner cannot be read" in errors.decode()
-    assert "1 memories are encrypted" in output.decode() or "1 data keys" in output.decode()
+    assert "1 memory is encrypted" in output.decode() or "1 data key is encrypted" in output.decode()
     assert await own_stack.client.get(keys.data_key(damaged)) == b"damaged"
 
 

@@ -124,7 +124,7 @@ def test_unopened_memories_are_counted_by_reason() -> None:
     opened.leave_out(Tampered("anything"))
     assert opened.warnings == [
         "3 sensitive texts are left out: no master key",
-        "1 sensitive texts are left out: it was altered, or its key was destroyed",
+        "1 sensitive text is left out: it was altered, or its key was destroyed",
     ]
 
 

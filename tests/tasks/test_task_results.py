@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import re
 from typing import Any
 
+import pytest
 from support import task_helpers
 from support.embedder_fixtures import wait_until
 from support.stack import Agent, Server, Stack, answer_of, in_own_task, text_of
@@ -75,6 +77,66 @@ async def test_long_stored_result_is_readable_in_all_chunks(lead: Agent, ada: Ag
     memory_id = await stored(lead, ada, result=long)
     hits = (await lead.call("semantic_search", query="Link 399 of the chain", mode="keyword", min_score=0))["hits"]
     assert [hit["memory"]["memory_id"] for hit in hits] == [memory_id]
+
+
+async def test_stored_result_is_labelled_shared_to_its_readers(lead: Agent, ada: Agent, ben: Agent) -> None:
+    await ben.call("update_agent_heartbeat", status="draining")
+    memory_id = await stored(lead, ada)
+    await ada.store("The anchor is public.", visibility="public")
+    reads: tuple[tuple[str, dict[str, Any]], ...] = (
+        ("retrieve_memory", {"memory_id": memory_id}),
+        ("semantic_search", {"query": WEIGHT, "min_score": 0}),
+        ("find_similar_memories", {"memory_id": await lead.store("Who weighed the anchor?"), "min_score": 0}),
+        ("get_agent_memories", {"agent_id": "ada"}),
+    )
+    for tool, arguments in reads:
+        answer = await lead.client.call_tool(tool, arguments)
+        (found,) = [one for one in _memories(answer_of(answer)) if one["memory_id"] == memory_id]
+        assert (found["trust"], found["visibility"]) == ("shared", "shared"), tool
+        others = [one for one in _memories(answer_of(answer)) if one["writer"] == "ada" and one != found]
+        assert {one["trust"] for one in others} <= {"public"}, tool
+        assert "by ada (shared)" in text_of(answer), tool
+    await lead.call("register_agent")
+    await submit(lead, "Weigh the anchor again.", assign_to="lead")
+    answer = await lead.client.call_tool("get_pending_tasks", {"wait_seconds": 10})
+    attached = _memories(answer_of(answer))
+    assert {one["memory_id"]: one["trust"] for one in attached}[memory_id] == "shared"
+    assert "by ada (shared)" in text_of(answer)
+    await ada.call("update_memory", memory_id=memory_id, visibility="public")
+    assert (await lead.call("retrieve_memory", memory_id=memory_id))["memory"]["trust"] == "public"
+
+
+def _memories(answer: Any) -> list[dict[str, Any]]:
+    """Return all memories in an answer."""
+    if isinstance(answer, list):
+        return [memory for one in answer for memory in _memories(one)]
+    if not isinstance(answer, dict):
+        return []
+    return [answer] if "trust" in answer else _memories(list(answer.values()))
+
+
+@pytest.mark.parametrize("given", [{}, {"result": None}, {"result": ""}])
+async def test_completion_without_a_result_says_that_nothing_is_stored(
+    lead: Agent, ada: Agent, given: dict[str, Any]
+) -> None:
+    task_id = await submit(lead)
+    task = await lease(ada)
+    end = {"task_id": task_id, "lease_token": task["lease_token"], "store_result": True}
+    answer = await ada.client.call_tool("complete_task", {**end, **given})
+    ended = answer_of(answer)
+    assert (ended["state"], ended.get("memory_id")) == ("completed", None)
+    assert "nothing was stored" in ended["reason"]
+    assert "nothing was stored" in text_of(answer)
+    end |= {"task_id": await submit(lead), "lease_token": (await lease(ada))["lease_token"]}
+    batch = await text(ada, "batch_operations", operations=[{"op": "complete_task", **end, **given}])
+    assert "nothing was stored" in batch
+
+
+@pytest.mark.parametrize("result", [0, False, [], {}])
+async def test_empty_values_are_results_that_are_stored(lead: Agent, ada: Agent, result: object) -> None:
+    memory_id = await stored(lead, ada, result=result)
+    content = (await lead.call("retrieve_memory", memory_id=memory_id))["memory"]["content"]
+    assert content.endswith(f"Result: {json.dumps(result)}")
 
 
 # results of predecessors

@@ -9,6 +9,7 @@ from collections.abc import Generator
 from contextlib import contextmanager
 
 from memory_core.errors import RateLimited
+from memory_server.contract.untrusted_text import counted
 from memory_server.engine.request_context import Caller
 
 _MOST_CODES = 10_000
@@ -33,7 +34,8 @@ class Questions:
         who = (caller.namespace, caller.agent)
         if self._waiting[who] >= self._per_agent:
             raise RateLimited(
-                f"{self._per_agent} questions to {caller.agent} are unanswered",
+                f"{counted(self._per_agent, 'question to', 'questions to')} {caller.agent} "
+                f"{'is' if self._per_agent == 1 else 'are'} unanswered",
                 hint="answer one, or send confirm: true",
                 retry_after=self.seconds,
             )

@@ -122,12 +122,14 @@ async def register_agent(service: TaskServices, request: RequestContext, args: R
         work = await _work_of(service, request, agent)
     seconds = agent.heartbeat_seconds
     return RegisterAnswer(
-        agent=AgentView.of(agent, redis_time.now()),
+        agent=AgentView.of(agent, redis_time.now()).brief(),
         again=answer["again"],
         changed=_changes(answer.get("before") or {}, agent) if answer["again"] else {},
         pending_tasks=pending,
         heartbeat_seconds=seconds,
         work=work,
+        partial=bool(work and work.partial),
+        reason=work.reason if work else None,
         keep_alive=f"Any call shows that you are there, and renews the leases of this session. After {seconds:g} s "
         "without one you get no new tasks; what you hold stays yours until its lease ends.",
     )
@@ -157,7 +159,7 @@ def _changes(before: dict[str, Any], agent: Agent) -> dict[str, Change]:
         "description": (before.get("description", ""), agent.description),
         "status": (before.get("status"), agent.status.value),
     }
-    return {name: Change(old=old, new=new) for name, (old, new) in pairs.items() if old != new}
+    return {name: Change.of(old, new) for name, (old, new) in pairs.items() if old != new}
 
 
 def _number(text: str | None) -> float | None:
@@ -194,6 +196,7 @@ async def unregister_agent(
     if args.transfer_to == caller.agent:
         raise InvalidArgument("transfer_to is the agent that leaves", hint="name another, or keep the memories")
     target = check_name(args.transfer_to, "transfer_to") if args.transfer_to else ""
+    await _check_exists(service.backend, caller)
     keys = (await service.namespaces.get(caller.namespace)).keys
     count = await _count_memories(service, request)
     offer, revoked = offer_of(service.settings, count), 0
@@ -331,6 +334,7 @@ async def heartbeat(service: TaskServices, request: RequestContext, args: Heartb
     if len(lease_tokens) > _MAX_LEASE_TOKENS:
         raise InvalidArgument(f"{len(lease_tokens)} lease_tokens; at most {_MAX_LEASE_TOKENS} are allowed")
     metrics = validation.check_json(args.metrics, "metrics", _METRICS_BYTES)
+    await _check_exists(service.backend, caller)
     fields, tokens = {"status": args.status, "load": args.load}, list(dict.fromkeys(lease_tokens))
     renewed, lost, reason = await _beat_in_slices(service, request, fields, metrics, tokens)
     if args.status:
@@ -351,6 +355,12 @@ async def heartbeat(service: TaskServices, request: RequestContext, args: Heartb
         partial=bool(missing or reason),
         reason="; ".join(filter(None, [missing, reason])) or None,
     )
+
+
+async def _check_exists(backend: Backend, caller: Caller) -> None:
+    """Refuse to change an agent of a namespace to which nothing was written; no key is created. Raises NotFound."""
+    if not await backend.exists(caller.namespace):
+        raise not_registered(caller)
 
 
 async def _beat_in_slices(

@@ -9,8 +9,16 @@ from pydantic import BaseModel, Field
 from memory_core.records.agent import Agent, AgentStatus, AgentType
 from memory_core.records.times import to_iso
 from memory_server.contract.answer import Answer
-from memory_server.contract.tasks import PendingAnswer
+from memory_server.contract.tasks import PendingAnswer, cut
 from memory_server.contract.untrusted_text import counted, quoted, word
+
+_BRIEF_CHARS = 300
+"""Of a description in the answer to the agent that gave it."""
+
+
+def brief(description: str) -> str:
+    """Return the beginning of a long description."""
+    return cut(description, _BRIEF_CHARS)
 
 
 class AgentView(BaseModel):
@@ -51,9 +59,14 @@ class AgentView(BaseModel):
             last_seen=to_iso(agent.last_seen),
         )
 
+    def brief(self) -> AgentView:
+        """Return the view with the beginning of a long description."""
+        return self.model_copy(update={"description": brief(self.description)})
+
     def line(self) -> str:
         skills = f", can {', '.join(map(word, self.capabilities))}" if self.capabilities else ""
-        return f"{self.agent_id} ({self.agent_type}) {self.status}, {self.open_tasks} of {self.max_tasks} tasks{skills}"
+        tasks = f"{self.open_tasks} of {counted(self.max_tasks, 'task')}"
+        return f"{self.agent_id} ({self.agent_type}) {self.status}, {tasks}{skills}"
 
 
 class Change(BaseModel):
@@ -61,6 +74,12 @@ class Change(BaseModel):
 
     old: Any
     new: Any
+
+    @classmethod
+    def of(cls, old: Any, new: Any) -> Change:
+        """Build a change with the beginnings of long texts."""
+        old, new = (brief(value) if isinstance(value, str) else value for value in (old, new))
+        return cls(old=old, new=new)
 
 
 class RegisterAnswer(Answer):
@@ -113,7 +132,7 @@ class UnregisterAnswer(Answer):
         offer = f" Offer {self.offer_id} waits for its receiver." if self.offer_id else ""
         return [
             f"Unregistered: {counted(self.tasks_reassigned, 'task')} reassigned, {self.tasks_ended} ended, "
-            f"{counted(self.memories_affected, 'memory', 'memories')} affected, "
+            f"{counted(self.memories_affected, 'memory')} affected, "
             f"{counted(self.grants_revoked, 'grant')} revoked.{offer}"
         ]
 
@@ -128,8 +147,9 @@ class HeartbeatAnswer(Answer):
 
     def lines(self) -> list[str]:
         lost = f"LOST: {', '.join(map(word, self.leases_lost))}. " if self.leases_lost else ""
-        events = "" if self.unread_events is None else f", {self.unread_events} unread events"
-        return [f"{lost}{len(self.leases_renewed)} leases renewed, {self.pending_tasks} tasks wait{events}."]
+        events = "" if self.unread_events is None else f", {counted(self.unread_events, 'unread event')}"
+        renewed = counted(len(self.leases_renewed), "lease")
+        return [f"{lost}{renewed} renewed, {counted(self.pending_tasks, 'task waits', 'tasks wait')}{events}."]
 
 
 class AgentAnswer(Answer):
@@ -150,5 +170,6 @@ class AgentListAnswer(Answer):
 
     def lines(self) -> list[str]:
         more = [f"… and more: cursor={self.next_cursor}"] if self.next_cursor else []
-        of_all = f"{len(self.agents)} of {self.total} agents." if more else f"{len(self.agents)} agents."
+        agents = counted(self.total if more else len(self.agents), "agent")
+        of_all = f"{len(self.agents)} of {agents}." if more else f"{agents}."
         return [of_all, *(agent.line() for agent in self.agents), *more]

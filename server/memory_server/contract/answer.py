@@ -10,6 +10,7 @@ from pydantic_core import to_json
 
 from memory_core.errors import plain_line
 from memory_server.contract import tokens
+from memory_server.contract.untrusted_text import counted
 
 
 class Answer(BaseModel):
@@ -65,7 +66,11 @@ def partial_reason(
     if failure:
         reasons.append(f"by words only: {failure}")
     elif waiting:
-        reasons.append(f"{waiting} texts still wait for their vectors and were searched by words only")
+        texts = counted(
+            waiting, "text still waits for its vector and was", "texts still wait for their vectors and were"
+        )
+        reasons.append(f"{texts} searched by words only")
     if failed and not failure:
-        reasons.append(f"{failed} texts could not be embedded and were searched by words only")
+        texts = counted(failed, "text could not be embedded and was", "texts could not be embedded and were")
+        reasons.append(f"{texts} searched by words only")
     return "; ".join(reasons) or None

@@ -68,7 +68,10 @@ class _Run:
         if own and len(self.outcomes) > 1:
             first = first.replace(f"[{own}]", ", ".join(f"[{one.id}]" for one in kept), 1)
             left = len(self.outcomes) - len(kept)
-            first += f" The last {left} ids are left out: get_agent_memories lists them." if left else ""
+            ids = counted(
+                left, "id is left out: get_agent_memories lists it", "ids are left out: get_agent_memories lists them"
+            )
+            first += f" {ids}." if left else ""
         start = [f"{number}.", first] if first.startswith(MARK) else [f"{number}. {first}"]
         return [*start, *others]
 

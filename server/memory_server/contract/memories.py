@@ -20,7 +20,7 @@ from memory_server.contract.wording import lifetime, minute, moment, period
 Milliseconds = Annotated[float, AfterValidator(lambda value: round(value, 2))]
 Score = Annotated[float, AfterValidator(lambda value: round(value, 4))]
 VectorState = Literal["ready", "pending", "failed"]
-Trust = Literal["own", "received", "granted", "public"]
+Trust = Literal["own", "received", "granted", "shared", "public"]
 
 
 class Memory(BaseModel):
@@ -34,7 +34,7 @@ class Memory(BaseModel):
     writer: str = Field(description="agent that wrote its content")
     trust: Trust = Field(
         description="own: you wrote it; received: yours, by another's hand; granted: others show it to you; "
-        "public: anyone here may have written it"
+        "shared: written for you, such as a result; public: anyone here may have written it"
     )
     granted_by: list[str] | None = Field(default=None, description="agents whose grants show it")
     tags: list[str] = []
@@ -83,6 +83,11 @@ class Memory(BaseModel):
         """Return the view for a caller that may change it but not read it."""
         texts = {"content": "", "tags": [], "context": None, "source": None, "metadata": None}
         return self.model_copy(update=texts)
+
+    def begun(self, chars: int) -> Memory:
+        """Return the view with at most so many characters of the content."""
+        cut = len(self.content) > chars
+        return self.model_copy(update={"content": f"{self.content[:chars]}…"}) if cut else self
 
     def labels(self, *, whole: bool = False) -> list[str]:
         """Return what describes it, each with its name; `whole` includes what its owner may change."""
@@ -136,7 +141,9 @@ def entries(memories: Sequence[Memory], scores: Sequence[str] = (), pieces: Sequ
 def _trust(record: Record, principal: Principal, granted: bool) -> Trust:
     if principal.owns(record.owner):
         return "own" if record.writer == principal.agent else "received"
-    return "granted" if granted else "public"
+    if granted:
+        return "granted"
+    return "public" if record.visibility is Visibility.PUBLIC else "shared"
 
 
 _BEGINNING = 40
@@ -275,9 +282,13 @@ class MemoryListAnswer(Answer):
         return [memory.memory_id for memory in self.memories]
 
     def lines(self) -> list[str]:
-        total, when = counted(self.total, "memory", "memories"), period(self.since, self.until)
+        total, when = counted(self.total, "memory"), period(self.since, self.until)
         if not self.memories:
-            return [f"No memories listed{when}; {self.total} match." if self.total else f"No memories found{when}."]
+            return [
+                f"No memories listed{when}; {counted(self.total, 'matches', 'match')}."
+                if self.total
+                else f"No memories found{when}."
+            ]
         more = [f"More: cursor={self.next_cursor}"] if self.next_cursor else []
         return [f"{len(self.memories)} of {total}{when}. {NOTE}", *entries(self.memories), *more]
 
@@ -294,17 +305,21 @@ class ClearAnswer(Answer):
     until: str | None = Field(default=None, description=UNDERSTOOD)
 
     def lines(self) -> list[str]:
-        deleted, when = counted(self.deleted, "memory", "memories"), period(self.since, self.until)
+        deleted, when = counted(self.deleted, "memory"), period(self.since, self.until)
         left = f"; {self.matched} matched" if self.matched != self.deleted else ""
         if self.dry_run:
-            done = f"Would delete {counted(self.matched, 'memory', 'memories')}{when} (dry run)."
+            done = f"Would delete {counted(self.matched, 'memory')}{when} (dry run)."
         elif self.matched:
             done = f"Deleted {deleted}{when}{left}."
         else:
             done = f"Nothing deleted: no memory of yours matches{when}."
         not_yours = self.not_yours or []
         others = [f"[{one}] belongs to another agent; only its owner can delete it." for one in not_yours[:_NAMED]]
-        more = [f"{len(not_yours) - _NAMED} more belong to others."] if len(not_yours) > _NAMED else []
+        more = (
+            [f"{counted(len(not_yours) - _NAMED, 'more belongs', 'more belong')} to others."]
+            if len(not_yours) > _NAMED
+            else []
+        )
         unknown = [f"Not found: {counted(self.unknown, 'id')} of those you gave."] if self.unknown else []
         return [done, *others, *more, *unknown]
 
@@ -349,7 +364,7 @@ class SearchAnswer(Answer):
             return [f"No memories found{when}."]
         found = [hit.memory for hit in self.hits]
         lines = entries(found, [decimal(hit.score) for hit in self.hits], [hit.piece() for hit in self.hits])
-        return [f"{counted(len(found), 'memory', 'memories')}{when}. {NOTE}", *lines]
+        return [f"{counted(len(found), 'memory')}{when}. {NOTE}", *lines]
 
 
 def _vector_state(model: Model, state: str) -> VectorState:

@@ -46,7 +46,11 @@ class DuplicatesAnswer(Answer):
         return [one.memory_id for group in self.groups for one in group.memories]
 
     def lines(self) -> Iterable[str]:
-        left = f" {self.pairs_left_out} more pairs are left out." if self.pairs_left_out else ""
+        left = (
+            f" {counted(self.pairs_left_out, 'more pair is', 'more pairs are')} left out."
+            if self.pairs_left_out
+            else ""
+        )
         yield f"{counted(len(self.groups), 'group')} of near duplicates.{left} {NOTE}"
         for group in self.groups:
             yield f"{len(group.memories)} alike, similarity {decimal(group.cosine)}:"
@@ -64,5 +68,5 @@ class ClustersAnswer(Answer):
     def lines(self) -> Iterable[str]:
         yield f"{counted(len(self.clusters), 'cluster')}. {NOTE}"
         for cluster in self.clusters:
-            yield f"{counted(cluster.size, 'memory', 'memories')}, closeness {decimal(cluster.closeness)}, such as:"
+            yield f"{counted(cluster.size, 'memory')}, closeness {decimal(cluster.closeness)}, such as:"
             yield from chain.from_iterable(one.lines() for one in cluster.examples)

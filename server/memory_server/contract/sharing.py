@@ -64,7 +64,7 @@ def covered(
         return f"{'tag' if len(tags) == 1 else 'tags'} {', '.join(map(word, tags))}"
     if types:
         return f"{'type' if len(types) == 1 else 'types'} {', '.join(types)}"
-    return counted(memories or 0, "memory", "memories")
+    return counted(memories or 0, "memory")
 
 
 def shared_back(whose: str, covers: str) -> str:
@@ -130,7 +130,7 @@ class OfferedAnswer(Answer):
     memories: int
 
     def lines(self) -> list[str]:
-        memories = counted(self.memories, "memory", "memories")
+        memories = counted(self.memories, "memory")
         return [f"Offer {self.offer_id} of {memories} of {self.from_agent} waits for {self.to_agent}."]
 
 
@@ -154,7 +154,7 @@ class OfferAnswer(Answer):
                 f"Accepted {self.offer_id}: {shared_back('YOUR', self.covers or '')} is shared with {self.from_agent} "
                 f"({self.permission}) by grant {self.grant_id}; revoke_shared_context ends that."
             ]
-        received = counted(self.memories_received or 0, "memory", "memories")
+        received = counted(self.memories_received or 0, "memory")
         verb = "is" if self.memories_received == 1 else "are"
         return [f"Accepted {self.offer_id}: {received} of {self.from_agent} {verb} yours now."]
 

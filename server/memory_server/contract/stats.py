@@ -77,8 +77,8 @@ class AgentFigures(BaseModel):
         mean = "" if self.mean_ms is None else f", {self.mean_ms:.0f} ms each"
         state = "alive" if self.alive else "dead"
         return (
-            f"Agent {self.agent}: {state}, {self.open_tasks} of {self.max_tasks} tasks, {self.completed} completed, "
-            f"{self.failed} failed{mean}."
+            f"Agent {self.agent}: {state}, {self.open_tasks} of {counted(self.max_tasks, 'task')}, "
+            f"{self.completed} completed, {self.failed} failed{mean}."
         )
 
 
@@ -116,7 +116,7 @@ class StatsAnswer(Answer):
             stored += f", {self.created_since}{period(self.since, None)}"
         kept, hits = self.retention, self.cache.hit_rate
         lines = [
-            f"{counted(self.total, 'memory', 'memories')} readable by {self.agent} in {self.namespace} "
+            f"{counted(self.total, 'memory')} readable by {self.agent} in {self.namespace} "
             f"({self.own} own), about {_size(self.bytes_estimate)}; stored {stored}.",
             *(f"By {name}: {_counts(counts)}." for name, counts in self._groups() if counts),
             f"Lifetime: {kept.never} kept forever, {kept.within_day} end within a day, {kept.within_week} within a "
@@ -140,7 +140,7 @@ class StatsAnswer(Answer):
 
 def _counts(counts: dict[str, int]) -> str:
     largest = sorted(counts.items(), key=lambda one: (-one[1], one[0]))
-    more = f" and {len(largest) - _AGENTS} others" if len(largest) > _AGENTS else ""
+    more = f" and {counted(len(largest) - _AGENTS, 'other')}" if len(largest) > _AGENTS else ""
     return ", ".join(f"{word(name)} {number}" for name, number in largest[:_AGENTS]) + more
 
 

@@ -64,6 +64,7 @@ class GetTaskArguments(TaskArguments):
     """get_task"""
 
     max_tokens: MaxTokens = DEFAULT_MAX_TOKENS
+    cursor: str | None = Field(default=None, description="next_cursor of the page before")
 
 
 class CompleteArguments(TaskArguments):

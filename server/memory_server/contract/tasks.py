@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from itertools import chain
 from typing import Any
 
@@ -11,7 +12,7 @@ from memory_core.records.task import Task, TaskPriority, TaskState
 from memory_core.records.times import to_iso
 from memory_server.contract.answer import Answer
 from memory_server.contract.memories import Hit
-from memory_server.contract.untrusted_text import NOTE, counted, quoted, word
+from memory_server.contract.untrusted_text import NOTE, counted, framed, quoted, word
 
 
 class TaskEvent(BaseModel):
@@ -28,6 +29,11 @@ class TaskEvent(BaseModel):
     def line(self) -> str:
         texts = [quoted(text) for text in (self.error, self.handoff) if text]
         return " ".join(filter(None, [self.at, self.op, self.agent, *texts]))
+
+    def begun(self, chars: int) -> TaskEvent:
+        """Return it with at most so many characters of each text."""
+        texts = {"error": self.error, "handoff": self.handoff}
+        return self.model_copy(update={name: cut(text, chars) for name, text in texts.items() if text})
 
 
 class TaskView(BaseModel):
@@ -63,6 +69,9 @@ class TaskView(BaseModel):
         default=None, description="metrics that an earlier holder reported last, if it did not finish"
     )
     progress_by: str | None = None
+    cut: list[str] | None = Field(
+        default=None, description="parts of which this is the beginning; get_task shows them page by page"
+    )
 
     @classmethod
     def of(cls, task: Task, *, whole: bool = True, error: bool = True) -> TaskView:
@@ -119,15 +128,21 @@ class TaskView(BaseModel):
 
     def result_line(self, most: int) -> str:
         """Return the result, cut to so many characters, and where all of it is."""
-        return result_line(self.task_id, self.result, self.result_memory, most)
+        is_cut = "result" in (self.cut or ())
+        return result_line(self.task_id, self.result, self.result_memory, most, is_cut=is_cut)
+
+    def mark(self, part: str) -> str:
+        """Return the words that follow the name of a part which is only a beginning."""
+        return " (the beginning)" if part in (self.cut or ()) else ""
 
     def notes(self) -> list[str]:
         """Return the lines of what earlier holders left, each under its own label."""
         lines: list[str] = []
         if self.handoff:
-            lines.append(f"Handoff by {self.handoff_by}: {quoted(self.handoff)}")
+            lines.append(f"Handoff by {self.handoff_by}{self.mark('handoff')}: {quoted(self.handoff)}")
         if self.progress is not None:
-            lines.append(f"Last progress reported by {self.progress_by}: {quoted(self.progress)}")
+            shown = f"{self.mark('progress')}: {quoted(self.progress)}"
+            lines.append(f"Last progress reported by {self.progress_by}{shown}")
         return lines
 
     def _head(self) -> str:
@@ -143,21 +158,26 @@ class TaskView(BaseModel):
 
 
 _TITLE_CHARS, _BRIEF_CHARS = 120, 160
-_RESULT_CHARS = 12_000
-"""Of a result in the text of get_task; the structured answer has all of it."""
 
 
 def cut(text: str, most: int) -> str:
     """Cut a text to so many characters."""
-    return text if len(text) <= most else text[: most - 1] + "…"
+    return text if len(text) <= most else text[: max(most - 1, 0)] + "…"
 
 
-def result_line(task_id: str, result: Any, memory_id: str | None, most: int, *, is_cut: bool = False) -> str:
-    """Return a result as one line of at most about so many characters, and where all of it is."""
+def as_text(value: object) -> str:
+    """Return a text unchanged, and another value as JSON."""
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def result_line(task_id: str, result: Any, memory_id: str | None, most: int = 0, *, is_cut: bool = False) -> str:
+    """Return a result as one line, with `most` of about so many characters, and where all of it is."""
     line = quoted(result)
-    if len(line) > most or is_cut:
+    is_long = bool(most) and len(line) > most
+    if is_long or is_cut:
         where = f"retrieve_memory memory_id={memory_id}" if memory_id else f"get_task task_id={task_id}"
-        return f"{quoted(cut(result if isinstance(result, str) else line, most))} (cut; all of it: {where})"
+        shown = quoted(cut(result if isinstance(result, str) else line, most)) if is_long else line
+        return f"{shown} (cut; all of it: {where})"
     return f"{line} (memory {memory_id})" if memory_id else line
 
 
@@ -225,11 +245,16 @@ class Predecessor(BaseModel):
     cut: bool = Field(default=False, description="true: result is the beginning of a longer one")
     memory_id: str | None = Field(default=None, description="where the result is stored")
 
+    def begun(self, chars: int) -> Predecessor:
+        """Return it with at most so many characters of its result."""
+        text = "" if self.result is None else as_text(self.result)
+        return self.model_copy(update={"result": text[:chars], "cut": True}) if len(text) > chars else self
+
     def lines(self) -> list[str]:
         who = f" by {self.by}" if self.by else ""
         lines = [f"After [{self.task_id}] {self.state}{who}: {quoted(self.description)}"]
         if self.result is not None:
-            shown = result_line(self.task_id, self.result, self.memory_id, _RESULT_CHARS, is_cut=self.cut)
+            shown = result_line(self.task_id, self.result, self.memory_id, is_cut=self.cut)
             lines.append(f"  Result: {shown}")
         return lines
 
@@ -290,7 +315,7 @@ def _brief(task: ClaimedTask) -> list[str]:
     if task.resumed:
         lines.append("You took this on in an earlier session, whose lease_token has ended. Go on with it.")
     if task.payload is not None:
-        lines.append(f"Payload: {quoted(task.payload)}")
+        lines.append(f"Payload{task.mark('payload')}: {quoted(task.payload)}")
     if task.lease_token:
         lines.append(f"Attempt {task.attempt}, yours until {task.lease_until}: lease_token={task.lease_token}")
     lines += chain.from_iterable(one.lines() for one in task.predecessors)
@@ -300,85 +325,46 @@ def _brief(task: ClaimedTask) -> list[str]:
     return [*lines, *chain.from_iterable(hit.memory.lines(f"Memory {hit.score:.2f} ") for hit in task.memories)]
 
 
-class TaskStateAnswer(Answer):
-    """The state of a task."""
-
-    task_id: str
-    state: str
-    next_attempt_at: str | None = None
-    memory_id: str | None = Field(default=None, description="where the result was stored")
-    submitted_by: str | None = None
-    attempt: int | None = Field(default=None, description="the attempt that ended")
-    max_attempts: int | None = None
-
-    def lines(self) -> list[str]:
-        return [f"Task {self.task_id} is {self.state}.", *_STATE_LINES.get(self.state, _nothing)(self)]
-
-
-def _completed(answer: TaskStateAnswer) -> list[str]:
-    by = answer.submitted_by or "its submitter"
-    lines = [f"{by} sees it, with any result, in get_task; the lease_token is used up; get_pending_tasks has more."]
-    if answer.memory_id:
-        lines.append(f"The result is memory {answer.memory_id}: yours, and readable by {by} and for dependent tasks.")
-    return lines
-
-
-def _retried(answer: TaskStateAnswer) -> list[str]:
-    ended = f"attempt {answer.attempt} of {answer.max_attempts}" if answer.attempt else "the attempt"
-    when = f" at {answer.next_attempt_at}" if answer.next_attempt_at else ""
-    first = "others first" if answer.state == "reassigned" else "the first free agent, which may be you"
-    return [
-        f"That was {ended}; it goes out again{when}, to {first}, with your error and handoff.",
-        "Your lease_token is void: do no more work on it. get_pending_tasks gives you more work.",
-    ]
-
-
-def _dead(answer: TaskStateAnswer) -> list[str]:
-    by = answer.submitted_by or "its submitter"
-    return [f"No attempt follows unless {by} calls requeue_task. get_pending_tasks gives you more work."]
-
-
-def _cancelled(answer: TaskStateAnswer) -> list[str]:
-    return ["The agent that held it is notified, and its lease_token is void."]
-
-
-def _queued(answer: TaskStateAnswer) -> list[str]:
-    return ["It has all its attempts again. get_task shows how it goes."]
-
-
-def _nothing(answer: TaskStateAnswer) -> list[str]:
-    return []
-
-
-_STATE_LINES = {
-    "completed": _completed,
-    "retrying": _retried,
-    "reassigned": _retried,
-    "dead": _dead,
-    "cancelled": _cancelled,
-    "pending": _queued,
-    "waiting": _queued,
-}
-"""What happens next, by the state that an answer reports."""
-
-
 class TaskAnswer(Answer):
-    """One task with its history."""
+    """One task with its history, or a page of one of its long parts."""
 
     task: TaskView
     history: list[TaskEvent] = Field(default_factory=list[TaskEvent])
+    part: str | None = Field(default=None, description="the part of the task that content is of")
+    content: str | None = None
+    characters: str | None = Field(default=None, description="which characters of the part these are")
+    next_cursor: str | None = Field(default=None, description="shows what is left of the long parts")
 
     def shown(self) -> list[str]:
         return [self.task.task_id]
 
     def lines(self) -> list[str]:
-        lines = [self.task.line()]
-        if self.task.result is not None:
-            lines.append(f"Result: {self.task.result_line(_RESULT_CHARS)}")
-        elif self.task.error:
-            lines.append(f"Error: {quoted(self.task.error)}")
-        lines += self.task.notes()
-        return [*lines, *(event.line() for event in self.history)]
+        more = [f"More: get_task task_id={self.task.task_id} cursor={self.next_cursor}"] if self.next_cursor else []
+        if self.content is None:
+            return [*self._overview(), *more]
+        title = f"{self.part}, characters {self.characters}:"
+        return [NOTE, self.task.line(), title, *framed(self.content), *more]
+
+    def _overview(self) -> list[str]:
+        task = self.task
+        lines = [task.line()]
+        if task.payload is not None:
+            lines.append(f"Payload{task.mark('payload')}: {quoted(task.payload)}")
+        if task.result is not None:
+            lines.append(f"Result: {self._result()}")
+        elif task.error:
+            lines.append(f"Error{task.mark('error')}: {quoted(task.error)}")
+        if task.metrics is not None:
+            lines.append(f"Metrics{task.mark('metrics')}: {quoted(task.metrics)}")
+        return [*lines, *task.notes(), *(event.line() for event in self.history)]
+
+    def _result(self) -> str:
+        task = self.task
+        memory = f"memory {task.result_memory}" if task.result_memory else ""
+        if "result" in (task.cut or ()):
+            memory = f"or retrieve_memory memory_id={task.result_memory}" if memory else ""
+            memory = " ".join(filter(None, ["the beginning; see More", memory]))
+        return f"{quoted(task.result)} ({memory})" if memory else quoted(task.result)
 
 
 class TaskListAnswer(Answer):

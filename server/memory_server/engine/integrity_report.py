@@ -7,6 +7,7 @@ from typing import TypeVar
 from memory_core.errors import Tampered
 from memory_core.records.authority_codes import IntegrityFailure
 from memory_server.contract.answer import Answer
+from memory_server.contract.untrusted_text import counted
 
 A = TypeVar("A", bound=Answer)
 _UNSIGNED_HINT = "an administrator can sign them with `redis-memory integrity adopt`"
@@ -34,9 +35,15 @@ class IntegrityReport:
         unsigned = sum(failure is IntegrityFailure.UNSIGNED for failure in self._failed.values())
         reasons, altered = [answer.reason], len(self._failed) - unsigned
         if altered:
-            reasons.append(f"{altered} memories fail the integrity check and are left out; {_ALTERED_HINT}")
+            failing = counted(
+                altered, "memory fails the integrity check and is", "memories fail the integrity check and are"
+            )
+            reasons.append(f"{failing} left out; {_ALTERED_HINT}")
         if unsigned:
-            reasons.append(f"{unsigned} memories have no integrity code and are left out; {_UNSIGNED_HINT}")
+            lacking = counted(
+                unsigned, "memory has no integrity code and is", "memories have no integrity code and are"
+            )
+            reasons.append(f"{lacking} left out; {_UNSIGNED_HINT}")
         return answer.model_copy(update={"partial": True, "reason": "; ".join(filter(None, reasons))})
 
 

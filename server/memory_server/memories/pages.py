@@ -10,7 +10,7 @@ from memory_server.contract.tokens import LEAST_CONTENT
 
 Measure = Callable[[int, int], int]
 """Returns the tokens of an answer with the content from one position to another."""
-_MOST_CHARACTERS = 16
+MOST_CHARACTERS = 16
 """Characters that a token has at most, on average."""
 
 
@@ -29,7 +29,7 @@ def end_of_page(length: int, starts: Sequence[int], start: int, most: int, measu
     It ends at the end of a chunk if one fits that is not far too short, else within a chunk. It has at least one
     character.
     """
-    limit = min(length, start + _MOST_CHARACTERS * most)
+    limit = min(length, start + MOST_CHARACTERS * most)
     if limit == length and measure(start, length) <= most:
         return length
     borders = [border for border in starts[bisect_right(starts, start) :] if border <= limit]

@@ -24,6 +24,7 @@ from memory_core.settings.settings import Settings
 from memory_server.contract import validation
 from memory_server.contract.arguments import RetrieveArguments, UpdateArguments
 from memory_server.contract.memories import MemoryAnswer, Secrets, UpdateAnswer
+from memory_server.contract.untrusted_text import counted
 from memory_server.engine.inflight_reads import reads
 from memory_server.engine.principals import holder_of, resolve
 from memory_server.engine.request_context import RequestContext, Written
@@ -201,7 +202,9 @@ async def _write(
     if answer["status"] == "key_missing":
         raise signed_elsewhere()
     if answer["status"] == "grant_full":
-        message = f"the memory would grow by {growth} chunks, more than the grant to write to it still allows"
+        message = (
+            f"the memory would grow by {counted(growth, 'chunk')}, more than the grant to write to it still allows"
+        )
         raise QuotaExceeded(
             message, hint="make it shorter, store a memory of your own, or ask its owner to share again"
         )
@@ -216,7 +219,7 @@ async def _take_quota(service: MemoryServices, principal: Principal, old: Record
     try:
         await service.quotas.check(owner, 0, growth)
     except QuotaExceeded:
-        message = f"the quota of the owner of memory {old.id} has no room for {growth} more chunks"
+        message = f"the quota of the owner of memory {old.id} has no room for {counted(growth, 'more chunk')}"
         raise QuotaExceeded(message, hint="make it shorter, or store a memory of your own") from None
 
 

@@ -17,6 +17,7 @@ from memory_core.records.keys import Keys
 from memory_core.slices import slices
 from memory_core.store import sidecar
 from memory_server.contract.arguments import SearchArguments, StoreArguments
+from memory_server.contract.untrusted_text import counted
 from memory_server.engine.request_context import Caller, RequestContext
 from memory_server.memories.store import store_memory
 from memory_server.operations.quarantine import purge
@@ -76,7 +77,7 @@ async def measure(service: Service, size: Size, progress: Progress) -> Measureme
     info = await service.backend.read(lambda client: client.info("server"))
     latencies.sort()
     return Measurements(
-        machine=f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}",
+        machine=f"{platform.machine()}, {counted(os.cpu_count() or 1, 'core')}, Python {platform.python_version()}",
         redis=str(info["redis_version"]),
         durability=service.backend.durability,
         sidecars=[f"{one.device} by {one.backend} on {one.host}" for one in living],

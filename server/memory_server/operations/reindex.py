@@ -25,6 +25,7 @@ from memory_core.redis_client import Client
 from memory_core.slices import slices
 from memory_core.store import index, sidecar
 from memory_core.store.connection import store_errors
+from memory_server.contract.untrusted_text import counted
 from memory_server.engine.index_definition import drift
 from memory_server.engine.known_models import MODELS_SECONDS
 from memory_server.engine.redis_backend import Backend
@@ -181,9 +182,9 @@ async def would(service: Service, namespace: str, name: str | None, *, back: boo
         return "the index would be rebuilt beside the current one, which would then be dropped"
     if target.name == models.current.name:
         (left,) = await _count(service, keys, [build.other_format(models.current, target)])
-        return f"{left} vectors would be converted to {target.precision}, which would then answer"
+        return f"{counted(left, 'vector')} would be converted to {target.precision}, which would then answer"
     (lacking,) = await _count(service, keys, [build.not_embedded(target, redis_time.now())])
-    return f"{lacking} texts would be embedded by {target}, which would then answer"
+    return f"{counted(lacking, 'text')} would be embedded by {target}, which would then answer"
 
 
 async def change(
@@ -310,8 +311,9 @@ async def _switch(
     filling = await Filling(service, namespace, target, progress).run()
     if filling.failed and not leave_failed:
         named = ", ".join(ref.memory_id for ref in filling.failed[:3]) + (", …" if len(filling.failed) > 3 else "")
+        failed = counted(len(filling.failed), "text")
         raise Conflict(
-            f"{len(filling.failed)} texts could not be embedded by {target.name} ({named}); the model is unchanged",
+            f"{failed} could not be embedded by {target.name} ({named}); the model is unchanged",
             hint="fix the cause (see the sidecar's log) and run it again, or add --leave-failed (keywords find them)",
         )
     await _mark(service.backend, namespace, filling.failed)

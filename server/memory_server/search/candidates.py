@@ -11,6 +11,7 @@ from memory_core.records.model import Model
 from memory_core.records.scope import Principal
 from memory_core.records.vectors import to_stored
 from memory_core.redis_client import Client
+from memory_server.contract.untrusted_text import counted
 from memory_server.engine.request_context import RequestContext
 from memory_server.index import loader, queries
 from memory_server.index.loader import Ref
@@ -151,7 +152,8 @@ class Search:
             selected = sensitive(selected)
         refs: list[Ref] = []
         if self.query.vector is None:
-            found.warnings.append(f"{found.words.sensitive} sensitive texts can be found only by their meaning")
+            texts = counted(found.words.sensitive, "sensitive text")
+            found.warnings.append(f"{texts} can be found only by meaning")
         else:
             refs, closed = await nearest_here(
                 self.service, self._namespace, selected, self.query.vector, self.model, depth, self.timeout_ms

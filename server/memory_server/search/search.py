@@ -17,6 +17,7 @@ from memory_server.contract.answer import partial_reason
 from memory_server.contract.arguments import SearchArguments, SimilarArguments
 from memory_server.contract.memories import Hit, Memory, SearchAnswer, Took
 from memory_server.contract.tokens import DEFAULT_MAX_TOKENS
+from memory_server.contract.untrusted_text import counted
 from memory_server.contract.validation import check_limit, check_text
 from memory_server.engine.batch_cache import now
 from memory_server.engine.inflight_reads import reads
@@ -155,7 +156,7 @@ def _within(answer: SearchAnswer, most: int) -> SearchAnswer:
         if cost <= room:
             room -= cost
             kept.append(hit)
-    left_out = f"{len(answer.hits) - len(kept)} hits did not fit into max_tokens"
+    left_out = f"{counted(len(answer.hits) - len(kept), 'hit')} did not fit into max_tokens"
     if not kept:
         left_out += "; a hit takes some hundred tokens or more, so raise it"
     reason = "; ".join(filter(None, (answer.reason, left_out)))

@@ -27,6 +27,7 @@ from memory_core.records.damage import is_wrong_type
 from memory_core.records.keys import Keys
 from memory_core.records.memory import Record
 from memory_core.redis_client import Client
+from memory_server.contract.untrusted_text import counted
 from memory_server.engine.redis_backend import Backend
 from memory_server.security.decrypted_vectors import OpenVectors
 
@@ -62,7 +63,10 @@ class Opened:
     @property
     def warnings(self) -> list[str]:
         """One warning for each reason."""
-        return [f"{number} sensitive texts are left out: {reason}" for reason, number in self.problems.items()]
+        return [
+            f"{counted(number, 'sensitive text is', 'sensitive texts are')} left out: {reason}"
+            for reason, number in self.problems.items()
+        ]
 
 
 class DataKeyDamaged(Tampered):

@@ -96,6 +96,8 @@ async def _share(
     service: SearchServices, request: RequestContext, args: ShareArguments, op: str, answers: str | None = None
 ) -> ShareAnswer:
     selector = _check(service.settings, request.caller, args)
+    if not await service.backend.exists(request.caller.namespace):
+        _raise_for({"status": "unknown_agent"}, args)
     await service.namespaces.get(request.caller.namespace)
     grant_id, offer_id = new_id(), new_id() if args.bidirectional else None
     for _ in range(SIGNING_ATTEMPTS):
@@ -234,6 +236,8 @@ async def _end(
     service: SearchServices, request: RequestContext, grant_id: str, op: str, *, answers: bool = False
 ) -> dict[str, Any]:
     keys = Keys(request.caller.namespace)
+    if not await service.backend.exists(keys.namespace):
+        return {"status": "unknown"}
     return await _in_slices(
         partial(
             service.backend.write,

@@ -31,6 +31,7 @@ from memory_server.contract.sharing import (
     SharedMemory,
     accepting,
 )
+from memory_server.contract.untrusted_text import counted
 from memory_server.contract.validation import check_text
 from memory_server.engine.inflight_reads import reads
 from memory_server.engine.principals import resolve
@@ -248,7 +249,8 @@ async def _list_grants(backend: Backend, principal: Principal, other: str | None
         listed = min(max(sum(length <= _GRANT_CHARS for length in lengths), 1), len(grants), _MAX_GRANTS)
         dropped += len(grants) - listed
         del grants[listed:]
-    answer.reason = f"{dropped} older grants and offers are not listed; agent_id narrows the lists" if dropped else None
+    older = counted(dropped, "older grant or offer is", "older grants and offers are")
+    answer.reason = f"{older} not listed; agent_id narrows the lists" if dropped else None
     return answer
 
 

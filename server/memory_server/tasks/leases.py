@@ -22,7 +22,10 @@ from memory_server.contract import validation
 from memory_server.contract.arguments import SearchArguments
 from memory_server.contract.memories import Hit, Memory
 from memory_server.contract.task_arguments import CompleteArguments, FailArguments, PendingArguments
-from memory_server.contract.tasks import ClaimedTask, HeldElsewhere, PendingAnswer, TaskStateAnswer, TaskView, cut
+from memory_server.contract.task_outcomes import TaskStateAnswer
+from memory_server.contract.tasks import ClaimedTask, HeldElsewhere, PendingAnswer, TaskView
+from memory_server.contract.tokens import DEFAULT_MAX_TOKENS
+from memory_server.contract.untrusted_text import counted
 from memory_server.engine.inflight_reads import reads
 from memory_server.engine.presence import AgentSession
 from memory_server.engine.redis_backend import Backend
@@ -32,7 +35,8 @@ from memory_server.events.listeners import Waiter
 from memory_server.events.waiting import last_position
 from memory_server.memories.secrets_policy import has_credential
 from memory_server.search.search import semantic_search
-from memory_server.tasks.lifecycle import DESCRIPTION_BYTES, end_task, load_history, newest_texts
+from memory_server.tasks.lifecycle import DESCRIPTION_BYTES, end_task, load_history
+from memory_server.tasks.parts import fit_claims, newest_texts
 from memory_server.tasks.results import load_predecessors, store_result
 from memory_server.tasks.routing import settle_soon, sweep_tasks
 from memory_server.tasks.services import TaskServices
@@ -40,10 +44,12 @@ from memory_server.tasks.services import TaskServices
 _POLL_SECONDS = 5.0
 """Events wake a waiting claim; the poll covers lost events."""
 _CLOCK_SKEW_SECONDS = 0.05
+_ANSWER_TOKENS = DEFAULT_MAX_TOKENS - 1000
+"""Leaves room for what a registration adds."""
+_TASK_TOKENS = DEFAULT_MAX_TOKENS // 10
+"""Tokens for each task that a caller asks for."""
+_CUT = "long parts of tasks are shortened; get_task shows them page by page, and retrieve_memory whole memories"
 _FAILURE_CHARS = 2 * DESCRIPTION_BYTES
-_ANSWER_CHARS = 24_000
-"""Characters of all tasks in an answer, about 8,000 tokens."""
-_CUT = "long parts of tasks are left out; get_task with max_tokens=0 gives them"
 """How much of earlier errors and handoffs comes with a task: those of the last attempt always fit."""
 _FAILURES = ("failed", "expired", "lost")
 _LEASED_AT_ONCE = 32
@@ -74,7 +80,7 @@ async def get_pending_tasks(service: TaskServices, request: RequestContext, args
             tasks=[], open_tasks=answer["held"], max_tasks=answer["most"], partial=True, reason=shortened
         )
     with after_write():
-        described = await _describe(service, request, args.with_memories, answer)
+        described = await _describe(service, request, args.with_memories, answer, args.limit)
     reason = "; ".join(filter(None, [described.reason, shortened]))
     return described.model_copy(update={"partial": bool(reason), "reason": reason or None})
 
@@ -115,8 +121,11 @@ async def complete_task(service: TaskServices, request: RequestContext, args: Co
         duration_ms=_duration(args.metrics),
     )
     ended = TaskStateAnswer(task_id=args.task_id, state=answer["status"], submitted_by=answer.get("submitter"))
-    if not args.store_result or args.result is None:
+    if not args.store_result:
         return ended
+    if args.result is None:
+        reason = "nothing was stored as a memory: there is no result"
+        return ended.model_copy(update={"partial": True, "reason": reason})
     try:
         return ended.model_copy(update={"memory_id": await store_result(service, request, args)})
     except MemoryServiceError as error:
@@ -183,6 +192,8 @@ async def _claim(service: TaskServices, request: RequestContext, limit: int) -> 
 async def _claim_slice(service: TaskServices, request: RequestContext, limit: int, resumed: int) -> dict[str, Any]:
     """Lease up to `limit` tasks, and before that up to `resumed` that an earlier session of the caller holds."""
     keys = Keys(request.caller.namespace)
+    if not await service.backend.exists(keys.namespace):
+        raise not_registered(request.caller)
     answer = await service.backend.write(
         "rm1_task_claim",
         [keys.leases],
@@ -239,9 +250,12 @@ async def _show_assigned(backend: Backend, caller: Caller, args: PendingArgument
 
 @reads
 async def _describe(
-    service: TaskServices, request: RequestContext, memories: int, answer: dict[str, Any]
+    service: TaskServices, request: RequestContext, memories: int, answer: dict[str, Any], limit: int = 0
 ) -> PendingAnswer:
-    """Add the task, its earlier failures and related memories to each lease; no memories to those held before."""
+    """Add the task, its earlier failures and related memories to each lease; no memories to those held before.
+
+    `limit` is how many tasks the caller asked for.
+    """
     keys = Keys(request.caller.namespace)
     leases = {found["id"]: found for found in [*answer["tasks"], *answer["mine"]]}
     progress = json.loads(answer["progress"]) if answer.get("progress") else None
@@ -257,12 +271,14 @@ async def _describe(
             for task in tasks
         )
     )
-    fitted = [_fitted(task, _ANSWER_CHARS // len(described)) for task, _ in described]
-    cuts = _CUT if fitted != [task for task, _ in described] else None
-    reasons = dict.fromkeys(reason for reason in [unread, *(reason for _, reason in described), cuts] if reason)
-    return PendingAnswer(
-        tasks=[task for task in fitted if task.task_id not in mine],
-        held=[task for task in fitted if task.task_id in mine],
+    unseen = None
+    if any(task.predecessors for task, _ in described):
+        unseen = request.missing("results of earlier tasks are", Effect.READ_MEMORIES)
+    found = [unread, unseen, *(reason for _, reason in described)]
+    reasons = list(dict.fromkeys(reason for reason in found if reason))
+    answered = PendingAnswer(
+        tasks=[task for task, _ in described if task.task_id not in mine],
+        held=[task for task, _ in described if task.task_id in mine],
         elsewhere=[
             HeldElsewhere(task_id=found["id"], lease_until=to_iso(float(found["lease_until"])) or "")
             for found in answer["elsewhere"]
@@ -272,6 +288,8 @@ async def _describe(
         partial=bool(reasons),
         reason="; ".join(reasons) or None,
     )
+    why = request.missing("long parts of tasks are", Effect.SEE_TASKS) or _CUT
+    return fit_claims(answered, max(_ANSWER_TOKENS, limit * _TASK_TOKENS), why)
 
 
 async def _describe_task(
@@ -290,7 +308,7 @@ async def _describe_task(
         except MemoryServiceError as error:
             reason = f"memories could not be searched: {error.message}"
     if omitted:
-        reason = "; ".join(filter(None, [reason, f"get_task shows the texts of {omitted} earlier failures"]))
+        reason = "; ".join(filter(None, [reason, f"get_task shows the texts of {counted(omitted, 'earlier failure')}"]))
     extra = {
         "lease_token": lease["lease_token"],
         "lease_until": to_iso(float(lease["lease_until"])),
@@ -303,25 +321,6 @@ async def _describe_task(
     if progress is not None and (lease.get("resumed") or "fence" not in lease):
         extra |= {"progress": progress, "progress_by": request.caller.agent}
     return _claimed(task).model_copy(update=extra), reason
-
-
-def _fitted(task: ClaimedTask, chars: int) -> ClaimedTask:
-    """Leave out the longest parts of a task until it has at most so many characters, about."""
-    shorter: list[dict[str, Any]] = [
-        {"payload": None},
-        {"progress": None},
-        {"memories": task.memories[:1]},
-        {"predecessors": [one.model_copy(update={"result": None, "cut": True}) for one in task.predecessors]},
-        {"earlier_failures": []},
-        {"memories": []},
-        {"handoff": cut(task.handoff, chars // 4) if task.handoff else None},
-        {"description": cut(task.description, chars // 4)},
-    ]
-    for update in shorter:
-        if len(task.model_dump_json(exclude_none=True)) <= chars:
-            break
-        task = task.model_copy(update=update)
-    return task
 
 
 def _relevant(hits: list[Hit], lowest: float) -> list[Hit]:

@@ -16,10 +16,14 @@ from memory_core.records.times import to_iso
 from memory_core.redis_client import Client
 from memory_core.settings.settings import Settings
 from memory_server.contract import validation
-from memory_server.contract.tasks import TaskAnswer, TaskEvent, TaskListAnswer, TaskStateAnswer, TaskView, cut
+from memory_server.contract.task_outcomes import TaskStateAnswer
+from memory_server.contract.tasks import TaskAnswer, TaskEvent, TaskListAnswer, TaskView
+from memory_server.contract.tokens import DEFAULT_MAX_TOKENS
+from memory_server.contract.untrusted_text import counted
 from memory_server.engine.damage import readable
 from memory_server.engine.redis_backend import Backend
 from memory_server.engine.request_context import Caller, RequestContext
+from memory_server.tasks.parts import first_page, long_texts, most_chars, next_page, shortened
 from memory_server.tasks.routing import dispatch_soon, settle_soon
 from memory_server.tasks.services import TaskServices
 
@@ -31,51 +35,33 @@ _MAX_REQUIRED = 16
 _MAX_REQUIRED_BYTES = 1024
 """A claim compares the required capabilities of every kind of task that waits."""
 _MAX_LISTED = 1000
-_HISTORY_CHARS, _LISTED_CHARS = 100_000, 12_000
-_OWN_WORDS, _FEW_EVENTS, _SHORT_CHARS = 60, 20, 200
+_HISTORY_CHARS = 100_000
+_LISTED_TOKENS = DEFAULT_MAX_TOKENS // 20
+"""Tokens for each task that a caller asks to list."""
 
 
-async def get_task(service: TaskServices, caller: Caller, task_id: str, max_tokens: int = 0) -> TaskAnswer:
-    """Return a task with its history; without payload and result to an operator, and without what its parties wrote
-    to an agent that is only able to do it. An agent that holds a task that depends on it sees its result.
+async def get_task(
+    service: TaskServices, caller: Caller, task_id: str, max_tokens: int = 0, cursor: str | None = None
+) -> TaskAnswer:
+    """Return a task with its history, or a page of what an answer before it left out. An operator sees neither payload
+    nor result, and an agent that is only able to do the task sees nothing that its parties wrote. An agent that holds a
+    task that depends on it sees its result.
 
     Raises:
-        NotFound: no task with that id that the caller may see.
+        NotFound: no task with that id that the caller may see. InvalidArgument: the cursor is unknown or outdated.
     """
     task = await find_task(service.backend, caller, task_id)
     whole = sees_whole(caller, task, await held_since_of(service.backend, caller))
     concerned = whole or caller.oversees
     history = await load_history(service.backend, caller.namespace, task.id) if concerned else []
-    history, omitted = newest_texts(history, _HISTORY_CHARS)
-    reason = (
-        f"errors and handoffs of {omitted} older events are left out, because they are too long" if omitted else None
-    )
     view = TaskView.of(task, whole=whole, error=concerned)
     needed = await service.backend.read(lambda client: _results_for(client, caller))
     if not whole and task.id in needed:
         view = view.model_copy(update={"result": task.result, "result_memory": task.result_memory})
-    answer = TaskAnswer(task=view, history=history, partial=bool(reason), reason=reason)
-    return _within(answer, max_tokens) if max_tokens else answer
-
-
-def _within(answer: TaskAnswer, most: int) -> TaskAnswer:
-    """Leave out the texts of old events, then the largest parts of the task, until the answer fits."""
-    left_out = list[str]()
-    for part in ("old errors and handoffs", "payload", "result", "metrics", "old events", "error"):
-        if answer.tokens() + _OWN_WORDS <= most:
-            break
-        left_out.append(part)
-        if part == "old errors and handoffs":
-            update: dict[str, Any] = {"history": newest_texts(answer.history, most)[0]}
-        elif part == "old events":
-            update = {"history": answer.history[-_FEW_EVENTS:]}
-        else:
-            update = {"task": answer.task.model_copy(update={part: None})}
-        answer = answer.model_copy(update=update)
-    if not left_out:
-        return answer
-    reason = "; ".join(filter(None, [answer.reason, f"left out: {', '.join(left_out)}; max_tokens=0 gives all"]))
-    return answer.model_copy(update={"partial": True, "reason": reason})
+    answer = TaskAnswer(task=view, history=history)
+    if cursor is not None:
+        return next_page(answer, cursor, max_tokens)
+    return first_page(answer, max_tokens, _HISTORY_CHARS)
 
 
 def sees_whole(caller: Caller, task: Task, since: float) -> bool:
@@ -148,7 +134,7 @@ def raise_for_limit(status: str, settings: Settings) -> None:
             message = "this namespace has reached its limit of open tasks"
             raise QuotaExceeded(message, hint="wait until some have ended", retry_after=5.0)
         case "own_quota":
-            message = f"you have {settings.quotas.open_tasks} open tasks, the limit for one agent"
+            message = f"you have {counted(settings.quotas.open_tasks, 'open task')}, the limit for one agent"
             raise QuotaExceeded(message, hint="wait until some have ended, or cancel_task", retry_after=5.0)
         case "too_many_kinds":
             message = "too many combinations of assign_to, required_capabilities and min_context_window"
@@ -161,7 +147,7 @@ def raise_for_limit(status: str, settings: Settings) -> None:
 async def list_tasks(service: TaskServices, caller: Caller, states: Sequence[TaskState], limit: int) -> TaskListAnswer:
     """List the newest tasks that the caller submitted, has or had; without `states`, in all states.
 
-    Once the list is long, further tasks come without payload, result, metrics and error.
+    Each task has its share of the answer: the longest payloads, results and errors are shortened first.
     """
     keys = Keys(caller.namespace)
 
@@ -178,18 +164,18 @@ async def list_tasks(service: TaskServices, caller: Caller, states: Sequence[Tas
     since = await held_since_of(service.backend, caller)
     found = [task for task in await service.backend.read(fetch) if task.is_party(caller.agent, since)]
     tasks = [task for task in found if not states or task.state in states]
-    views, chars, omitted = list[TaskView](), _LISTED_CHARS, 0
-    for task in tasks[:limit]:
-        view = TaskView.of(task)
-        chars -= len(view.model_dump_json())
-        omitted += chars < 0
-        views.append(view if chars >= 0 else _short(TaskView.of(task, whole=False, error=False)))
-    reason = f"get_task shows payload, result and error of the last {omitted}" if omitted else None
-    return TaskListAnswer(tasks=views, partial=bool(reason), reason=reason)
+    views = [TaskView.of(task) for task in tasks[:limit]]
+    texts = [long_texts(view) for view in views]
 
+    def at(chars: int) -> TaskListAnswer:
+        shown = [shortened(view, parts, chars) for view, parts in zip(views, texts, strict=True)]
+        count = sum(view.cut is not None for view in shown)
+        reason = f"long parts of {counted(count, 'task')} are shortened; get_task shows them" if count else None
+        return TaskListAnswer(tasks=shown, partial=bool(reason), reason=reason)
 
-def _short(view: TaskView) -> TaskView:
-    return view.model_copy(update={"description": cut(view.description, _SHORT_CHARS)})
+    lengths = [len(text) for parts in texts for text in parts.values()]
+    most = max(DEFAULT_MAX_TOKENS, limit * _LISTED_TOKENS)
+    return at(most_chars(lengths, most, lambda chars: at(chars).tokens()))
 
 
 async def find_task(backend: Backend, caller: Caller, task_id: str) -> Task:
@@ -239,18 +225,6 @@ async def load_history(backend: Backend, namespace: str, task_id: str) -> list[T
 def _read_event(row: bytes) -> TaskEvent:
     entry: dict[str, Any] = unpack(row)
     return TaskEvent.model_validate(entry | {"at": to_iso(float(entry["at"]))})
-
-
-def newest_texts(history: Sequence[TaskEvent], chars: int) -> tuple[list[TaskEvent], int]:
-    """Keep the errors and handoffs of the newest events, up to so many characters; also count the events without."""
-    kept, omitted = list[TaskEvent](), 0
-    for event in reversed(history):
-        length = len(event.error or "") + len(event.handoff or "")
-        chars -= length
-        is_left_out = bool(length) and chars < 0
-        omitted += is_left_out
-        kept.append(event.model_copy(update={"error": None, "handoff": None}) if is_left_out else event)
-    return kept[::-1], omitted
 
 
 def check_capabilities(labels: Sequence[str]) -> tuple[str, ...]:
@@ -308,12 +282,14 @@ async def act_on_task(
     Raises:
         NotFound: no such task that the caller may change. LeaseLost: the lease token is not in force.
     """
-    keys = Keys(request.caller.namespace)
+    keys, checked = Keys(request.caller.namespace), validation.check_id(task_id, "task_id")
+    if not await service.backend.exists(keys.namespace):
+        raise no_task(task_id)
     answer = await service.backend.write(
         function,
         [keys.leases],
         prefix=keys.prefix,
-        id=validation.check_id(task_id, "task_id"),
+        id=checked,
         agent=request.caller.agent,
         admin=request.caller.admin,
         keep=service.settings.tasks.keep_seconds,

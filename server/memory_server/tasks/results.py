@@ -6,7 +6,6 @@ could see the result.
 
 from __future__ import annotations
 
-import json
 from contextlib import suppress
 
 from memory_core.errors import MemoryServiceError
@@ -16,7 +15,7 @@ from memory_core.records.memory import MemoryType, Visibility
 from memory_core.records.task import Task, load_tasks
 from memory_server.contract.arguments import StoreArguments
 from memory_server.contract.task_arguments import CompleteArguments
-from memory_server.contract.tasks import Predecessor
+from memory_server.contract.tasks import Predecessor, as_text
 from memory_server.engine.principals import issue_owner, read_owners
 from memory_server.engine.request_context import RequestContext
 from memory_server.memories.readers import add_reader
@@ -40,9 +39,8 @@ async def store_result(service: TaskServices, request: RequestContext, args: Com
     namespace = request.caller.namespace
     task = await find_task(service.backend, request.caller, args.task_id)
     reader = await _owner_of_submitter(service, namespace, task)
-    result = args.result if isinstance(args.result, str) else json.dumps(args.result, ensure_ascii=False)
     memory = StoreArguments(
-        content=f"{task.description}\n\nResult: {result}",
+        content=f"{task.description}\n\nResult: {as_text(args.result)}",
         memory_type=MemoryType.TASK,
         visibility=Visibility.SHARED,
         context=result_context(task.id),
@@ -108,7 +106,7 @@ async def _may_read(service: TaskServices, request: RequestContext, before: Task
 def _described(before: Task, sees: bool, limit: int, memory_id: str | None) -> Predecessor:
     result, is_cut = before.result if sees else None, False
     if result is not None:
-        text = result if isinstance(result, str) else json.dumps(result, ensure_ascii=False)
+        text = as_text(result)
         is_cut = len(text) > limit
         result = text[:limit] if is_cut else result
     return Predecessor(

@@ -68,12 +68,14 @@ async def distribute_task(
     """
     caller, args = request.caller, _checked(service.settings, args)
     kind = TaskKind(tuple(args.required_capabilities or ()), args.min_context_window, args.assign_to or "")
-    await service.namespaces.get(caller.namespace)
     before = await visible_tasks(service.backend, caller, args.depends_on or ())
     known = {task.id for task in before}
     for task_id in args.depends_on or ():
         if task_id not in known:
             raise no_task(task_id)
+    if args.assign_to and not await service.backend.exists(caller.namespace):
+        raise _unknown_agent(args.assign_to)
+    await service.namespaces.get(caller.namespace)
     since = await held_since_of(service.backend, caller) if before else 0.0
     results_of = [task.id for task in before if is_party(caller, task, since)]
     model, vector = await service.models.current(caller.namespace), None
@@ -197,7 +199,7 @@ def _raise_for(answer: dict[str, Any], args: DistributeArguments, settings: Sett
             message = "this idempotency_key was used for another task within the last day"
             raise Conflict(message, hint="use a new key for a new task")
         case "unknown_agent":
-            raise NotFound(f"no agent {echo(args.assign_to)} is registered here", hint="see list_agents")
+            raise _unknown_agent(args.assign_to or "")
         case "unknown_dependency":
             raise no_task(answer["id"])
         case "ended_dependency":
@@ -209,6 +211,10 @@ def _raise_for(answer: dict[str, Any], args: DistributeArguments, settings: Sett
             return
 
 
+def _unknown_agent(name: str) -> NotFound:
+    return NotFound(f"no agent {echo(name)} is registered here", hint="see list_agents")
+
+
 def _why(state: str, kind: TaskKind, ranked: Sequence[Suited], assigned: str | None) -> Why:
     if state == TaskState.WAITING:
         reason = "it waits for the tasks that it depends on"
@@ -218,7 +224,11 @@ def _why(state: str, kind: TaskKind, ranked: Sequence[Suited], assigned: str | N
     elif kind.only:
         reason = f"only {kind.only} gets it, when it is alive, able to do it, not draining and has room"
     elif ranked:
-        reason = f"all {len(ranked)} able agents are busy; the first with room gets it"
+        reason = (
+            f"all {len(ranked)} able agents are busy; the first with room gets it"
+            if len(ranked) > 1
+            else "the only able agent is busy; it gets it when it has room"
+        )
     else:
         window = f"a context window of {kind.window}" if kind.window else ""
         demands = ", ".join(filter(None, [*map(word, kind.capabilities), window]))

@@ -101,7 +101,7 @@ async def import_path(
     _check(reader.items(), report)
     if report.bad_records and not options.skip_bad:
         raise InvalidArgument(
-            f"{report.bad_records} of {report.read} records cannot be read, so nothing was imported: "
+            f"{report.bad_records} of {counted(report.read, 'record')} cannot be read, so nothing was imported: "
             + "; ".join(report.bad[:3]),
             hint="fix them, or leave them out with --skip-bad",
         )
@@ -147,7 +147,7 @@ async def _write(
     await writer.flush()
     report.notes += [
         *sorted(writer.warnings),
-        *(f"{counted(number, 'memory', 'memories')}. {line}" for line, number in secrets.items()),
+        *(f"{counted(number, 'memory')}. {line}" for line, number in secrets.items()),
     ]
 
 
@@ -290,4 +290,4 @@ def _check_counts(where: str, line: End, counts: Counter[str]) -> Iterator[Bad]:
     expected = {"agent": line.agents, "quarantine": line.quarantine, "memory": line.memories, "grant": line.grants}
     for kind, number in expected.items():
         if counts[kind] != number:
-            yield Bad(where, f"expected {number} lines of kind {kind}, found {counts[kind]}")
+            yield Bad(where, f"expected {counted(number, 'line')} of kind {kind}, found {counts[kind]}")

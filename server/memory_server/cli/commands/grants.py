@@ -52,4 +52,4 @@ def revoke(console: Console, grant_id: Annotated[str, typer.Argument(help="Id of
 
 def _covers(grant: GrantState) -> str:
     filters = grant.context or ", ".join([*grant.tags, *grant.memory_types])
-    return filters or f"{counted(grant.memories or 0, 'memory', 'memories')}{' to take over' if grant.transfer else ''}"
+    return filters or f"{counted(grant.memories or 0, 'memory')}{' to take over' if grant.transfer else ''}"

@@ -13,6 +13,7 @@ from memory_core.errors import KeyMissing, Tampered
 from memory_core.records.names import check_name
 from memory_server.cli import lazy
 from memory_server.cli.console import CHECK_FAILED, Console, common_options, group
+from memory_server.contract.untrusted_text import counted
 
 if TYPE_CHECKING:
     from memory_server.service import Service
@@ -68,13 +69,15 @@ def rotate(console: Console, agent: Annotated[str | None, typer.Option(help="Onl
             failed += rotated.closed
             resealed[owner] = rotated.resealed
             if not console.as_json:
-                lazy.printing.line(f"{owner}: {rotated.resealed} memories are encrypted under the new key.")
+                lazy.printing.line(
+                    f"{owner}: {counted(rotated.resealed, 'memory is', 'memories are')} encrypted under the new key."
+                )
         return failed
 
     failed = console.with_service(act)
     console.show({"resealed": resealed, "closed": failed}, lambda: None)
     if failed:
-        lazy.printing.line(f"{failed} memories cannot be decrypted; their old keys are kept.", err=True)
+        lazy.printing.line(f"{counted(failed, 'memory')} cannot be decrypted; the old keys are kept.", err=True)
     if failed or unread:
         raise typer.Exit(CHECK_FAILED)
 
@@ -98,6 +101,9 @@ def rewrap(console: Console, namespace: Annotated[str | None, typer.Option(help=
         return number
 
     number = console.with_service(act)
-    console.show({"rewrapped": number}, f"{number} data keys are encrypted under the current master key.")
+    console.show(
+        {"rewrapped": number},
+        f"{counted(number, 'data key is', 'data keys are')} encrypted under the current master key.",
+    )
     if unread:
         raise typer.Exit(CHECK_FAILED)

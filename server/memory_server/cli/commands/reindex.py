@@ -9,6 +9,7 @@ import typer
 from memory_core.errors import InvalidArgument
 from memory_server.cli import lazy
 from memory_server.cli.console import Console, common_options
+from memory_server.contract.untrusted_text import counted
 
 if TYPE_CHECKING:
     from memory_server.operations.reindex import Index, Reindexed, Reindexing
@@ -59,7 +60,8 @@ def reindex(
 
 def _print(result: Reindexing | Reindexed) -> None:
     if isinstance(result, lazy.reindex.Reindexed):
-        texts = f"{result.asked} texts embedded, {result.failed} failed, {result.unreadable} unreadable and left out"
+        failed = f"{result.failed} failed, {result.unreadable} unreadable and left out"
+        texts = f"{counted(result.asked, 'text')} embedded, {failed}"
         lazy.printing.pairs(
             [
                 ("namespace", result.namespace),
@@ -85,5 +87,5 @@ def _print(result: Reindexing | Reindexed) -> None:
 def _line(index: Index, pieces: int) -> str:
     return (
         f"{index.model} ({index.dimension} dimensions, {index.precision}) in {index.index}: "
-        f"{index.embedded} of {pieces} texts, {len(index.sidecars)} sidecars"
+        f"{index.embedded} of {counted(pieces, 'text')}, {counted(len(index.sidecars), 'sidecar')}"
     )

@@ -10,6 +10,7 @@ import typer
 
 from memory_server.cli import lazy
 from memory_server.cli.console import CHECK_FAILED, Console, common_options
+from memory_server.contract.untrusted_text import counted
 
 if TYPE_CHECKING:
     from memory_core.store.sidecar import SidecarStatus
@@ -47,7 +48,7 @@ def _redis(redis: RedisState) -> str:
         return f"not running: {redis.why}"
     kind = "embedded, " if redis.embedded else ""
     uptime, size = timedelta(seconds=redis.uptime_seconds or 0), (redis.used_memory or 0) >> 20
-    return f"{redis.version}, {kind}{redis.address}, up {uptime}, {size} MiB, {redis.clients} clients"
+    return f"{redis.version}, {kind}{redis.address}, up {uptime}, {size} MiB, {counted(redis.clients or 0, 'client')}"
 
 
 def _server(server: ServerState) -> str:

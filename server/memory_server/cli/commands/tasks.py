@@ -11,7 +11,8 @@ from memory_server.cli import lazy
 from memory_server.cli.console import Console, common_options, group
 
 if TYPE_CHECKING:
-    from memory_server.contract.tasks import TaskAnswer, TaskStateAnswer
+    from memory_server.contract.task_outcomes import TaskStateAnswer
+    from memory_server.contract.tasks import TaskAnswer
 
 tasks = group("tasks", "List, requeue and cancel tasks.")
 TaskId = Annotated[str, typer.Argument(help="Id of the task, from `list`.")]

@@ -11,6 +11,7 @@ from memory_core.errors import ConfirmationNeeded
 from memory_core.records.times import parse_time, to_iso
 from memory_server.cli import lazy
 from memory_server.cli.console import CHECK_FAILED, Console, common_options, group
+from memory_server.contract.untrusted_text import counted
 
 if TYPE_CHECKING:
     from memory_server.operations.verify_integrity import IntegritySummary
@@ -35,7 +36,8 @@ def add(console: Console, agent: Agent, since: Since = None) -> None:
     number = console.with_service(act)
     console.show(
         {"agent": agent, "namespace": namespace, "hidden": number},
-        f"{number} memories that {agent} wrote in {namespace} are hidden from all other agents.",
+        f"{counted(number, 'memory')} that {agent} wrote in {namespace} {'is' if number == 1 else 'are'} "
+        "hidden from all other agents.",
     )
 
 
@@ -76,10 +78,11 @@ def purge(
     act = lazy.quarantine.purge if confirm else lazy.quarantine.count_written
     number = console.with_service(lambda service: act(service, namespace, agent, start))
     if not confirm:
-        raise ConfirmationNeeded(f"this would permanently delete {number} memories", hint="add --confirm")
+        raise ConfirmationNeeded(f"this would permanently delete {counted(number, 'memory')}", hint="add --confirm")
+    are = "is" if number == 1 else "are"
     console.show(
         {"agent": agent, "namespace": namespace, "deleted": number},
-        f"{number} memories that {agent} wrote in {namespace} are deleted.",
+        f"{counted(number, 'memory')} that {agent} wrote in {namespace} {are} deleted.",
     )
 
 

@@ -15,6 +15,7 @@ from memory_core.records.authority import Effect
 from memory_server.access.questions import Questions
 from memory_server.contract import arguments as arguments_of
 from memory_server.contract.memories import ClearAnswer
+from memory_server.contract.untrusted_text import counted
 from memory_server.engine.request_context import RequestContext
 from memory_server.mcp import lazy
 from memory_server.mcp.tools.client_waits import while_connected
@@ -48,7 +49,7 @@ def clear_tool(runtime: Runtime) -> StrictTool:
         """Ask the person if that is needed and possible."""
         if not _must_ask(ctx, request, args, plan.matched):
             return Confirmation(delete=args.confirm)
-        question = f"Delete {plan.matched} memories permanently?"
+        question = f"Delete {counted(plan.matched, 'memory')} permanently?"
         if _is_answered_later(ctx):
             return Elicit(question, _marked(questions.code(request.caller, plan.subject)))
         return await _answer(ctx, request, question, questions)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from memory_core.records.authority import Effect
 from memory_server.contract import task_arguments as arguments_of
-from memory_server.contract.tasks import DistributeAnswer, PendingAnswer, TaskAnswer, TaskListAnswer, TaskStateAnswer
+from memory_server.contract.task_outcomes import TaskStateAnswer
+from memory_server.contract.tasks import DistributeAnswer, PendingAnswer, TaskAnswer, TaskListAnswer
 from memory_server.engine.request_context import RequestContext
 from memory_server.mcp import lazy
 from memory_server.mcp.tools.tool_factory import StrictTool, make_tool
@@ -31,7 +32,7 @@ def task_tools(runtime: Runtime) -> list[StrictTool]:
     async def get_task(request: RequestContext, args: arguments_of.GetTaskArguments) -> TaskAnswer:
         """Show a task with its result and history, to see how far it is or why it failed."""
         return await lazy.lifecycle.get_task(
-            await runtime.service(), request.caller, args.task_id, max_tokens=args.max_tokens
+            await runtime.service(), request.caller, args.task_id, max_tokens=args.max_tokens, cursor=args.cursor
         )
 
     async def list_tasks(request: RequestContext, args: arguments_of.ListTasksArguments) -> TaskListAnswer:

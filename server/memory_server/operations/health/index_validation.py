@@ -12,6 +12,7 @@ from memory_core.records.keys import Keys
 from memory_core.records.model import read_models
 from memory_core.records.vectors import Matrix, to_stored
 from memory_core.store.connection import store_errors
+from memory_server.contract.untrusted_text import counted
 from memory_server.index import queries as candidates
 from memory_server.operations.health.namespaces import index_info
 from memory_server.operations.health.records import RecordProblem, RecordScan
@@ -28,25 +29,25 @@ Progress = Callable[[str, int, int], None]
 
 _MESSAGES = {
     RecordProblem.UNINDEXED: (
-        "are in no index, so search never finds them",
+        "in no index, so search never finds them",
         "redis-memory reindex --namespace {namespace}",
     ),
     RecordProblem.INVALID: (
-        "have an invalid vector (wrong dimension, NaN, or not of unit length); one of these can hide all others",
+        "with an invalid vector (wrong dimension, NaN, or not of unit length); one of these can hide all others",
         "store them again and delete these; redis-memory reindex to another model embeds everything again",
     ),
-    RecordProblem.OTHER_MODEL: ("have a vector of another model only", "redis-memory reindex --namespace {namespace}"),
+    RecordProblem.OTHER_MODEL: ("with a vector of another model only", "redis-memory reindex --namespace {namespace}"),
     RecordProblem.MISSING: (
-        "have no vector; only keyword search finds them",
+        "without a vector; only keyword search finds them",
         "run a server and a sidecar: the server queues them again within seconds",
     ),
     RecordProblem.FAILED: (
-        "have no vector, because they could not be embedded; only keyword search finds them",
+        "without a vector after embedding failed; only keyword search finds them",
         "fix the reason in the sidecar's log, then redis-memory reindex --namespace {namespace}",
     ),
-    RecordProblem.ORPHAN: ("are chunks of deleted memories", "delete these keys with redis-cli UNLINK"),
+    RecordProblem.ORPHAN: ("left of deleted memories", "delete these keys with redis-cli UNLINK"),
     RecordProblem.PIECES: (
-        "lack chunks, so search misses a part of them",
+        "with chunks missing, so search misses a part of them",
         "change their content once (update_memory), or store them again",
     ),
 }
@@ -85,10 +86,14 @@ async def _check(inspection: Inspection, scan: RecordScan, progress: Progress) -
     for kind, names in sorted(by_kind.items()):
         message, remedy = _MESSAGES[kind]
         shown = ", ".join(names[:_MOST_SHOWN]) + (", …" if len(names) > _MOST_SHOWN else "")
-        seen, remedy = f"{len(names)} {message}: {shown}", remedy.format(namespace=namespace)
+        seen, remedy = f"{counted(len(names), 'record')} {message}: {shown}", remedy.format(namespace=namespace)
         report.error(f"deep.{kind}", seen, remedy, where=namespace)
     if not problems:
-        report.ok("deep.records", f"{checked} records are indexed, with valid vectors and all chunks", where=namespace)
+        report.ok(
+            "deep.records",
+            f"{counted(checked, 'record is', 'records are')} indexed, with valid vectors and all chunks",
+            where=namespace,
+        )
     if queries and RecordProblem.INVALID not in by_kind:
         await _check_neighbours(report, scan, np.stack(queries))
 
@@ -109,6 +114,6 @@ async def _check_neighbours(report: DoctorReport, scan: RecordScan, queries: Mat
         least = row[np.isfinite(row)].min() - _TOLERANCE
         found += min(sum(cosine >= least for _, cosine in near), int(np.isfinite(row).sum()))
     recall, where = found / max(expected, 1), scan.keys.namespace
-    seen = f"recall@{NEIGHBOURS} of the graph is {recall:.1%}, over {len(queries)} queries"
+    seen = f"recall@{NEIGHBOURS} of the graph is {recall:.1%}, over {counted(len(queries), 'query')}"
     remedy = f"raise vector_store.hnsw.ef_construction and m, then redis-memory reindex --namespace {where}"
     report.check(recall >= MINIMUM_RECALL, "deep.recall", seen, remedy, where=where)

@@ -19,6 +19,7 @@ from memory_core.slices import slices
 from memory_core.store import index
 from memory_core.store.connection import store_errors
 from memory_core.store.signer import check_signer
+from memory_server.contract.untrusted_text import counted
 from memory_server.engine.index_definition import drift
 from memory_server.index import queries
 from memory_server.index import query_builder as build
@@ -86,7 +87,7 @@ async def _check_index(inspection: Inspection, keys: Keys, model: Model) -> None
         seen = f"{float(info.get(b'percent_indexed', 0)):.0%} indexed"
         report.warning("index.building", seen, "wait; searches are `partial` meanwhile", where=where)
     else:
-        report.ok("index.there", f"{int(info[b'num_docs'])} texts indexed", where=where)
+        report.ok("index.there", f"{counted(int(info[b'num_docs']), 'text')} indexed", where=where)
     if differences := drift(info, keys, inspection.settings.vector_store.with_model(model)):
         seen = "; ".join(differences[:_MOST_SHOWN])
         seen += f"; and {len(differences) - _MOST_SHOWN} more" if len(differences) > _MOST_SHOWN else ""
@@ -94,7 +95,12 @@ async def _check_index(inspection: Inspection, keys: Keys, model: Model) -> None
         report.warning("index.definition", seen, remedy, where=where)
     if failures := int(info.get(b"hash_indexing_failures", 0)):
         remedy = "redis-memory doctor --deep names the records; delete them or store them again"
-        report.error("index.failures", f"{failures} records were rejected: {_last_error(info)}", remedy, where=where)
+        report.error(
+            "index.failures",
+            f"{counted(failures, 'record was', 'records were')} rejected: {_last_error(info)}",
+            remedy,
+            where=where,
+        )
 
 
 async def index_info(client: Client, keys: Keys) -> dict[bytes, Any] | None:
@@ -121,7 +127,7 @@ async def _check_jobs(inspection: Inspection, keys: Keys, model: Model) -> None:
         oldest: Sequence[Any] = await client.xrange(keys.jobs(model.name), count=1)
         dead = int(await client.xlen(keys.dead_jobs))
     waited = int(seconds) - int(oldest[0][0].partition(b"-")[0]) / 1000 if oldest else 0.0
-    seen = f"{number} texts wait for vectors"
+    seen = counted(number, "text waits for its vector", "texts wait for vectors")
     if waited > STUCK_SECONDS:
         remedy = "start another sidecar (redis-memory-embedder), and read the logs of the running ones"
         report.error("jobs.stuck", f"{seen}, the oldest for {waited:.0f} s", remedy, where=where)
@@ -129,7 +135,8 @@ async def _check_jobs(inspection: Inspection, keys: Keys, model: Model) -> None:
         report.ok("jobs.waiting", seen, where=where)
     failed = await _count_failed(inspection, keys, model)
     if dead or failed:
-        seen = f"{failed} texts have no vector, because they could not be embedded; {dead} jobs failed"
+        texts = counted(failed, "text has no vector, because it", "texts have no vector, because they")
+        seen = f"{texts} could not be embedded; {counted(dead, 'job')} failed"
         remedy = f"fix the reason in the sidecar's log, then redis-memory reindex --namespace {where}, "
         remedy += f"which tries them again, then DEL '{keys.dead_jobs}'"
         report.warning("jobs.dead", seen, remedy, where=where)
@@ -162,7 +169,8 @@ async def _check_authority(inspection: Inspection, keys: Keys) -> None:
     found = {one.name: one.failure async for one in AuthorityScan(inspection.client, integrity, where).records()}
     failed = {name: failure for name, failure in found.items() if failure}
     if not failed:
-        report.ok("authority.records", f"{len(found)} authorisation records have a valid code", where=where)
+        seen = counted(len(found), "authorisation record has a valid code", "authorisation records have a valid code")
+        report.ok("authority.records", seen, where=where)
         return
     if set(failed.values()) == {IntegrityFailure.UNSIGNED}:
         remedy = f"if an earlier release wrote them, run redis-memory integrity adopt --namespace {where} once"
@@ -170,7 +178,10 @@ async def _check_authority(inspection: Inspection, keys: Keys) -> None:
         remedy = f"redis-memory integrity verify --namespace {where} names all; somebody wrote them without the key: "
         remedy += "change the passwords of Redis, and restore or delete them"
     shown = "; ".join(f"{name} is {failure}" for name, failure in sorted(failed.items())[:_MOST_SHOWN])
-    seen = f"{len(failed)} of {len(found)} authorisation records fail their check and have no effect: {shown}"
+    bad = counted(
+        len(failed), "authorisation record fails its check and has", "authorisation records fail their check and have"
+    )
+    seen = f"{bad} no effect, of {len(found)}: {shown}"
     report.error("authority.records", seen, remedy, where=where)
 
 
@@ -193,14 +204,18 @@ async def _check_data_keys(inspection: Inspection, keys: Keys) -> None:
 
 async def _check_audit(inspection: Inspection, keys: Keys) -> None:
     """Check how far the audit log is sealed, and the last seal. `audit verify` checks all of it."""
-    counted = await reader.counters(inspection.client, keys)
+    counters = await reader.counters(inspection.client, keys)
     _, last = await reader.last_seal(inspection.client, keys)
-    seen, where, report = f"{counted.given} entries, sealed up to {counted.sealed}", keys.namespace, inspection.report
+    seen, where, report = (
+        f"{counted(counters.given, 'entry')}, sealed up to {counters.sealed}",
+        keys.namespace,
+        inspection.report,
+    )
     if inspection.keyring.signer is None:
         report.ok("audit.seals", f"{seen}; no key is configured, so seals are not checked", where=where)
         return
     try:
-        is_good = last.is_genuine(inspection.keyring, where) and not last.broken if last else not counted.sealed
+        is_good = last.is_genuine(inspection.keyring, where) and not last.broken if last else not counters.sealed
     except KeyMissing:
         is_good = False
     remedy = f"redis-memory audit verify --namespace {where} shows what was changed"
@@ -218,5 +233,5 @@ async def _check_damage(inspection: Inspection, keys: Keys) -> None:
     text = [{name.decode(): value.decode(errors="replace") for name, value in fields.items()} for _, fields in newest]
     shown = "; ".join(f"{one.get('entry') or 'all'} of {one.get('key')} ({one.get('why')})" for one in text)
     remedy = f"find what else writes to this Redis, then DEL '{keys.damaged}'"
-    seen = f"{number} damaged entries were removed, the newest: {shown}"
+    seen = f"{counted(number, 'damaged entry was', 'damaged entries were')} removed, the newest: {shown}"
     inspection.report.warning("namespace.damage", seen, remedy, where=keys.namespace)

@@ -13,6 +13,7 @@ from memory_core.package_data import resource
 from memory_core.redis_client import Client
 from memory_core.store import functions
 from memory_core.store.connection import store_errors, unsafe
+from memory_server.contract.untrusted_text import counted
 from memory_server.engine.index_definition import text_of
 from memory_server.operations.health.report import DoctorReport
 
@@ -91,14 +92,14 @@ async def _check_clock(client: Client, report: DoctorReport, clock: Callable[[],
 
 async def _check_denials(client: Client, report: DoctorReport, info: dict[str, Any]) -> None:
     """Check for ACL denials, by the ACL log if it may be read, else by its counters."""
-    counted = {kind: int(info.get(f"acl_access_denied_{kind}", 0)) for kind in ("auth", "cmd", "key", "channel")}
-    if not any(counted.values()):
+    counters = {kind: int(info.get(f"acl_access_denied_{kind}", 0)) for kind in ("auth", "cmd", "key", "channel")}
+    if not any(counters.values()):
         report.ok("redis.acl", "no denials")
         return
     denials = None if _is_shipped(client) else await _logged_denials(client)
     if denials is None:
-        number = counted["key"] + counted["channel"]
-        denials = [f"{number} keys or channels"] if number else []
+        number = counters["key"] + counters["channel"]
+        denials = [counted(number, "key or channel", "keys or channels")] if number else []
     if denials:
         more = f" and {len(denials) - _MOST_SHOWN} more" if len(denials) > _MOST_SHOWN else ""
         remedy = "compare the user's rules with this release's redis/users.acl, ACL LOAD, then ACL LOG RESET"

@@ -17,6 +17,7 @@ from memory_core.store import index, sidecar
 from memory_core.store.sidecar import GIVE_KEY, BulkStatus, lacks_key
 from memory_server.contract.arguments import StatsArguments
 from memory_server.contract.stats import GpuAnswer, IndexHealth, Sidecar, StatsAnswer
+from memory_server.contract.untrusted_text import counted
 from memory_server.engine.inflight_reads import reads
 from memory_server.engine.principals import owners_of, resolve
 from memory_server.engine.request_context import Caller, RequestContext
@@ -128,11 +129,10 @@ def _bulk(status: BulkStatus, *, busy: bool) -> str:
         return f"offered, with {status.memory_total >> 20} MiB to fill"
     if not status.requests_total:
         return f"idle, with {status.memory_total >> 20} MiB to fill"
-    faiss = f"FAISS {status.faiss} on {status.faiss_gpus or 'no'} GPUs" if status.faiss else "no FAISS"
-    return (
-        f"{status.arrays}, {faiss}: {status.vectors} vectors of {status.namespaces} namespaces in "
-        f"{status.memory_used >> 20} of {status.memory_total >> 20} MiB"
-    )
+    gpus = counted(status.faiss_gpus, "GPU") if status.faiss_gpus else "no GPUs"
+    faiss = f"FAISS {status.faiss} on {gpus}" if status.faiss else "no FAISS"
+    vectors = f"{counted(status.vectors, 'vector')} of {counted(status.namespaces, 'namespace')}"
+    return f"{status.arrays}, {faiss}: {vectors} in {status.memory_used >> 20} of {status.memory_total >> 20} MiB"
 
 
 async def is_ready(service: Service) -> str | None:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from memory_core.crypto.keyring import Keyring
 from memory_core.crypto.signed_entry import TRIM, SignedEntry
 from memory_core.errors import KeyMissing
+from memory_server.contract.untrusted_text import counted
 from memory_server.security.audit.seals import Seal, start
 
 MOST_PROBLEMS = 100
@@ -122,7 +123,7 @@ class Check:
         if report.first and report.first != self._trimmed + 1:
             report.add(report.first, "removed", f"entries begin at {report.first} instead of {self._trimmed + 1}")
         if self._expected <= given:
-            report.add(self._expected, "tail cut", f"{given} numbers were given")
+            report.add(self._expected, "tail cut", counted(given, "number was given", "numbers were given"))
         if report.sealed_to < sealed:
             report.add(report.sealed_to + 1, "seal removed", f"there were seals up to {sealed}")
         if expect is not None:
@@ -176,7 +177,7 @@ class Check:
         if entry.position <= self._last:
             self.report.add(number, "reordered", "its stream id is before that of the previous entry")
         if number > expected:
-            self.report.add(expected, "removed", f"{number - expected} numbers are missing")
+            self.report.add(expected, "removed", counted(number - expected, "number is missing", "numbers are missing"))
         elif number < expected:
             self.report.add(max(number, 0), "reordered", f"found where {expected} should be")
         self._last = max(self._last, entry.position)

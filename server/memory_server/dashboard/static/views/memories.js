@@ -11,7 +11,7 @@ const START = {
   since: '', until: '', archive: false, min_score: '', recency: '',
 };
 const PAGE = 20;
-const TRUST = { received: 'received', granted: 'by a grant', public: 'by another agent' };
+const TRUST = { received: 'received', granted: 'by a grant', shared: 'for you', public: 'by another agent' };
 
 const filters = (form) => ({
   memory_types: form.types.length ? form.types : undefined,
