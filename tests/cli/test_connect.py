@@ -18,6 +18,8 @@ from memory_core.errors import InvalidArgument
 from memory_server.cli import app
 from memory_server.cli.client_config.clients import SECTION, Client, Environment, Server, config_file, entry
 from memory_server.cli.client_config.json_text import with_member
+from memory_server.local.paths import locate
+from memory_server.local.servers import announced
 
 URL = "http://127.0.0.1:8765/mcp?agent={}&answers=text"
 FILES = {
@@ -343,3 +345,19 @@ def test_names_in_a_given_url_count_and_are_checked(desk: Desk) -> None:
     for bad in ("agent=에이전트", "agent=server", "namespace=%ED%8C%80"):
         assert isinstance(desk.run("gemini", "--url", f"https://memory.example/mcp?{bad}").exception, InvalidArgument)
     assert not desk.file("gemini").exists()
+
+
+def test_connect_says_on_which_data_directory_no_server_runs(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("REDIS_URL", raising=False)
+    mine, other = desk.home / "마이 data", desk.home / "other"
+    other.mkdir(mode=0o700)
+    (other / "password").write_text("secret\n")
+    result = desk.run("claude", "--data-dir", str(mine))
+    assert f"no server is running on the data directory {mine}" in result.output
+    assert f"redis-memory serve --data-dir '{mine}'" in result.output
+    assert str(other) not in result.output
+    with announced(locate(other), "http://127.0.0.1:9", ""):
+        assert f"servers run on {other}" in desk.run("claude", "--data-dir", str(mine)).output
+        missing = desk.run("claude", "--data-dir", str(other)).output
+    assert "the server at http://127.0.0.1:9 runs, but does not answer" in missing
+    assert "no server is running" not in missing

@@ -74,8 +74,11 @@ def _check_tls(settings: Settings) -> None:
 def transport_security(settings: Settings) -> TransportSecuritySettings:
     """Return the Host and Origin headers that the SDK accepts."""
     hosts = [form for host in settings.allowed_hosts for form in _with_any_port(host)]
+    own = [f"{settings.host}:*"] if _is_loopback(settings.host) and ":" not in settings.host else []
+    own = [host for host in own if host not in _HOSTS]
     return TransportSecuritySettings(
-        allowed_hosts=[*_HOSTS, *hosts], allowed_origins=[*_ORIGINS, *settings.allowed_origins]
+        allowed_hosts=[*_HOSTS, *own, *hosts],
+        allowed_origins=[*_ORIGINS, *(f"http://{host}" for host in own), *settings.allowed_origins],
     )
 
 

@@ -79,10 +79,8 @@ def connect(
         else:
             lazy.printing.line(f"Wrote {change.file}{f'; the previous version is {backup}' if backup else ''}.")
             lazy.printing.line(f"Next: {NEXT_STEP[client]}.")
-        if not stdio and not url and not asyncio.run(lazy.machine.livez(_local(console))):
-            lazy.printing.line(
-                "No server is running there: start one with `make run` or `redis-memory serve`.", err=True
-            )
+        if not stdio and not url and (problem := _problem(console)):
+            lazy.printing.line(problem, err=True)
 
     result = {"client": client, "file": str(change.file), "name": name, "entry": wanted}
     result |= {"changed": is_written, "would_change": change.is_needed, "backup": str(backup) if backup else None}
@@ -132,6 +130,19 @@ def _local(console: Console) -> str:
     """Return the URL of the newest server on the data directory, or where one will listen."""
     settings = console.settings
     return (lazy.running.find_servers(settings) or [lazy.running.configured_url(settings)])[0]
+
+
+def _problem(console: Console) -> str | None:
+    """Say why the client would not reach this memory at the local URL; None if it would."""
+    settings, url = console.settings, _local(console)
+    answers = asyncio.run(lazy.machine.livez(url))
+    if lazy.running.announced_servers(settings):
+        return None if answers else f"the server at {url} runs, but does not answer yet"
+    if answers and ("data_dir" not in settings.model_fields_set or lazy.running.find_servers(settings)):
+        return None  # such as a server in a container
+    missing = lazy.running.no_server(settings)
+    other = f". The server at {url} has another memory" if answers else ""
+    return f"{missing.message} ({missing.hint}){other}"
 
 
 def _command(

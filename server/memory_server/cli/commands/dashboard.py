@@ -39,6 +39,5 @@ def _newest(settings: Settings) -> str:
     """Return the URL of the newest server on the data directory. Raises StoreUnavailable without one."""
     servers = lazy.running.find_servers(settings)
     if not servers:
-        hint = "start one with redis-memory serve, or name one with --url"
-        raise StoreUnavailable("no HTTP server is running on this memory", hint=hint)
+        raise lazy.running.no_server(settings)
     return servers[0]

@@ -52,7 +52,7 @@ def _redis(redis: RedisState) -> str:
 
 def _server(server: ServerState) -> str:
     if not server.answers:
-        return f"none at {server.url}"
+        return server.why or f"none at {server.url}"
     return f"{server.url}, {'ready' if server.ready else f'not ready: {server.why}'}"
 
 
