@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 import pytest_asyncio
@@ -156,6 +157,44 @@ async def test_status_shows_processes_and_namespaces(shell: Shell, alice: Agent)
     assert shell.namespace in shown.stdout
     nothing = await shell.run("status", "--json", scoped=False, REDIS_URL="unix:///nowhere.sock")
     assert (nothing.exit_code, json.loads(nothing.stdout)["redis"]["answers"]) == (1, False)
+
+
+@pytest.mark.parametrize(
+    "where",
+    [
+        ("--port", "1"),
+        ("--url", "http://127.0.0.1:1"),
+        ("--url", "http://localhost:1/"),
+        ("--url", "https://[::1]:1"),
+        ("--url", "ftp://127.0.0.1:1"),
+        ("--url", "127.0.0.1:1"),
+        ("--url", "http://127.0.0.1:99999"),
+    ],
+    ids=" ".join,
+)
+async def test_no_login_link_is_made_for_a_place_without_a_server(
+    shell: Shell, alice: Agent, where: tuple[str, str]
+) -> None:
+    await alice.store("One.")
+    before = await shell.stack.client.keys("rm:operator*")
+    result = await shell.run("dashboard", *where)
+    assert isinstance(result.exception, StoreUnavailable | InvalidArgument)
+    assert "operator=" not in result.output
+    assert await shell.stack.client.keys("rm:operator*") == before
+
+
+async def test_login_link_of_another_machine_says_that_it_was_not_checked(shell: Shell, alice: Agent) -> None:
+    await alice.store("One.")
+    result = await shell.run("dashboard", "--url", "https://memory.invalid/team/")
+    assert result.stdout.startswith("https://memory.invalid/team/#operator=")
+    assert "no server answers at https://memory.invalid/team" in result.stderr
+
+
+async def test_login_link_names_the_port_of_a_server_that_answers(shell: Shell, alice: Agent) -> None:
+    await alice.store("One.")
+    port = str(urlsplit(shell.stack.server.url).port)
+    result = await shell.run("dashboard", "--port", port)
+    assert result.output.startswith(f"http://127.0.0.1:{port}/#operator=")
 
 
 async def test_bench_reports_measurements_and_deletes_its_memories(shell: Shell, stack: Stack) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import re
 import shlex
 from collections.abc import AsyncGenerator
@@ -73,6 +74,19 @@ def redis_names(settings: Settings) -> tuple[str, ...]:
         return embedded
     address = address_of(url)
     return (address, *embedded) if settings.uses_config_default_redis or address in embedded else (address,)
+
+
+def may_be_embedded(settings: Settings) -> bool:
+    """Whether servers with these settings use the embedded Redis, at least if the stock one does not run."""
+    return redis_url(settings) is None or settings.uses_config_default_redis
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches a listening address."""
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 def address_of(url: str) -> str:
@@ -178,5 +192,4 @@ def keyring_of(settings: Settings, paths: LocalPaths | None) -> Keyring:
 
 def keyring_from_settings(settings: Settings) -> Keyring:
     """Read a server's keys without looking for a running Redis. Raises UnsafeStart for an invalid key."""
-    is_embedded = redis_url(settings) is None or settings.uses_config_default_redis
-    return keyring_of(settings, locate(settings.data_dir) if is_embedded else None)
+    return keyring_of(settings, locate(settings.data_dir) if may_be_embedded(settings) else None)
