@@ -326,9 +326,7 @@ def test_names_that_the_server_refuses_are_refused_before_writing(
 
 @pytest.mark.parametrize(("option", "query"), [("--agent", "agent"), ("--namespace", "namespace")])
 @pytest.mark.parametrize("how", [(), ("--stdio",)])
-def test_names_are_written_as_the_server_reads_them(
-    desk: Desk, option: str, query: str, how: tuple[str, ...]
-) -> None:
+def test_names_are_written_as_the_server_reads_them(desk: Desk, option: str, query: str, how: tuple[str, ...]) -> None:
     result = desk.run("claude", *how, option, "Größe Two")
     assert f'{query} "Größe Two" is grosse-two' in result.output
     written = desk.entry("claude")

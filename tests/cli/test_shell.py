@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 
 import pytest
 import pytest_asyncio
+from support.embedder_fixtures import wait_until
 from support.sharing_helpers import register, share
 from support.shell import Shell
 from support.stack import Agent, Stack
@@ -19,7 +20,7 @@ from support.task_helpers import fail, lease, submit
 from typer.main import get_command
 
 from memory_core.errors import Forbidden, InvalidArgument, NotFound, StoreUnavailable, plain
-from memory_core.records.keys import Keys
+from memory_core.records.keys import SWEEPER, Keys
 from memory_server import cli
 from memory_server.cli import lazy
 from memory_server.cli.console import acting_as, exit_code
@@ -147,6 +148,7 @@ async def test_agents_and_tokens_are_listed(shell: Shell, alice: Agent) -> None:
 
 async def test_status_shows_processes_and_namespaces(shell: Shell, alice: Agent) -> None:
     await alice.store("One.")
+    await wait_until(lambda: shell.stack.client.exists(SWEEPER))  # a server takes it a second after its start
     status = await shell.json("status", scoped=False)
     assert (status["redis"]["answers"], status["server"]["servers"]) == (True, True)
     assert status["sidecars"][0]["state"] == "ready"

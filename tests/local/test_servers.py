@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -156,7 +157,16 @@ async def test_commands_find_a_server_on_any_port_until_it_stops(
                 assert status["server"]["ready"]
             assert first in run("connect", "claude", "--print")
             assert run("dashboard").startswith(f"{first.removesuffix('mcp')}#operator=")
-        assert json.loads(run("status", "--json"))["server"]["answers"] is False
+            os.kill(running_servers(locate(folder))[0].pid, signal.SIGKILL)
+            deadline = time.monotonic() + 10
+            while running_servers(locate(folder)):
+                assert time.monotonic() < deadline
+                time.sleep(0.01)
+            killed = json.loads(run("status", "--json"))
+            assert (killed["redis"]["answers"], killed["server"]["servers"]) == (True, False)
+            text = run("status")
+            assert "none running" in text
+            assert f"no server is running on the data directory {folder}" in text
         stop_redis(folder)
 
     await asyncio.to_thread(check)

@@ -34,9 +34,6 @@ from memory_server.local.running import (
 from memory_server.operations.health.machine import livez
 from memory_server.operations.sweeper import LEASE_SECONDS
 
-_RENEWED_SECONDS = 3.0
-"""Age of the servers' lease, which they renew every second, from which it shows no server any more."""
-
 
 class RedisState(BaseModel):
     """Redis. `why` is the reason that it does not answer."""
@@ -52,13 +49,17 @@ class RedisState(BaseModel):
 
 
 class ServerState(BaseModel):
-    """An HTTP server. `servers`: whether any server process uses this Redis, also over stdio."""
+    """An HTTP server. `servers`: whether any server process uses this Redis, also over stdio.
+
+    Servers of an external Redis renew a lease there; `servers_seen` is how many seconds ago they did.
+    """
 
     url: str
     answers: bool = False
     ready: bool = False
     why: str | None = None
     servers: bool = False
+    servers_seen: float | None = None
 
 
 class NamespaceState(BaseModel):
@@ -130,7 +131,8 @@ async def _read_redis(client: Client, found: Status, settings: Settings, running
         left = await client.pttl(SWEEPER) / 1000
         found.sidecars = await sidecar.living(client)
     # The lease outlives a server that was killed. The lock does not, but only the embedded Redis has one.
-    found.server.servers = has_users(running.paths) if running.paths else left > LEASE_SECONDS - _RENEWED_SECONDS
+    found.server.servers = has_users(running.paths) if running.paths else left > 0
+    found.server.servers_seen = round(LEASE_SECONDS - left, 1) if left > 0 and not running.paths else None
     redis = found.redis
     redis.answers, redis.version = True, str(info["redis_version"])
     redis.uptime_seconds, redis.used_memory = int(info["uptime_in_seconds"]), int(info["used_memory"])
