@@ -51,7 +51,6 @@ def problem(path: Path, name: str) -> tuple[str, int]:
     try:
         source, known = detect(path)
     except InvalidArgument as error:
-        assert "nothing was imported" in error.message
         return error.message, 0
     assert known is not None
     assert known.name == name
@@ -72,6 +71,7 @@ def test_cut_export_says_where_it_ends(tmp_path: Path, name: str, shape: str) ->
         file.write_bytes(whole[: len(whole) * (2 * number + 1) // (2 * CUTS)])
         said, memories = problem(file, name)
         assert ENDS.search(said), said
+        assert memories or "nothing was imported" in said
         read.append(memories)
     assert read == sorted(read)
     assert 0 < read[-1] < 100

@@ -97,7 +97,7 @@ def _is_cut(text: str, error: Exception) -> bool:
 
 
 def _cut_value(text: str, position: int, line: int, before: int) -> Iterator[JsonValue | JsonDamage]:
-    """Yield what is whole of a value that the end of the file cuts off, and where that is; `before` are other values."""
+    """Yield what is whole of a value that the end of the file cuts off, and where; `before` are other values."""
     whole, number, is_between = (None, before, False) if before else _whole_part(text, position)
     if whole is not None:
         yield JsonValue(line, whole)
