@@ -40,7 +40,7 @@ def test_no_line_of_a_table_ends_with_blanks(
 
 
 def test_piped_table_has_one_line_for_each_record(capsys: pytest.CaptureFixture[str]) -> None:
-    rows = [(new_id(), "claude-of-the-first-team " * 5, "word " * 40), (new_id(), "b", "金 " * 60), (new_id(), "c", None)]
+    rows = [(new_id(), "claude-of-the-first-team " * 5, "word " * 40), (new_id(), "b", "金 " * 60), (new_id(), "c", "")]
     printing.table(("task", "worker", "description"), rows)
     header, *lines = capsys.readouterr().out.splitlines()
     assert header.split() == ["task", "worker", "description"]

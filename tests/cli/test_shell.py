@@ -269,3 +269,20 @@ def test_shell_completes_commands() -> None:
 def test_transient_refusals_have_their_own_exit_code() -> None:
     assert exit_code(StoreUnavailable("no")) == 75
     assert exit_code(NotFound("no")) == 78
+
+
+async def test_console_takes_agent_names_as_people_write_them(shell: Shell, alice: Agent) -> None:
+    await alice.store("One.")
+    for words in (("tasks", "list", "--agent"), ("grants", "list", "--agent"), ("quarantine", "add"), ("purge",)):
+        assert isinstance(await shell.refused(*words, "에이전트"), InvalidArgument)
+    assert "1 memory that alice wrote" in (await shell.run("quarantine", "add", "Alice")).stdout
+    assert (await shell.run("quarantine", "remove", "ALICE")).stdout.startswith("The memories of alice ")
+    assert "delete 1 memory" in str(await shell.refused("purge", "Alice"))
+
+
+async def test_search_names_access_and_scores_as_the_tools_do(shell: Shell, alice: Agent) -> None:
+    await alice.store("The harbour opens at six.")
+    header, hit = (await shell.run("search", "harbour", "--agent", "alice")).stdout.splitlines()
+    assert header.split() == ["score", "memory", "by", "access", "time", "content"]
+    assert "alice  own, private  " in hit
+    assert hit.startswith(".")

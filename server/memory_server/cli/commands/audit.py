@@ -20,6 +20,7 @@ from memory_core.records.keys import Keys
 from memory_core.records.times import to_iso
 from memory_server.cli import lazy
 from memory_server.cli.console import CHECK_FAILED, Console, common_options, group
+from memory_server.contract.untrusted_text import counted
 
 if TYPE_CHECKING:
     from memory_core.crypto.keyring import Keyring
@@ -71,7 +72,8 @@ def export(
     """Write all entries and seals to a file, which `verify --file` checks without Redis."""
     number = _on_redis(console, lambda client, keys: _export(client, keys, to))
     console.show(
-        {"lines": number, "file": str(to)}, lambda: lazy.printing.line(f"Wrote {number} lines to {to}.", err=True)
+        {"lines": number, "file": str(to)},
+        lambda: lazy.printing.line(f"Wrote {counted(number, 'line')} to {to}.", err=True),
     )
 
 
@@ -141,7 +143,7 @@ def _print_report(report: AuditReport) -> None:
     if report.ok:
         lazy.printing.line("verified", color="green") if report.keyed else lazy.printing.line("no number is missing")
         return
-    lazy.printing.line(f"{report.number_of_problems} problems")
+    lazy.printing.line(counted(report.number_of_problems, "problem"))
     rows = ((problem.number, problem.kind, problem.detail) for problem in report.problems[:_MOST_SHOWN])
     lazy.printing.table(("number", "problem", "evidence"), rows)
     if report.number_of_problems > _MOST_SHOWN:

@@ -13,6 +13,7 @@ from memory_core.errors import KeyMissing, Tampered
 from memory_core.records.names import check_name
 from memory_server.cli import lazy
 from memory_server.cli.console import CHECK_FAILED, Console, common_options, group
+from memory_server.contract.untrusted_text import counted
 
 if TYPE_CHECKING:
     from memory_server.service import Service
@@ -68,7 +69,9 @@ def rotate(console: Console, agent: Annotated[str | None, typer.Option(help="Onl
             failed += rotated.closed
             resealed[owner] = rotated.resealed
             if not console.as_json:
-                lazy.printing.line(f"{owner}: {rotated.resealed} memories are encrypted under the new key.")
+                lazy.printing.line(
+                    f"{owner}: {counted(rotated.resealed, 'memory', 'memories')} encrypted under the new key."
+                )
         return failed
 
     failed = console.with_service(act)

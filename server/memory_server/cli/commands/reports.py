@@ -8,6 +8,7 @@ import typer
 
 from memory_server.cli import lazy
 from memory_server.cli.console import Console, common_options
+from memory_server.contract.untrusted_text import counted
 
 _WAIT_SECONDS = 300.0
 Agent = Annotated[str, typer.Argument(help="Name of the agent whose memories to compare.")]
@@ -33,7 +34,7 @@ def duplicates(
         lazy.printing.table(("cosine", "memory", "content"), rows)
         left_out = answer.pairs_left_out
         lazy.printing.line(
-            f"{len(answer.groups)} groups." + (f" {left_out} more pairs were left out." if left_out else "")
+            f"{counted(len(answer.groups), 'group')}." + (f" {left_out} more pairs were left out." if left_out else "")
         )
 
     console.show_answer(answer, show)

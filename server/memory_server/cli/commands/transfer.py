@@ -15,6 +15,7 @@ import typer
 from memory_core.records.memory import Priority, Visibility
 from memory_server.cli import lazy
 from memory_server.cli.console import CHECK_FAILED, Console, common_options
+from memory_server.contract.untrusted_text import counted
 
 if TYPE_CHECKING:
     from memory_server.transfer.exporter import Exported
@@ -116,7 +117,8 @@ def _export_result(done: Exported) -> dict[str, Any]:
 def _print_export(done: Exported) -> None:
     resumed = f", resumed after {done.resumed_from}" if done.resumed_from else ""
     lazy.printing.line(
-        f"Exported {done.counts['memory']} memories of {done.counts['agent']} agents to {done.file}{resumed}."
+        f"Exported {counted(done.counts['memory'], 'memory', 'memories')} of {counted(done.counts['agent'], 'agent')}"
+        f" to {done.file}{resumed}."
     )
     for reason, number in sorted(done.left_out.items()):
         lazy.printing.line(f"left out: {number} {reason}")
@@ -139,10 +141,10 @@ def _import_result(done: Imported, seconds: float) -> dict[str, Any]:
 
 
 def _print_import(done: Imported, seconds: float) -> None:
-    would_be = "would be" if done.dry_run else "are"
-    lazy.printing.line(
-        f"{done.format}: {done.memories['new']} of {done.read} records {would_be} new memories ({seconds:.1f} s)."
-    )
+    new = counted(done.memories["new"], "new memory", "new memories")
+    made = "would make" if done.dry_run else "made"
+    records = counted(done.read, "record")
+    lazy.printing.line(f"{done.format}: {records} {made} {new} ({seconds:.1f} s).")
     counts = [(_OUTCOMES.get(outcome, outcome), number) for outcome, number in sorted(done.memories.items())]
     counts += sorted(done.others.items())
     for what, number in counts:

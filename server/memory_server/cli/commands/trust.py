@@ -11,6 +11,7 @@ from memory_core.errors import ConfirmationNeeded
 from memory_core.records.times import parse_time, to_iso
 from memory_server.cli import lazy
 from memory_server.cli.console import CHECK_FAILED, Console, common_options, group
+from memory_server.contract.untrusted_text import counted
 
 if TYPE_CHECKING:
     from memory_server.operations.verify_integrity import IntegritySummary
@@ -26,7 +27,7 @@ Since = Annotated[str | None, typer.Option(help="Only what it wrote since this t
 @common_options()
 def add(console: Console, agent: Agent, since: Since = None) -> None:
     """Hide everything that an agent wrote and will write from all other agents, immediately."""
-    namespace, start = console.namespace, _since(since)
+    agent, namespace, start = console.agent_name(agent), console.namespace, _since(since)
 
     async def act(service: Service) -> int:
         await lazy.quarantine.quarantine(service.backend, namespace, agent, start)
@@ -35,7 +36,7 @@ def add(console: Console, agent: Agent, since: Since = None) -> None:
     number = console.with_service(act)
     console.show(
         {"agent": agent, "namespace": namespace, "hidden": number},
-        f"{number} memories that {agent} wrote in {namespace} are hidden from all other agents.",
+        f"{_memories(number)} that {agent} wrote in {namespace} {_are(number)} hidden from all other agents.",
     )
 
 
@@ -43,7 +44,7 @@ def add(console: Console, agent: Agent, since: Since = None) -> None:
 @common_options()
 def remove(console: Console, agent: Agent) -> None:
     """Show an agent's memories again."""
-    namespace = console.namespace
+    agent, namespace = console.agent_name(agent), console.namespace
     console.with_service(lambda service: lazy.quarantine.lift(service.backend, namespace, agent))
     console.show({"agent": agent, "namespace": namespace}, f"The memories of {agent} in {namespace} are visible again.")
 
@@ -70,16 +71,16 @@ def purge(
     confirm: Annotated[bool, typer.Option("--confirm", help="Delete; without it, only count.")] = False,
 ) -> None:
     """Delete everything that an agent wrote, permanently. Run it again to resume after an interruption."""
-    namespace, start = console.namespace, _since(since)
+    agent, namespace, start = console.agent_name(agent), console.namespace, _since(since)
     if not confirm:
         console.only_reads()
     act = lazy.quarantine.purge if confirm else lazy.quarantine.count_written
     number = console.with_service(lambda service: act(service, namespace, agent, start))
     if not confirm:
-        raise ConfirmationNeeded(f"this would permanently delete {number} memories", hint="add --confirm")
+        raise ConfirmationNeeded(f"this would permanently delete {_memories(number)}", hint="add --confirm")
     console.show(
         {"agent": agent, "namespace": namespace, "deleted": number},
-        f"{number} memories that {agent} wrote in {namespace} are deleted.",
+        f"{_memories(number)} that {agent} wrote in {namespace} {_are(number)} deleted.",
     )
 
 
@@ -107,6 +108,14 @@ def adopt(console: Console) -> None:
 
 def _print_report(report: IntegritySummary) -> None:
     lazy.printing.emit(asdict(report) | {"healthy": report.healthy})
+
+
+def _memories(number: int) -> str:
+    return counted(number, "memory", "memories")
+
+
+def _are(number: int) -> str:
+    return "is" if number == 1 else "are"
 
 
 def _since(text: str | None) -> float:
