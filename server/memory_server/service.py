@@ -6,7 +6,7 @@ import asyncio
 import logging
 from collections import Counter, defaultdict
 from collections.abc import AsyncGenerator, Awaitable, Callable, Hashable, Iterable, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
 from urllib.parse import quote
 
 from memory_core.cancellation import cancel
@@ -31,6 +31,7 @@ from memory_server.engine.redis_backend import Backend
 from memory_server.engine.request_context import Caller
 from memory_server.engine.sidecars.bulk_client import BulkClient
 from memory_server.engine.sidecars.embeddings import Embeddings
+from memory_server.engine.stdio_sessions import announce_session
 from memory_server.events.hub import Hub
 from memory_server.events.match_log import MatchLog
 from memory_server.events.positions import Positions
@@ -92,6 +93,7 @@ class Service:
                 await parts.enter_async_context(part.running())
             for part in (self.events, self.positions):
                 await parts.enter_async_context(part.running())
+            announce_session(self.settings, self.presence, parts.enter_context(ExitStack()))
             await parts.enter_async_context(self.presence.running(self.backend))
             flusher = asyncio.create_task(self._flush_forever())
             try:

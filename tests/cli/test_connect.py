@@ -18,6 +18,8 @@ from memory_core.errors import InvalidArgument
 from memory_server.cli import app
 from memory_server.cli.client_config.clients import SECTION, Client, Environment, Server, config_file, entry
 from memory_server.cli.client_config.json_text import with_member
+from memory_server.local.paths import locate
+from memory_server.local.servers import announced
 
 URL = "http://127.0.0.1:8765/mcp?agent={}&answers=text"
 FILES = {
@@ -293,3 +295,67 @@ def test_setting_a_json_member_keeps_the_rest(
         before.pop("servers", None)
     after = json.loads(with_member(write(before), "servers", "mine", {"url": "x"}))
     assert after == {**before, "servers": {**(servers or {}), "mine": {"url": "x"}}}
+
+
+@pytest.mark.parametrize("how", [("--http",), ("--stdio",)])
+@pytest.mark.parametrize(
+    ("words", "environment"),
+    [
+        (("--agent", "에이전트"), {}),
+        (("--agent", "server"), {}),
+        (("--agent", "a/b"), {}),
+        (("--agent", "x" * 65), {}),
+        (("--agent", "Claude Code", "--token-env", "MEMORY_TOKEN"), {}),
+        (("--namespace", "팀"), {}),
+        (("--namespace", "My Team", "--token-env", "MEMORY_TOKEN"), {}),
+        ((), {"MEMORY_NAMESPACE": "팀"}),
+    ],
+)
+def test_names_that_the_server_refuses_are_refused_before_writing(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...], environment: dict[str, str], how: tuple[str]
+) -> None:
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    for client in FILES:
+        for also in ((), ("--print",), ("--dry-run",)):
+            result = desk.run(client, *how, *words, *also)
+            assert isinstance(result.exception, InvalidArgument), result.output
+            assert result.output == ""
+        assert not desk.file(client).exists()
+
+
+@pytest.mark.parametrize(("option", "query"), [("--agent", "agent"), ("--namespace", "namespace")])
+@pytest.mark.parametrize("how", [(), ("--stdio",)])
+def test_names_are_written_as_the_server_reads_them(desk: Desk, option: str, query: str, how: tuple[str, ...]) -> None:
+    result = desk.run("claude", *how, option, "Größe Two")
+    assert f'{query} "Größe Two" is grosse-two' in result.output
+    written = desk.entry("claude")
+    assert "grosse-two" in written["args"] if how else f"{query}=grosse-two" in written["url"]
+
+
+def test_names_in_a_given_url_count_and_are_checked(desk: Desk) -> None:
+    base = "https://memory.example/mcp?team=1&agent={}&answers=both"
+    result = desk.run("claude", "--url", base.format("My%20Bot"))
+    assert 'agent "My Bot" is my-bot' in result.output
+    assert desk.entry("claude")["url"] == "https://memory.example/mcp?team=1&agent=my-bot&answers=both"
+    desk.run("claude", "--url", base.format("bot"), "--agent", "other")
+    assert desk.entry("claude")["url"] == "https://memory.example/mcp?team=1&agent=other&answers=both"
+    for bad in ("agent=에이전트", "agent=server", "namespace=%ED%8C%80"):
+        assert isinstance(desk.run("gemini", "--url", f"https://memory.example/mcp?{bad}").exception, InvalidArgument)
+    assert not desk.file("gemini").exists()
+
+
+def test_connect_says_on_which_data_directory_no_server_runs(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("REDIS_URL", raising=False)
+    mine, other = desk.home / "마이 data", desk.home / "other"
+    other.mkdir(mode=0o700)
+    (other / "password").write_text("secret\n")
+    result = desk.run("claude", "--data-dir", str(mine))
+    assert f"no server is running on the data directory {mine}" in result.output
+    assert f"redis-memory serve --data-dir '{mine}'" in result.output
+    assert str(other) not in result.output
+    with announced(locate(other), "http://127.0.0.1:9", ""):
+        assert f"servers run on {other}" in desk.run("claude", "--data-dir", str(mine)).output
+        missing = desk.run("claude", "--data-dir", str(other)).output
+    assert "the server at http://127.0.0.1:9 runs, but does not answer" in missing
+    assert "no server is running" not in missing

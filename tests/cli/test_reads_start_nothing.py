@@ -152,6 +152,19 @@ def test_data_directory_that_is_a_file_is_refused(path: tuple[str, ...], tmp_pat
     assert file.read_text() == "mine"
 
 
+def test_stop_with_a_mistyped_data_directory_names_those_that_exist(memory: Path) -> None:
+    missing = memory.with_name("기억 memry")
+    for how in ({"MEMORY_DATA_DIR": str(missing)}, {}):
+        words = () if how else ("--data-dir", str(missing))
+        error = refusal(run("stop", *words, **how))
+        assert isinstance(error, NotFound)
+        assert f"there is no memory in {missing}" in error.text()
+        assert str(memory) in error.hint
+        assert not missing.exists()
+    assert run("stop", "--data-dir", str(memory)).output == f"nothing was running on {memory}\n"
+    assert [one.name for one in memory.iterdir()] == ["password"]
+
+
 async def test_namespaces_are_listed(shell: Shell, alice: Agent) -> None:
     await alice.store("One.")
     listed = await shell.json("namespaces", "list", scoped=False)

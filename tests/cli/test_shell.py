@@ -8,9 +8,11 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 import pytest_asyncio
+from support.embedder_fixtures import wait_until
 from support.sharing_helpers import register, share
 from support.shell import Shell
 from support.stack import Agent, Stack
@@ -18,7 +20,7 @@ from support.task_helpers import fail, lease, submit
 from typer.main import get_command
 
 from memory_core.errors import Forbidden, InvalidArgument, NotFound, StoreUnavailable, plain
-from memory_core.records.keys import Keys
+from memory_core.records.keys import SWEEPER, Keys
 from memory_server import cli
 from memory_server.cli import lazy
 from memory_server.cli.console import acting_as, exit_code
@@ -146,6 +148,7 @@ async def test_agents_and_tokens_are_listed(shell: Shell, alice: Agent) -> None:
 
 async def test_status_shows_processes_and_namespaces(shell: Shell, alice: Agent) -> None:
     await alice.store("One.")
+    await wait_until(lambda: shell.stack.client.exists(SWEEPER))  # a server takes it a second after its start
     status = await shell.json("status", scoped=False)
     assert (status["redis"]["answers"], status["server"]["servers"]) == (True, True)
     assert status["sidecars"][0]["state"] == "ready"
@@ -156,6 +159,44 @@ async def test_status_shows_processes_and_namespaces(shell: Shell, alice: Agent)
     assert shell.namespace in shown.stdout
     nothing = await shell.run("status", "--json", scoped=False, REDIS_URL="unix:///nowhere.sock")
     assert (nothing.exit_code, json.loads(nothing.stdout)["redis"]["answers"]) == (1, False)
+
+
+@pytest.mark.parametrize(
+    "where",
+    [
+        ("--port", "1"),
+        ("--url", "http://127.0.0.1:1"),
+        ("--url", "http://localhost:1/"),
+        ("--url", "https://[::1]:1"),
+        ("--url", "ftp://127.0.0.1:1"),
+        ("--url", "127.0.0.1:1"),
+        ("--url", "http://127.0.0.1:99999"),
+    ],
+    ids=" ".join,
+)
+async def test_no_login_link_is_made_for_a_place_without_a_server(
+    shell: Shell, alice: Agent, where: tuple[str, str]
+) -> None:
+    await alice.store("One.")
+    before = await shell.stack.client.keys("rm:operator*")
+    result = await shell.run("dashboard", *where)
+    assert isinstance(result.exception, StoreUnavailable | InvalidArgument)
+    assert "operator=" not in result.output
+    assert await shell.stack.client.keys("rm:operator*") == before
+
+
+async def test_login_link_of_another_machine_says_that_it_was_not_checked(shell: Shell, alice: Agent) -> None:
+    await alice.store("One.")
+    result = await shell.run("dashboard", "--url", "https://memory.invalid/team/")
+    assert result.stdout.startswith("https://memory.invalid/team/#operator=")
+    assert "no server answers at https://memory.invalid/team" in result.stderr
+
+
+async def test_login_link_names_the_port_of_a_server_that_answers(shell: Shell, alice: Agent) -> None:
+    await alice.store("One.")
+    port = str(urlsplit(shell.stack.server.url).port)
+    result = await shell.run("dashboard", "--port", port)
+    assert result.output.startswith(f"http://127.0.0.1:{port}/#operator=")
 
 
 async def test_bench_reports_measurements_and_deletes_its_memories(shell: Shell, stack: Stack) -> None:
@@ -228,3 +269,20 @@ def test_shell_completes_commands() -> None:
 def test_transient_refusals_have_their_own_exit_code() -> None:
     assert exit_code(StoreUnavailable("no")) == 75
     assert exit_code(NotFound("no")) == 78
+
+
+async def test_console_takes_agent_names_as_people_write_them(shell: Shell, alice: Agent) -> None:
+    await alice.store("One.")
+    for words in (("tasks", "list", "--agent"), ("grants", "list", "--agent"), ("quarantine", "add"), ("purge",)):
+        assert isinstance(await shell.refused(*words, "에이전트"), InvalidArgument)
+    assert "1 memory that alice wrote" in (await shell.run("quarantine", "add", "Alice")).stdout
+    assert (await shell.run("quarantine", "remove", "ALICE")).stdout.startswith("The memories of alice ")
+    assert "delete 1 memory" in str(await shell.refused("purge", "Alice"))
+
+
+async def test_search_names_access_and_scores_as_the_tools_do(shell: Shell, alice: Agent) -> None:
+    await alice.store("The harbour opens at six.")
+    header, hit = (await shell.run("search", "harbour", "--agent", "alice")).stdout.splitlines()
+    assert header.split() == ["score", "memory", "by", "access", "time", "content"]
+    assert "alice  own, private  " in hit
+    assert hit.startswith(".")

@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import sys
+from urllib.parse import urlsplit
 
 import httpx2
 import pytest
@@ -135,14 +136,15 @@ async def test_the_console_prints_an_address_that_opens_the_operators_view(
     stranger: Browser, stack: Stack, alice: Agent, namespace: str
 ) -> None:
     await alice.store("One.")
-    command = ["-m", "memory_server", "dashboard", "--namespace", namespace, "--port", "8123", "--json"]
+    port = str(urlsplit(stack.server.url).port)
+    command = ["-m", "memory_server", "dashboard", "--namespace", namespace, "--port", port, "--json"]
     environment = {**os.environ, "REDIS_URL": stack.redis.url_of(SERVER), "MEMORY_MASTER_KEY": MASTER_KEY}
     console = await asyncio.create_subprocess_exec(
         sys.executable, *command, stdout=asyncio.subprocess.PIPE, env=environment
     )
     url = json.loads((await console.communicate())[0])["url"]
     page, _, key = url.partition("#operator=")
-    assert page == "http://127.0.0.1:8123/"
+    assert page == f"http://127.0.0.1:{port}/"
     assert (await stranger.log_in({"key": key})).status_code == 200
     assert (await stranger.get("api/session")).json()["namespace"] == namespace
 

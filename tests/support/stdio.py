@@ -106,4 +106,4 @@ async def stdio_pipe(redis_url: str, agent: str, *options: str, **environment: s
     finally:
         pipe.close()
         async with asyncio.timeout(20):
-            assert await process.wait() in {0, -signal.SIGTERM, -signal.SIGINT}
+            assert await process.wait() in {0, -signal.SIGTERM, -signal.SIGINT, -signal.SIGKILL}

@@ -293,7 +293,7 @@ def test_unknown_export_is_described(tmp_path: Path) -> None:
     with pytest.raises(InvalidArgument, match="unknown format: its first object has the keys 'when', "):
         detect(tmp_path / "a.json")
     (tmp_path / "b.json").write_text(chatgpt(tmp_path, 4).read_text()[:-9])
-    with pytest.raises(InvalidArgument, match="line 1: it is not JSON"):
+    with pytest.raises(InvalidArgument, match="line 1: the file ends in the middle of conversation 1; 0 are whole"):
         detect(tmp_path / "b.json")
 
 

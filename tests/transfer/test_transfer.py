@@ -281,6 +281,12 @@ async def test_altered_lines_of_a_file_are_refused(
         assert reason in result.output
     result = await shell.run("import", rewrite(file, good[:-1]), "--namespace", here)
     assert "file is incomplete" in result.output
+    whole = file.read_bytes()
+    for part in range(1, 10):
+        (file.parent / "cut.jsonl").write_bytes(whole[: len(whole) * part // 10])
+        result = await shell.run("import", file.parent / "cut.jsonl", "--namespace", here)
+        assert (result.code, "nothing was imported" in result.output) == (78, True), result.output
+        assert "the file ends in the middle of" in result.output
     result = await shell.run("import", rewrite(file, [*good[:5], *good[6:]]), "--namespace", here)
     assert "expected " in result.output
     assert not [key async for key in stack.client.scan_iter(f"rm:{{{here}}}*")]

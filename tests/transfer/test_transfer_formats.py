@@ -181,7 +181,8 @@ async def test_expired_foreign_memories_are_left_out(shell: Shell, namespace: st
 
 ENTITY = '{"type":"entity","name":"A","entityType":"b","observations":["c"]}'
 BAD: list[tuple[str, str, str]] = [
-    ("mcp-memory", f"{ENTITY}\n{{", "line 2: it is not JSON"),
+    ("mcp-memory", f"{ENTITY}\n{{", "line 2: the file ends in the middle of record 2; 1 is whole"),
+    ("mcp-memory", f"{ENTITY}\n{{]", "line 2: it is not JSON"),
     ("mcp-memory", '{"type":"entity","name":"A","entityType":"b","observations":7}',
      "line 1: observations is not a list"),
     ("mcp-memory", '{"type":"relation","from":"A","relationType":"b"}', "line 1: to is missing"),

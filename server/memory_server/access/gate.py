@@ -156,6 +156,7 @@ class Gate:
             caller = identity.refused_caller(context, self._settings, access)
             caller = identity.caller_of(context, self._settings, access)
             await (await self._backend()).check_signer(caller.namespace)
+            await self.presence.end_killed()
             credential = await self._credential(context, access) if access is not None else None
             session = identity.session_of(context, self.presence.process_session)
             request = RequestContext(

@@ -119,9 +119,11 @@ class Console:
 
     def as_agent(self, agent: str, op: str, run: Callable[[Service, RequestContext], Awaitable[A]], *ids: str) -> A:
         """Run a use case with an agent's permission. Raises InvalidArgument unless `agent` is a valid name."""
-        if self.settings.auth.mode == "off":
-            agent = canonical_name(agent, "agent")
-        return self._audited(acting_as(self.namespace, agent), op, run, ids)
+        return self._audited(acting_as(self.namespace, self.agent_name(agent)), op, run, ids)
+
+    def agent_name(self, given: str) -> str:
+        """Return an agent's name as the server reads it. Raises InvalidArgument for one that no agent can have."""
+        return canonical_name(given, "agent") if self.settings.auth.mode == "off" else check_name(given, "agent")
 
     def _audited(
         self, caller: Caller, op: str, run: Callable[[Service, RequestContext], Awaitable[A]], ids: Sequence[str]

@@ -6,6 +6,7 @@ Text that agents wrote is untrusted: escape sequences and bidirectional controls
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import contextmanager
@@ -20,7 +21,7 @@ from rich.text import Text
 from memory_core.errors import plain, plain_line
 from memory_server.contract.untrusted_text import framed
 
-_WIDTH = 160  # columns if stdout is not a terminal
+_BLANKS = re.compile(r" +((?:\x1b\[0m)?)$", re.MULTILINE)  # at the end of a line, with the end of its style
 _LAST_COLUMN = 12  # columns that the last column of a table gets at least
 
 
@@ -52,20 +53,38 @@ def one_line(text: object, most: int = 200) -> str:
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[object]], most: int = 200) -> None:
-    """Print a table of cells of at most `most` characters.
+    """Print a table of cells of at most `most` characters, to a file or a pipe one line for each row.
 
-    Only the last column folds; the others are never cut: a line may be longer than the terminal.
+    On a terminal the last column folds; the others are never cut: a line may be longer than the terminal.
     """
+    cells = [[one_line("" if cell is None else cell, most) for cell in row] for row in rows]
+    width = _terminal_width()
+    if width is None:
+        _print_rows(([columns] if any(columns) else []) + cells)
+        return
     drawn = Table(box=None, pad_edge=False, header_style="bold", show_header=any(columns))
     for column in columns:
         folds = column is columns[-1]
         drawn.add_column(column, overflow="fold", no_wrap=not folds)
-    cells = [[one_line("" if cell is None else cell, most) for cell in row] for row in rows]
     for row in cells:
         drawn.add_row(*map(Text, row))
-    console = Console(highlight=False, markup=False, emoji=False, width=None if sys.stdout.isatty() else _WIDTH)
-    console.width = max(console.width, _needed_width(columns, cells))
-    console.print(drawn)
+    console = Console(highlight=False, markup=False, emoji=False)
+    console.width = max(width, _needed_width(columns, cells))
+    with console.capture() as text:
+        console.print(drawn)
+    sys.stdout.write(_BLANKS.sub(r"\1", text.get()))
+
+
+def _terminal_width() -> int | None:
+    """Columns of the terminal, None if stdout is not one."""
+    return Console().width if sys.stdout.isatty() else None
+
+
+def _print_rows(rows: Sequence[Sequence[str]]) -> None:
+    widths = [max(map(cell_len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        cells = (cell + " " * (width - cell_len(cell)) for cell, width in zip(row, widths, strict=True))
+        typer.echo("  ".join(cells).rstrip())
 
 
 def _needed_width(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> int:

@@ -79,10 +79,10 @@ def serve(
 @common_options("as_json", "config", "data_dir")
 def stop(console: Console) -> None:
     """Stop the embedded Redis and its sidecar."""
-    is_stopped, folder = (
-        lazy.stop.stop(console.settings.data_dir),
-        lazy.paths.locate(console.settings.data_dir).data_dir,
-    )
+    paths = lazy.paths.locate(console.settings.data_dir)
+    if not paths.supervisor_lock.exists():  # it is the first file of a memory that starts
+        lazy.running.existing_memory(console.settings)
+    is_stopped, folder = lazy.stop.stop(paths.data_dir), paths.data_dir
     console.show({"stopped": is_stopped}, "stopped" if is_stopped else f"nothing was running on {folder}")
 
 

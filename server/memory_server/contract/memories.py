@@ -96,12 +96,13 @@ class Memory(BaseModel):
             self.memory_type,
             *([moment(self.occurred_at)] if self.occurred_at else []),
             *(f"{name} {word(label)}" for name, label in named if label),
-            f"by {self.writer} ({self._access()})",
+            f"by {self.writer} ({self.access()})",
             *(["sensitive"] if self.sensitive else []),
         ]
         return [*labels, *self._details()] if whole else labels
 
-    def _access(self) -> str:
+    def access(self) -> str:
+        """Say why the caller may read it, and of its own who else may."""
         if self.trust in ("own", "received"):
             return f"{self.trust}, {self.visibility}"
         others = [name for name in self.granted_by or () if name != self.writer]

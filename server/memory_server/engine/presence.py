@@ -51,6 +51,10 @@ class Presence:
     def __init__(self) -> None:
         self.process_session = session_id("process", new_id())
         """The session of the one client of a stdio server."""
+        self.stdio_caller: tuple[str, str] | None = None
+        """Namespace and agent of that client, if the server was started with the agent's name."""
+        self.killed: list[str] = []
+        """Sessions of killed stdio servers of the same client, not ended in Redis yet."""
         self._called: dict[AgentSession, float] = {}
         self._running: Counter[AgentSession] = Counter()
         self._next: OrderedDict[AgentSession, float] = OrderedDict()
@@ -68,6 +72,15 @@ class Presence:
         finally:
             await cancel([flusher])
             await self.end(self.process_session)
+
+    async def end_killed(self) -> None:
+        """Before the first call: end the sessions of killed stdio servers of this agent, so that it has its work."""
+        if self.stdio_caller is None:
+            return
+        for session in list(self.killed):
+            await self._end(AgentSession(*self.stdio_caller, session))
+            with suppress(ValueError):  # another first call ended it too
+                self.killed.remove(session)
 
     @contextmanager
     def call(self, one: AgentSession) -> Generator[None]:

@@ -210,13 +210,19 @@ class Refusals:
 async def _greet(runtime: Runtime, server: uvicorn.Server, url: str, port: int) -> None:
     """Announce the server on its data directory until cancelled, and print how clients connect.
 
-    Nothing is printed before Redis was found safe: the server might stop at once.
+    Nothing is printed before Redis was found safe: the server might stop at once. Commands find it earlier, because
+    a Redis with many memories loads for minutes.
     """
     while not server.started:
         await asyncio.sleep(0.05)
     try:
-        await _until_connected(runtime)
-        with _announced(runtime.settings, (await runtime.service()).backend, port):
+        with ExitStack() as announcement:
+            is_certain = not runtime.settings.uses_config_default_redis
+            if is_certain:
+                announcement.enter_context(_announced(runtime.settings, port))
+            await _until_connected(runtime)
+            if not is_certain:
+                announcement.enter_context(_announced(runtime.settings, port, (await runtime.service()).backend))
             await _print_greeting(runtime, url)
             await asyncio.Event().wait()
     except UnsafeStart:
@@ -239,14 +245,20 @@ async def _until_connected(runtime: Runtime) -> None:
 
 
 @contextmanager
-def _announced(settings: Settings, backend: Backend, port: int) -> Generator[None]:
-    """Write where this server listens into the data directory. Only a server with the embedded Redis needs that."""
-    redis = "" if backend.is_embedded else address_of(backend.url)
+def _announced(settings: Settings, port: int, backend: Backend | None = None) -> Generator[None]:
+    """Write where this server listens into the data directory. Only a server with the embedded Redis needs that.
+
+    A connected `backend` says which of two Redis this server uses.
+    """
+    redis = redis_url(settings) if backend is None else None if backend.is_embedded else backend.url
     with ExitStack() as stack:
         try:
-            stack.enter_context(announced(locate(settings.data_dir), configured_url(settings, port), redis))
+            if redis is None:
+                prepare(settings.data_dir)
+            name = address_of(redis) if redis else ""
+            stack.enter_context(announced(locate(settings.data_dir), configured_url(settings, port), name))
         except UnsafeStart as error:
-            if backend.is_embedded:
+            if redis is None:
                 raise
             log.info("commands on this machine will not find this server: %s", error.message)
         yield

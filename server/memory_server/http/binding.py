@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 import ssl
 
 from mcp.server.transport_security import TransportSecuritySettings
@@ -10,6 +9,7 @@ from mcp.server.transport_security import TransportSecuritySettings
 from memory_core.crypto.secret_files import is_open_to_others
 from memory_core.errors import UnsafeStart, echo
 from memory_core.settings.settings import Settings
+from memory_server.local.running import is_loopback
 
 _HOSTS = ("127.0.0.1:*", "localhost:*", "[::1]:*")
 _ORIGINS = ("http://127.0.0.1:*", "http://localhost:*", "http://[::1]:*")
@@ -26,7 +26,7 @@ def check_bind(settings: Settings) -> None:
     _check_tls(settings)
     if settings.auth.mode == "off":
         _check_only_loopback(settings)
-    if _is_loopback(settings.host):
+    if is_loopback(settings.host):
         return
     if not settings.allowed_hosts:
         raise UnsafeStart(
@@ -41,8 +41,8 @@ def check_bind(settings: Settings) -> None:
 
 def _check_only_loopback(settings: Settings) -> None:
     """Refuse each setting that lets other machines in. A proxy or a forwarded port makes strangers look local."""
-    foreign = [host for host in settings.allowed_hosts if not _is_loopback(_without_port(host))]
-    if not _is_loopback(settings.host):
+    foreign = [host for host in settings.allowed_hosts if not is_loopback(_without_port(host))]
+    if not is_loopback(settings.host):
         problem = f"binding to {settings.host}"
     elif settings.behind_proxy:
         problem = "behind_proxy"
@@ -74,8 +74,11 @@ def _check_tls(settings: Settings) -> None:
 def transport_security(settings: Settings) -> TransportSecuritySettings:
     """Return the Host and Origin headers that the SDK accepts."""
     hosts = [form for host in settings.allowed_hosts for form in _with_any_port(host)]
+    own = [f"{settings.host}:*"] if is_loopback(settings.host) and ":" not in settings.host else []
+    own = [host for host in own if host not in _HOSTS]
     return TransportSecuritySettings(
-        allowed_hosts=[*_HOSTS, *hosts], allowed_origins=[*_ORIGINS, *settings.allowed_origins]
+        allowed_hosts=[*_HOSTS, *own, *hosts],
+        allowed_origins=[*_ORIGINS, *(f"http://{host}" for host in own), *settings.allowed_origins],
     )
 
 
@@ -89,10 +92,3 @@ def _has_port(host: str) -> bool:
 
 def _without_port(host: str) -> str:
     return (host.rpartition(":")[0] if _has_port(host) else host).strip("[]")
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from pathlib import Path
 
 from memory_core.crypto.secret_files import open_private
@@ -16,6 +17,8 @@ from memory_server.local import ALTERNATIVES
 
 if sys.platform != "win32":
     import fcntl
+
+_LOOK_SECONDS = 0.02
 
 
 def require_posix() -> None:
@@ -59,6 +62,21 @@ def is_held(path: Path) -> bool:
         return False
     try:
         return not try_shared(fd)  # two that look at once do not see each other
+    finally:
+        os.close(fd)
+
+
+def is_shared(path: Path) -> bool:
+    """Whether a process holds the lock, shared or exclusively. Looks twice, past another process that only looks."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        if try_exclusive(fd):
+            return False
+        time.sleep(_LOOK_SECONDS)
+        return not try_exclusive(fd)
     finally:
         os.close(fd)
 

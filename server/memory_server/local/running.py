@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ipaddress
+import re
 import shlex
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
@@ -30,6 +32,7 @@ from memory_server.local.paths import (
 )
 from memory_server.local.servers import running_servers
 
+_HAS_PORT = re.compile(r":\d+$")
 _MOST_NAMED = 10
 """Namespaces or data directories that a refusal names."""
 
@@ -61,17 +64,47 @@ async def find_running(settings: Settings) -> RunningRedis:
 
 
 def redis_names(settings: Settings) -> tuple[str, ...]:
-    """Return the names of the Redis that servers with these settings use: its address, or "" for the embedded one."""
-    url = redis_url(settings)
+    """Return the names of the Redis that servers with these settings use: its address, or "" for the embedded one.
+
+    The embedded one that runs on the data directory also has its addresses as names.
+    """
+    url, state = redis_url(settings), read_state(locate(settings.data_dir))
+    embedded = ("", *((state.socket, address_of(f"redis://127.0.0.1:{state.port}")) if state else ()))
     if url is None:
-        return ("",)
-    return (address_of(url), "") if settings.uses_config_default_redis else (address_of(url),)
+        return embedded
+    address = address_of(url)
+    return (address, *embedded) if settings.uses_config_default_redis or address in embedded else (address,)
+
+
+def may_be_embedded(settings: Settings) -> bool:
+    """Whether servers with these settings use the embedded Redis, at least if the stock one does not run."""
+    return redis_url(settings) is None or settings.uses_config_default_redis
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches a listening address."""
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 def address_of(url: str) -> str:
-    """Return the address of Redis without its credentials."""
+    """Return the address of Redis without its credentials, the same for each spelling of one server."""
     parts = urlsplit(url)
-    return parts.path if parts.scheme == "unix" else f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+    if parts.scheme == "unix":
+        return parts.path
+    hosts, path = parts.netloc.rpartition("@")[2], parts.path
+    if "+" not in parts.scheme:
+        port = hosts.rpartition(":")[2] if _HAS_PORT.search(hosts) else "6379"
+        host = _HAS_PORT.sub("", hosts).casefold()
+        hosts, path = f"{'127.0.0.1' if host == 'localhost' else host}:{port}", f"/{path.strip('/') or 0}"
+    return f"{parts.scheme}://{hosts}{path}"
+
+
+def announced_servers(settings: Settings) -> list[str]:
+    """Return the URLs of the HTTP servers that run on the data directory, the newest first."""
+    return [one.url for one in running_servers(locate(settings.data_dir), redis_names(settings))]
 
 
 def find_servers(settings: Settings) -> list[str]:
@@ -79,8 +112,26 @@ def find_servers(settings: Settings) -> list[str]:
 
     An external Redis may also have servers on other machines: without one here, the configured address counts.
     """
-    found = [one.url for one in running_servers(locate(settings.data_dir), redis_names(settings))]
+    found = announced_servers(settings)
     return found or ([configured_url(settings)] if redis_url(settings) is not None and settings.port else [])
+
+
+def has_users(paths: LocalPaths) -> bool:
+    """Whether a server process, over HTTP or stdio, or a command uses the embedded Redis now."""
+    return locks.is_shared(paths.users_lock)
+
+
+def no_server(settings: Settings) -> StoreUnavailable:
+    """Say that no HTTP server runs on the data directory, and where servers run."""
+    if redis_url(settings) is not None:
+        return StoreUnavailable("no HTTP server is running on this Redis", hint="start one with redis-memory serve")
+    paths = locate(settings.data_dir)
+    others = [str(one) for one in known_memories(paths) if running_servers(locate(one))][:_MOST_NAMED]
+    option = "" if paths == locate(None) else f" --data-dir {shlex.quote(str(paths.data_dir))}"
+    hint = f"start one with redis-memory serve{option}"
+    if others:
+        hint += f"; servers run on {', '.join(others)}, and --data-dir chooses"
+    return StoreUnavailable(f"no server is running on the data directory {paths.data_dir}", hint=hint)
 
 
 def configured_url(settings: Settings, port: int | None = None) -> str:
@@ -141,5 +192,4 @@ def keyring_of(settings: Settings, paths: LocalPaths | None) -> Keyring:
 
 def keyring_from_settings(settings: Settings) -> Keyring:
     """Read a server's keys without looking for a running Redis. Raises UnsafeStart for an invalid key."""
-    is_embedded = redis_url(settings) is None or settings.uses_config_default_redis
-    return keyring_of(settings, locate(settings.data_dir) if is_embedded else None)
+    return keyring_of(settings, locate(settings.data_dir) if may_be_embedded(settings) else None)

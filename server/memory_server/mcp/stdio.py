@@ -30,6 +30,8 @@ async def serve_stdio(settings: Settings) -> None:
     A thread may still read stdin, and no signal ends that read. So the process ends by the signal that it got.
     """
     runtime = Runtime(settings)
+    if settings.agent is not None:
+        runtime.presence.stdio_caller = settings.namespace, settings.agent
     server = build_server(runtime)
 
     async def notice_first_answer(ctx: ServerRequestContext[Any, Any], call_next: CallNext) -> Any:

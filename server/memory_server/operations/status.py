@@ -22,8 +22,17 @@ from memory_core.store.connection import connect, store_errors
 from memory_core.store.sidecar import SidecarStatus
 from memory_server.index import queries as candidates
 from memory_server.index import query_builder as build
-from memory_server.local.running import RunningRedis, address_of, configured_url, find_running, find_servers
+from memory_server.local.running import (
+    RunningRedis,
+    address_of,
+    configured_url,
+    find_running,
+    find_servers,
+    has_users,
+    no_server,
+)
 from memory_server.operations.health.machine import livez
+from memory_server.operations.sweeper import LEASE_SECONDS
 
 
 class RedisState(BaseModel):
@@ -40,13 +49,17 @@ class RedisState(BaseModel):
 
 
 class ServerState(BaseModel):
-    """An HTTP server. `servers`: whether any server process uses this Redis."""
+    """An HTTP server. `servers`: whether any server process uses this Redis, also over stdio.
+
+    Servers of an external Redis renew a lease there; `servers_seen` is how many seconds ago they did.
+    """
 
     url: str
     answers: bool = False
     ready: bool = False
     why: str | None = None
     servers: bool = False
+    servers_seen: float | None = None
 
 
 class NamespaceState(BaseModel):
@@ -77,7 +90,8 @@ class Status(BaseModel):
 async def read_status(settings: Settings) -> Status:
     """Read the status. A part that does not answer is reported, not raised."""
     first, *more = await asyncio.gather(*map(_read_server, find_servers(settings) or [""]))
-    first.url = first.url or f"{configured_url(settings)}/mcp"
+    if not first.url:
+        first.url, first.why = f"{configured_url(settings)}/mcp", no_server(settings).message
     found = Status(server=first, more_servers=more)
     try:
         running = await find_running(settings)
@@ -87,7 +101,7 @@ async def read_status(settings: Settings) -> Status:
     found.redis = RedisState(address=_address(running), embedded=running.paths is not None)
     client = connect(running.url)
     try:
-        await _read_redis(client, found, settings)
+        await _read_redis(client, found, settings, running)
     except MemoryServiceError as error:
         found.redis.why = error.message
     finally:
@@ -110,12 +124,15 @@ async def _read_server(url: str) -> ServerState:
     return state
 
 
-async def _read_redis(client: Client, found: Status, settings: Settings) -> None:
+async def _read_redis(client: Client, found: Status, settings: Settings, running: RunningRedis) -> None:
     async with store_errors():
         info = await client.info()
         names = only_names(await client.smembers(NAMESPACES))
-        found.server.servers = bool(await client.exists(SWEEPER))
+        left = await client.pttl(SWEEPER) / 1000
         found.sidecars = await sidecar.living(client)
+    # The lease outlives a server that was killed. The lock does not, but only the embedded Redis has one.
+    found.server.servers = has_users(running.paths) if running.paths else left > 0
+    found.server.servers_seen = round(LEASE_SECONDS - left, 1) if left > 0 and not running.paths else None
     redis = found.redis
     redis.answers, redis.version = True, str(info["redis_version"])
     redis.uptime_seconds, redis.used_memory = int(info["uptime_in_seconds"]), int(info["used_memory"])

@@ -37,6 +37,12 @@ def detect(path: Path, name: str | None = None) -> tuple[Source, Format | None]:
     if folder.FORMAT.matches(source) and path.is_file() and path.suffix.lower() not in _EXPORTS:
         return source, folder.FORMAT
     found = _document_format(source)
+    damage = next((one for one in source.contents if isinstance(one, DamagedDocument)), None) if not found else None
+    if damage is not None:
+        where = plain_line(damage.where)[:_SHOWN_PLACE]
+        raise InvalidArgument(
+            f"{path} cannot be read, so nothing was imported: {where}: {damage.reason}", hint="export it again"
+        )
     if found is None:
         raise InvalidArgument(
             f"{path} has an unknown format: {_seen(source)}", hint=f"pass --format with one of {', '.join(NAMES)}"
@@ -56,9 +62,7 @@ def _document_format(source: Source) -> Format | None:
 
 def _seen(source: Source) -> str:
     """Say what a source has instead of a known format, in few words."""
-    for one in source.contents:
-        if isinstance(one, DamagedDocument):
-            return f"{plain_line(one.where)[:_SHOWN_PLACE]}: {one.reason}"
+    for one in source.documents:
         value = cast(Any, one.value[0] if isinstance(one.value, list) and one.value else one.value)
         if isinstance(value, dict):
             keys = ", ".join(echo(str(key)) for key in list(cast(dict[str, Any], value))[:_SHOWN_KEYS])

@@ -74,6 +74,9 @@ def too_long(what: str, most: int) -> InvalidArgument:
 
 
 def unreadable(path: Path, error: Exception) -> InvalidArgument:
+    if isinstance(error, EOFError):
+        hint = "copy or download it again"
+        return InvalidArgument(f"{path} ends before its data does, so nothing was imported", hint=hint)
     why = error.strerror if isinstance(error, OSError) else None
     why = why or "it is damaged, or not a zstandard, gzip or ZIP file"
     return InvalidArgument(f"cannot read {path}: {why}", hint="choose another file")

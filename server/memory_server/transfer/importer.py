@@ -238,17 +238,18 @@ class _OwnReader:
         self.audit = partial(system_entry, CONSOLE, OP)
 
     def items(self) -> Iterator[Item]:
-        read = _Pass()
+        read, is_cut = _Pass(), False
         for number, raw in self._source.lines():
             where = f"line {number}"
             try:
                 yield from self._items_of(read, where, raw)
             except ValueError as error:
-                yield Bad(where, str(error))
+                is_cut = not raw.endswith(b"\n")
+                yield Bad(where, "the file ends in the middle of this line" if is_cut else str(error))
             except MemoryServiceError as error:
                 yield Bad(where, error.message)
         self.unsigned = None if read.is_ours else read.signature.digest
-        if not read.counts["end"]:
+        if not read.counts["end"] and not is_cut:
             yield Bad("the end", "the file is incomplete: its last line is missing")
 
     def _items_of(self, read: _Pass, where: str, raw: bytes) -> Iterator[Item]:

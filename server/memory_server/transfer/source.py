@@ -14,6 +14,7 @@ from memory_core.records.bounded_files import check_kind, unpacked_gzip
 from memory_server.transfer import files
 from memory_server.transfer.export_lines import read_json
 from memory_server.transfer.json_values import JsonDamage, JsonValue, read_values
+from memory_server.transfer.tool_answers import unwrapped
 
 _PARTS = (
     "conversations*.json", "memories*.jsonl.gz", "memories*.jsonl", "memories*.json", "memories/*.json",
@@ -24,6 +25,7 @@ _COMPRESSIONS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 """Those that Python can unpack in steps of a bounded size."""
 _STEP = 1 << 20
 _GZIP = b"\x1f\x8b"
+_ZIP = b"PK\x03\x04"
 _MAX_HEADER = 1 << 16
 """Bytes. The header of our own export is shorter."""
 
@@ -94,7 +96,10 @@ class Source:
             if self.is_archive:
                 with zipfile.ZipFile(self.path) as archive:
                     return _members(archive, self.path)
-            return [("", files.read_whole(self.path))]
+            data = files.read_whole(self.path)
+            if data.startswith(_ZIP):
+                raise EOFError  # the list of its members is at its end
+            return [("", data)]
         except (*files.DAMAGE, zipfile.BadZipFile, ValueError, NotImplementedError, RuntimeError) as error:
             raise files.unreadable(self.path, error) from None
 
@@ -135,11 +140,22 @@ def _check_size(size: int, path: Path) -> None:
 def _values(name: str, data: bytes) -> Iterator[Document | DamagedDocument]:
     found = list(read_values(data))
     file = f"{name}: " if name else ""
+    is_only = sum(isinstance(one, JsonValue) for one in found) == 1
     for one in found:
-        match one:
-            case JsonValue() if len(found) == 1:
-                yield Document(file, one.line, one.value)
-            case JsonValue():
-                yield Document(f"{file}line {one.line}: ", one.line, one.value)
-            case JsonDamage():
-                yield DamagedDocument(f"{file}line {one.line}", one.reason)
+        if isinstance(one, JsonDamage):
+            yield DamagedDocument(f"{file}line {one.line}", one.reason)
+        else:
+            yield from _documents(file, file if is_only else f"{file}line {one.line}: ", one)
+
+
+def _documents(file: str, where: str, outer: JsonValue) -> Iterator[Document | DamagedDocument]:
+    """Yield the value, or the values in it if it is a saved answer of a tool."""
+    texts, value = unwrapped(outer.value)
+    if not texts:
+        yield Document(where, outer.line, value)
+    for text in texts:
+        for one in read_values(text.encode(errors="surrogatepass")):
+            if isinstance(one, JsonDamage):
+                yield DamagedDocument(f"{file}line {outer.line}", one.reason)
+            else:
+                yield Document(where, outer.line, one.value)

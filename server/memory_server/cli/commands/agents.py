@@ -99,6 +99,7 @@ def transfer(
     to: Annotated[str, typer.Option(help="Registered agent that shall have its memories.")],
 ) -> None:
     """Offer an agent the memories that another kept when it unregistered. It accepts with `answer_offer`."""
+    agent, to = console.agent_name(agent), console.agent_name(to)
     answer = console.as_operator(
         "offer_kept",
         lambda service, request: lazy.kept_memories.offer_kept(service, request, agent, to),

@@ -7,7 +7,6 @@ import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
-from urllib.parse import urlencode
 
 import typer
 
@@ -15,6 +14,7 @@ from memory_core.errors import InvalidArgument, echo
 from memory_core.settings.choices import AnswerForm, ToolSet
 from memory_server.cli import lazy
 from memory_server.cli.client_config.clients import NEXT_STEP, Client, Environment, Server, config_file, entry
+from memory_server.cli.client_config.names import EntryNames, parameters, with_parameters
 from memory_server.cli.console import Console, common_options
 
 if TYPE_CHECKING:
@@ -52,13 +52,16 @@ def connect(
     if per_project and not stdio:
         raise InvalidArgument("--per-project needs --stdio: a URL names one namespace", hint="or use --project")
     found = _project(console, token_env) if project else None
-    agent = agent or (None if token_env else client.value)
+    names = EntryNames(exact=token_env is not None)
+    named = names.agent(agent or parameters(url).get("agent") or (None if token_env else client.value))
     server = Server(
-        url="" if stdio else _url(console, url, agent, token_env, found, tools),
-        command=_command(console, agent, tools, derives=per_project or found is not None) if stdio else (),
+        url="" if stdio else _url(console, url, named, names, found, tools),
+        command=_command(console, named, names, tools, derives=per_project or found is not None) if stdio else (),
         token_variable=token_env,
     )
     wanted = entry(client, server)
+    for note in names.notes:
+        lazy.printing.line(note, err=True)
     if only_print:
         lazy.printing.page(lazy.client_files.snippet(client, name, wanted))
         return
@@ -76,10 +79,8 @@ def connect(
         else:
             lazy.printing.line(f"Wrote {change.file}{f'; the previous version is {backup}' if backup else ''}.")
             lazy.printing.line(f"Next: {NEXT_STEP[client]}.")
-        if not stdio and not url and not asyncio.run(lazy.machine.livez(_local(console))):
-            lazy.printing.line(
-                "No server is running there: start one with `make run` or `redis-memory serve`.", err=True
-            )
+        if not stdio and not url and (problem := _problem(console)):
+            lazy.printing.line(problem, err=True)
 
     result = {"client": client, "file": str(change.file), "name": name, "entry": wanted}
     result |= {"changed": is_written, "would_change": change.is_needed, "backup": str(backup) if backup else None}
@@ -111,19 +112,18 @@ def _url(
     console: Console,
     url: str | None,
     agent: str | None,
-    token: str | None,
+    names: EntryNames,
     project: Project | None,
     tools: ToolSet | None,
 ) -> str:
     """Return the server's URL, with the names that the token does not determine."""
-    settings = console.settings
-    base = url or f"{_local(console)}/mcp"
-    own = project.namespace if project else settings.namespace
-    namespace = console.namespace_option if token else own
-    names = {"agent": agent, "namespace": None if namespace == "default" else namespace}
-    names |= {"answers": _ANSWERS, "tools": tools}
-    query = urlencode({key: value for key, value in names.items() if value})
-    return f"{base}{'&' if '?' in base else '?'}{query}" if query else base
+    base, given = url or f"{_local(console)}/mcp", parameters(url)
+    namespace = names.namespace(console.namespace_option or given.get("namespace"))
+    if namespace is None and not names.exact:
+        namespace = project.namespace if project else console.namespace
+    values = {"agent": agent, "namespace": None if namespace == "default" else namespace}
+    values |= {"answers": given.get("answers", _ANSWERS), "tools": tools or given.get("tools")}
+    return with_parameters(base, values)
 
 
 def _local(console: Console) -> str:
@@ -132,7 +132,22 @@ def _local(console: Console) -> str:
     return (lazy.running.find_servers(settings) or [lazy.running.configured_url(settings)])[0]
 
 
-def _command(console: Console, agent: str | None, tools: ToolSet | None, *, derives: bool) -> tuple[str, ...]:
+def _problem(console: Console) -> str | None:
+    """Say why the client would not reach this memory at the local URL; None if it would."""
+    settings, url = console.settings, _local(console)
+    answers = asyncio.run(lazy.machine.livez(url))
+    if lazy.running.announced_servers(settings):
+        return None if answers else f"the server at {url} runs, but does not answer yet"
+    if answers and ("data_dir" not in settings.model_fields_set or lazy.running.find_servers(settings)):
+        return None  # such as a server in a container
+    missing = lazy.running.no_server(settings)
+    other = f". The server at {url} has another memory" if answers else ""
+    return f"{missing.message} ({missing.hint}){other}"
+
+
+def _command(
+    console: Console, agent: str | None, names: EntryNames, tools: ToolSet | None, *, derives: bool
+) -> tuple[str, ...]:
     """Return the command that starts a stdio server of this installation, from any folder.
 
     With -P, because clients start it in the folder of a project, whose modules must not shadow installed ones.
@@ -140,9 +155,10 @@ def _command(console: Console, agent: str | None, tools: ToolSet | None, *, deri
     script = Path(sys.executable).with_name("redis-memory.exe" if sys.platform == "win32" else "redis-memory")
     start = (str(script),) if script.exists() else (sys.executable, "-P", "-m", "memory_server")
     data_dir = console.data_dir or os.environ.get("MEMORY_DATA_DIR")  # a client may start it without this environment
+    variable = os.environ.get("MEMORY_NAMESPACE")
     options = {
         "--agent": agent,
-        "--namespace": console.namespace_option or (None if derives else os.environ.get("MEMORY_NAMESPACE")),
+        "--namespace": names.namespace(console.namespace_option or (None if derives else variable)),
         "--config": console.config and str(console.config.resolve()),
         "--data-dir": data_dir and str(Path(data_dir).resolve()),
         "--answers": _ANSWERS,

@@ -28,7 +28,7 @@ def list_grants(
     answer = console.as_operator(
         "list_grants",
         lambda service, request: lazy.admin_view.all_grants(
-            service.backend, request.caller, agent=agent, ended=ended, limit=limit
+            service.backend, request.caller, agent=agent and console.agent_name(agent), ended=ended, limit=limit
         ),
     )
     rows = (

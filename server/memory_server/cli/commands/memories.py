@@ -9,6 +9,7 @@ import typer
 from memory_core.errors import InvalidArgument
 from memory_server.cli import lazy
 from memory_server.cli.console import Console, common_options
+from memory_server.contract.untrusted_text import decimal
 
 if TYPE_CHECKING:
     from memory_server.contract.memories import MemoryAnswer, SearchAnswer
@@ -77,12 +78,19 @@ def _agent(console: Console, agent: str | None) -> str:
 
 def _print_hits(answer: SearchAnswer) -> None:
     rows = (
-        (f"{hit.score:.2f}", found.memory_id, found.writer, found.trust, (found.occurred_at or "")[:19], found.content)
+        (
+            decimal(hit.score),
+            found.memory_id,
+            found.writer,
+            found.access(),
+            (found.occurred_at or "")[:19],
+            found.content,
+        )
         for hit in answer.hits
         for found in [hit.memory]
     )
     if answer.hits:
-        lazy.printing.table(("score", "memory", "writer", "trust", "time", "content"), rows)
+        lazy.printing.table(("score", "memory", "by", "access", "time", "content"), rows)
     else:
         lazy.printing.line("No memories found.")
     if answer.partial:

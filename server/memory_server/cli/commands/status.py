@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from memory_server.operations.status import NamespaceState, RedisState, ServerState, Status
 
 _SIDECAR_COLUMNS = ("sidecar", "state", "model", "device", "backend", "texts/s", "queue", "host")
+_RECENTLY_SECONDS = 2.5
 _NAMESPACE_COLUMNS = ("namespace", "memories", "without vector", "embed jobs", "agents alive", "tasks")
 
 
@@ -30,7 +31,7 @@ def status(console: Console) -> None:
 
 
 def _print(found: Status) -> None:
-    processes = ("running" if found.server.servers else "none running") if found.redis.answers else None
+    processes = _processes(found.server) if found.redis.answers else None
     servers = [("HTTP server", _server(one)) for one in (found.server, *found.more_servers)]
     lazy.printing.pairs([("Redis", _redis(found.redis)), *servers, ("server processes", processes)])
     if found.sidecars:
@@ -51,9 +52,17 @@ def _redis(redis: RedisState) -> str:
     return f"{redis.version}, {kind}{redis.address}, up {uptime}, {size} MiB, {counted(redis.clients or 0, 'client')}"
 
 
+def _processes(server: ServerState) -> str:
+    """Say whether server processes run. A killed server's lease lasts some seconds, so its age is told."""
+    if not server.servers:
+        return "none running"
+    seen = server.servers_seen or 0.0
+    return "running" if seen < _RECENTLY_SECONDS else f"last seen {seen:.0f} s ago"
+
+
 def _server(server: ServerState) -> str:
     if not server.answers:
-        return f"none at {server.url}"
+        return server.why or f"none at {server.url}"
     return f"{server.url}, {'ready' if server.ready else f'not ready: {server.why}'}"
 
 

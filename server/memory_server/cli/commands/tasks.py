@@ -30,7 +30,7 @@ def list_tasks(
     answer = console.as_operator(
         "list_tasks",
         lambda service, request: lazy.admin_view.all_tasks(
-            service.backend, request.caller, states=state or (), agent=agent, limit=limit
+            service.backend, request.caller, states=state or (), agent=agent and console.agent_name(agent), limit=limit
         ),
     )
     rows = (

@@ -141,10 +141,10 @@ def _import_result(done: Imported, seconds: float) -> dict[str, Any]:
 
 
 def _print_import(done: Imported, seconds: float) -> None:
-    new, records = done.memories["new"], counted(done.read, "record")
-    would_be = "would be" if done.dry_run else "is" if new == 1 else "are"
-    memories = "a new memory" if new == 1 else "new memories"
-    lazy.printing.line(f"{done.format}: {new} of {records} {would_be} {memories} ({seconds:.1f} s).")
+    new = counted(done.memories["new"], "new memory", "new memories")
+    made = "would make" if done.dry_run else "made"
+    records = counted(done.read, "record")
+    lazy.printing.line(f"{done.format}: {records} {made} {new} ({seconds:.1f} s).")
     counts = [(_OUTCOMES.get(outcome, outcome), number) for outcome, number in sorted(done.memories.items())]
     counts += sorted(done.others.items())
     for what, number in counts:

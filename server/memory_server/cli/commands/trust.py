@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from memory_core.errors import ConfirmationNeeded
-from memory_core.records.times import parse_time, to_iso
+from memory_core.records.times import to_iso
 from memory_server.cli import lazy
 from memory_server.cli.console import CHECK_FAILED, Console, common_options, group
 from memory_server.contract.untrusted_text import counted
@@ -27,7 +27,7 @@ Since = Annotated[str | None, typer.Option(help="Only what it wrote since this t
 @common_options()
 def add(console: Console, agent: Agent, since: Since = None) -> None:
     """Hide everything that an agent wrote and will write from all other agents, immediately."""
-    namespace, start = console.namespace, _since(since)
+    agent, namespace, start = console.agent_name(agent), console.namespace, _since(since)
 
     async def act(service: Service) -> int:
         await lazy.quarantine.quarantine(service.backend, namespace, agent, start)
@@ -45,7 +45,7 @@ def add(console: Console, agent: Agent, since: Since = None) -> None:
 @common_options()
 def remove(console: Console, agent: Agent) -> None:
     """Show an agent's memories again."""
-    namespace = console.namespace
+    agent, namespace = console.agent_name(agent), console.namespace
     console.with_service(lambda service: lazy.quarantine.lift(service.backend, namespace, agent))
     console.show({"agent": agent, "namespace": namespace}, f"The memories of {agent} in {namespace} are visible again.")
 
@@ -72,7 +72,7 @@ def purge(
     confirm: Annotated[bool, typer.Option("--confirm", help="Delete; without it, only count.")] = False,
 ) -> None:
     """Delete everything that an agent wrote, permanently. Run it again to resume after an interruption."""
-    namespace, start = console.namespace, _since(since)
+    agent, namespace, start = console.agent_name(agent), console.namespace, _since(since)
     if not confirm:
         console.only_reads()
     act = lazy.quarantine.purge if confirm else lazy.quarantine.count_written
@@ -110,7 +110,3 @@ def adopt(console: Console) -> None:
 
 def _print_report(report: IntegritySummary) -> None:
     lazy.printing.emit(asdict(report) | {"healthy": report.healthy})
-
-
-def _since(text: str | None) -> float:
-    return 0.0 if text is None else parse_time(text, "since")

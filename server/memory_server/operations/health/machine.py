@@ -101,9 +101,10 @@ async def check_port(report: DoctorReport, settings: Settings) -> None:
 async def livez(url: str) -> bool | None:
     """Whether one of our servers listens at a URL; None if nothing listens."""
     at = urlsplit(url)
+    port = at.port or (443 if at.scheme == "https" else 80)
     try:
         async with asyncio.timeout(_TIMEOUT_SECONDS):
-            _, writer = await asyncio.open_connection(at.hostname, at.port)
+            _, writer = await asyncio.open_connection(at.hostname, port)
             writer.close()
     except (OSError, TimeoutError):
         return None
