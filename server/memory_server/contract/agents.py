@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import accumulate
 from typing import Any
 
 from pydantic import BaseModel, Field
@@ -9,8 +10,11 @@ from pydantic import BaseModel, Field
 from memory_core.records.agent import Agent, AgentStatus, AgentType
 from memory_core.records.times import to_iso
 from memory_server.contract.answer import Answer
-from memory_server.contract.tasks import PendingAnswer
+from memory_server.contract.tasks import PendingAnswer, cut
 from memory_server.contract.untrusted_text import counted, quoted, word
+
+_DESCRIPTION_CHARS, _SKILL_BYTES = 200, 320
+"""What a list shows of each agent."""
 
 
 class AgentView(BaseModel):
@@ -19,6 +23,7 @@ class AgentView(BaseModel):
     agent_id: str
     agent_type: AgentType
     capabilities: list[str] = []
+    more_capabilities: int = Field(default=0, description="how many are left out of a list of agents")
     context_window: int
     max_tasks: int
     description: str = ""
@@ -51,8 +56,21 @@ class AgentView(BaseModel):
             last_seen=to_iso(agent.last_seen),
         )
 
+    def brief(self) -> AgentView:
+        """Return the view for a list of agents: the beginning of its description and its first capabilities."""
+        lengths = accumulate(len(label.encode()) for label in self.capabilities)
+        listed = max(sum(length <= _SKILL_BYTES for length in lengths), min(len(self.capabilities), 1))
+        return self.model_copy(
+            update={
+                "description": cut(self.description, _DESCRIPTION_CHARS),
+                "capabilities": self.capabilities[:listed],
+                "more_capabilities": len(self.capabilities) - listed,
+            }
+        )
+
     def line(self) -> str:
-        skills = f", can {', '.join(map(word, self.capabilities))}" if self.capabilities else ""
+        more = f" and {self.more_capabilities} more" if self.more_capabilities else ""
+        skills = f", can {', '.join(map(word, self.capabilities))}{more}" if self.capabilities else ""
         return f"{self.agent_id} ({self.agent_type}) {self.status}, {self.open_tasks} of {self.max_tasks} tasks{skills}"
 
 
@@ -143,6 +161,8 @@ class AgentAnswer(Answer):
 
 class AgentListAnswer(Answer):
     """Registered agents by name."""
+
+    has_own_limit = True
 
     agents: list[AgentView]
     next_cursor: str | None = None

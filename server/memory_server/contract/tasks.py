@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from itertools import chain
-from typing import Any
+from typing import Any, Self
 
 from pydantic import BaseModel, Field
 
@@ -107,6 +108,18 @@ class TaskView(BaseModel):
     def line(self) -> str:
         return f"{self._head()} {quoted(self.description)}"
 
+    def shortened(self) -> Self:
+        """Return the view for a list of tasks: the beginning of each long text, and the first of many items."""
+        texts = {name: getattr(self, name) for name in ("payload", "result", "metrics", "progress", "error", "handoff")}
+        lists = {name: getattr(self, name)[:_LISTED_ITEMS] for name in _LISTS}
+        return self.model_copy(
+            update={
+                "description": cut(self.description, _LISTED_CHARS),
+                **{name: _beginning(value) for name, value in texts.items()},
+                **{name: [cut(one, _LISTED_ITEM_CHARS) for one in some] for name, some in lists.items()},
+            }
+        )
+
     def brief(self) -> list[str]:
         """Return the lines of a list: the title, and the beginning of the result or the error."""
         title = self.description.strip().split("\n", 1)[0]
@@ -143,6 +156,9 @@ class TaskView(BaseModel):
 
 
 _TITLE_CHARS, _BRIEF_CHARS = 120, 160
+_LISTS = ("held_by", "required_capabilities", "depends_on")
+_LISTED_CHARS, _LISTED_ITEMS, _LISTED_ITEM_CHARS = 200, 8, 64
+"""What a list shows of each task."""
 _RESULT_CHARS = 12_000
 """Of a result in the text of get_task; the structured answer has all of it."""
 
@@ -150,6 +166,12 @@ _RESULT_CHARS = 12_000
 def cut(text: str, most: int) -> str:
     """Cut a text to so many characters."""
     return text if len(text) <= most else text[: most - 1] + "…"
+
+
+def _beginning(value: Any) -> Any:
+    """Return a short value unchanged, and the beginning of the JSON of a long one."""
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return value if len(text) <= _LISTED_CHARS else cut(text, _LISTED_CHARS)
 
 
 def result_line(task_id: str, result: Any, memory_id: str | None, most: int, *, is_cut: bool = False) -> str:
@@ -256,6 +278,8 @@ class HeldElsewhere(BaseModel):
 
 class PendingAnswer(Answer):
     """Tasks of an agent, leased to it now or only shown."""
+
+    has_own_limit = True
 
     tasks: list[ClaimedTask]
     held: list[ClaimedTask] = Field(default_factory=list[ClaimedTask], description="held by this session already")
@@ -365,6 +389,8 @@ _STATE_LINES = {
 class TaskAnswer(Answer):
     """One task with its history."""
 
+    has_own_limit = True
+
     task: TaskView
     history: list[TaskEvent] = Field(default_factory=list[TaskEvent])
 
@@ -384,10 +410,17 @@ class TaskAnswer(Answer):
 class TaskListAnswer(Answer):
     """Tasks that the caller submitted, holds or held, newest first."""
 
+    has_own_limit = True
+
     tasks: list[TaskView]
+    next_cursor: str | None = None
+    total: int | None = Field(default=None, description="how many there are on all pages")
 
     def shown(self) -> list[str]:
         return [task.task_id for task in self.tasks]
 
     def lines(self) -> list[str]:
-        return [f"{counted(len(self.tasks), 'task')}.", *chain.from_iterable(task.brief() for task in self.tasks)]
+        total = counted(self.total or len(self.tasks), "task")
+        of_all = f"{len(self.tasks)} of {total}" if self.next_cursor else counted(len(self.tasks), "task")
+        more = [f"More: cursor={self.next_cursor}"] if self.next_cursor else []
+        return [f"{of_all}.", *chain.from_iterable(task.brief() for task in self.tasks), *more]

@@ -23,6 +23,7 @@ from memory_server.contract.arguments import SearchArguments
 from memory_server.contract.memories import Hit, Memory
 from memory_server.contract.task_arguments import CompleteArguments, FailArguments, PendingArguments
 from memory_server.contract.tasks import ClaimedTask, HeldElsewhere, PendingAnswer, TaskStateAnswer, TaskView, cut
+from memory_server.contract.tokens import DEFAULT_MAX_TOKENS
 from memory_server.engine.inflight_reads import reads
 from memory_server.engine.presence import AgentSession
 from memory_server.engine.redis_backend import Backend
@@ -41,8 +42,8 @@ _POLL_SECONDS = 5.0
 """Events wake a waiting claim; the poll covers lost events."""
 _CLOCK_SKEW_SECONDS = 0.05
 _FAILURE_CHARS = 2 * DESCRIPTION_BYTES
-_ANSWER_CHARS = 24_000
-"""Characters of all tasks in an answer, about 8,000 tokens."""
+_OWN_WORDS = 100
+"""Tokens of what an answer says besides its tasks."""
 _CUT = "long parts of tasks are left out; get_task with max_tokens=0 gives them"
 """How much of earlier errors and handoffs comes with a task: those of the last attempt always fit."""
 _FAILURES = ("failed", "expired", "lost")
@@ -234,7 +235,9 @@ async def _show_assigned(backend: Backend, caller: Caller, args: PendingArgument
         return await load_tasks(client, keys, names)
 
     tasks = await backend.read(fetch)
-    return PendingAnswer(tasks=[_claimed(task) for task in tasks])
+    shown = [_claimed(task) for task in tasks]
+    fitted = [_fitted(task, DEFAULT_MAX_TOKENS // len(shown)) for task in shown]
+    return PendingAnswer(tasks=fitted, partial=fitted != shown, reason=_CUT if fitted != shown else None)
 
 
 @reads
@@ -257,7 +260,7 @@ async def _describe(
             for task in tasks
         )
     )
-    fitted = [_fitted(task, _ANSWER_CHARS // len(described)) for task, _ in described]
+    fitted = [_fitted(task, DEFAULT_MAX_TOKENS // len(described)) for task, _ in described]
     cuts = _CUT if fitted != [task for task, _ in described] else None
     reasons = dict.fromkeys(reason for reason in [unread, *(reason for _, reason in described), cuts] if reason)
     return PendingAnswer(
@@ -305,8 +308,8 @@ async def _describe_task(
     return _claimed(task).model_copy(update=extra), reason
 
 
-def _fitted(task: ClaimedTask, chars: int) -> ClaimedTask:
-    """Leave out the longest parts of a task until it has at most so many characters, about."""
+def _fitted(task: ClaimedTask, most: int) -> ClaimedTask:
+    """Leave out the longest parts of a task until an answer of it alone takes at most so many tokens."""
     shorter: list[dict[str, Any]] = [
         {"payload": None},
         {"progress": None},
@@ -314,14 +317,14 @@ def _fitted(task: ClaimedTask, chars: int) -> ClaimedTask:
         {"predecessors": [one.model_copy(update={"result": None, "cut": True}) for one in task.predecessors]},
         {"earlier_failures": []},
         {"memories": []},
-        {"handoff": cut(task.handoff, chars // 4) if task.handoff else None},
-        {"description": cut(task.description, chars // 4)},
+        {"handoff": cut(task.handoff, most // 8) if task.handoff else None},
+        {"description": cut(task.description, most // 8)},
     ]
     for update in shorter:
-        if len(task.model_dump_json(exclude_none=True)) <= chars:
-            break
+        if PendingAnswer(tasks=[task]).tokens(most) + _OWN_WORDS <= most:
+            return task
         task = task.model_copy(update=update)
-    return task
+    return task.shortened()
 
 
 def _relevant(hits: list[Hit], lowest: float) -> list[Hit]:

@@ -11,12 +11,15 @@ from memory_core.records.codec import unpack
 from memory_core.records.damage import execute
 from memory_core.records.keys import Keys
 from memory_core.records.names import check_label
-from memory_core.records.task import Task, TaskState, load_tasks
+from memory_core.records.task import Task, load_tasks
 from memory_core.records.times import to_iso
 from memory_core.redis_client import Client
 from memory_core.settings.settings import Settings
-from memory_server.contract import validation
-from memory_server.contract.tasks import TaskAnswer, TaskEvent, TaskListAnswer, TaskStateAnswer, TaskView, cut
+from memory_server.contract import cursors, validation
+from memory_server.contract.answer import most_fitting
+from memory_server.contract.task_arguments import ListTasksArguments
+from memory_server.contract.tasks import TaskAnswer, TaskEvent, TaskListAnswer, TaskStateAnswer, TaskView
+from memory_server.contract.tokens import DEFAULT_MAX_TOKENS
 from memory_server.engine.damage import readable
 from memory_server.engine.redis_backend import Backend
 from memory_server.engine.request_context import Caller, RequestContext
@@ -31,8 +34,10 @@ _MAX_REQUIRED = 16
 _MAX_REQUIRED_BYTES = 1024
 """A claim compares the required capabilities of every kind of task that waits."""
 _MAX_LISTED = 1000
-_HISTORY_CHARS, _LISTED_CHARS = 100_000, 12_000
-_OWN_WORDS, _FEW_EVENTS, _SHORT_CHARS = 60, 20, 200
+_HISTORY_CHARS = 100_000
+_OWN_WORDS, _FEW_EVENTS = 60, 20
+_LISTED_TOKENS = DEFAULT_MAX_TOKENS // 20
+"""Tokens for each task that a caller asks to list."""
 
 
 async def get_task(service: TaskServices, caller: Caller, task_id: str, max_tokens: int = 0) -> TaskAnswer:
@@ -158,12 +163,14 @@ def raise_for_limit(status: str, settings: Settings) -> None:
             return
 
 
-async def list_tasks(service: TaskServices, caller: Caller, states: Sequence[TaskState], limit: int) -> TaskListAnswer:
+async def list_tasks(service: TaskServices, caller: Caller, args: ListTasksArguments) -> TaskListAnswer:
     """List the newest tasks that the caller submitted, has or had; without `states`, in all states.
 
-    Once the list is long, further tasks come without payload, result, metrics and error.
+    Each comes with the beginning of its texts. Raises InvalidArgument for a cursor of another list.
     """
     keys = Keys(caller.namespace)
+    which = cursors.list_of("list_tasks", caller.namespace, caller.agent, args.model_dump(mode="json"))
+    before = None if args.cursor is None else cursors.read(args.cursor, which)
 
     async def fetch(client: Client) -> list[Task]:
         pipe = client.pipeline(transaction=False)
@@ -177,19 +184,20 @@ async def list_tasks(service: TaskServices, caller: Caller, states: Sequence[Tas
 
     since = await held_since_of(service.backend, caller)
     found = [task for task in await service.backend.read(fetch) if task.is_party(caller.agent, since)]
-    tasks = [task for task in found if not states or task.state in states]
-    views, chars, omitted = list[TaskView](), _LISTED_CHARS, 0
-    for task in tasks[:limit]:
-        view = TaskView.of(task)
-        chars -= len(view.model_dump_json())
-        omitted += chars < 0
-        views.append(view if chars >= 0 else _short(TaskView.of(task, whole=False, error=False)))
-    reason = f"get_task shows payload, result and error of the last {omitted}" if omitted else None
-    return TaskListAnswer(tasks=views, partial=bool(reason), reason=reason)
+    tasks = [task for task in found if not args.states or task.state in args.states]
+    left = [TaskView.of(task) for task in tasks if before is None or task.id < before]
+    briefs = [view.shortened() for view in left[: args.limit]]
+    reason = "get_task shows the whole of tasks whose texts are cut" if briefs != left[: args.limit] else None
 
+    def of_first(number: int) -> TaskListAnswer:
+        cursor = cursors.write(which, left[number - 1].task_id) if 0 < number < len(left) else None
+        total = len(tasks)
+        return TaskListAnswer(
+            tasks=briefs[:number], next_cursor=cursor, total=total, partial=bool(reason), reason=reason
+        )
 
-def _short(view: TaskView) -> TaskView:
-    return view.model_copy(update={"description": cut(view.description, _SHORT_CHARS)})
+    most = max(DEFAULT_MAX_TOKENS, args.limit * _LISTED_TOKENS)
+    return of_first(most_fitting(len(briefs), most, lambda number: of_first(number).tokens(most)))
 
 
 async def find_task(backend: Backend, caller: Caller, task_id: str) -> Task:
