@@ -244,11 +244,11 @@ class _Wait:
         The events of one entry stay together.
         """
         events = [event for _, event in found]
-        number = most_fitting(
-            len(events),
-            _MOST_TOKENS,
-            lambda number: EventsAnswer(events=events[:number], cursor="").tokens(_MOST_TOKENS),
-        )
+
+        def tokens_of(number: int) -> int:
+            return EventsAnswer(events=events[:number], cursor="").tokens(_MOST_TOKENS)
+
+        number = most_fitting(len(events), _MOST_TOKENS, tokens_of)
         ends = [end for end in range(1, len(found)) if found[end - 1][0] != found[end][0]] + [len(found)]
         end = max([end for end in ends if end <= number], default=ends[0])
         self.returned = found[end - 1][0]

@@ -232,14 +232,16 @@ async def _list_grants(backend: Backend, principal: Principal, other: str | None
             fields = {name.decode(): value for name, value in row.items()}
             if fields and float(fields["until"]) > now and _is_genuine(backend, keys, grant_id, fields):
                 _add_grant(answer, principal, other, grant_id, fields)
-    found = {"granted_to_me": answer.granted_to_me, "granted_by_me": answer.granted_by_me, "offers": answer.offers}
+    to_me, by_me, offers = answer.granted_to_me, answer.granted_by_me, answer.offers
 
     def of_first(number: int) -> SharedContextAnswer:
-        dropped = sum(max(len(grants) - number, 0) for grants in found.values())
+        dropped = sum(max(len(grants) - number, 0) for grants in (to_me, by_me, offers))
         reason = f"{dropped} older grants and offers are not listed; agent_id narrows the lists" if dropped else None
-        return SharedContextAnswer(reason=reason, **{name: grants[:number] for name, grants in found.items()})
+        return SharedContextAnswer(
+            reason=reason, granted_to_me=to_me[:number], granted_by_me=by_me[:number], offers=offers[:number]
+        )
 
-    longest = min(max(map(len, found.values())), _MAX_GRANTS)
+    longest = min(max(len(to_me), len(by_me), len(offers)), _MAX_GRANTS)
     return of_first(most_fitting(longest, most, lambda number: of_first(number).tokens(most)))
 
 
