@@ -17,7 +17,7 @@ _OWN_WORDS = 60
 """Tokens of the words that say what was left out."""
 _WHOLE = ("tasks", "held")
 """Lists of leased tasks, which keep all items: each has a lease_token."""
-_FEW_ITEMS, _FEW_CHARS = 8, 200
+_FEW_ITEMS, _FEW_CHARS = 4, 100
 """A list or a text of this size is not shortened further."""
 
 

@@ -52,7 +52,7 @@ class Outcome(BaseModel):
         return Outcome(ok=self.ok, error=self.error and {"code": self.error.get("code")})
 
     def tokens(self, enough: int) -> int:
-        return tokens.count(to_json(self.model_dump(mode="json", exclude_none=True)).decode(), enough) + 1
+        return tokens.count(to_json(self.model_dump(mode="json", exclude_none=True)).decode() + ",", enough)
 
     @property
     def id(self) -> str | None:
