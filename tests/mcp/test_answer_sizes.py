@@ -8,7 +8,13 @@ from typing import Any
 import pytest
 from support.stack import Agent, Server, text_of
 
+from memory_core.records.task import TaskState
 from memory_server.contract import tokens
+from memory_server.contract.agents import HeartbeatAnswer
+from memory_server.contract.answer import Answer, shorten
+from memory_server.contract.memories import ClearAnswer
+from memory_server.contract.sharing import ShareAnswer
+from memory_server.contract.tasks import ClaimedTask, DistributeAnswer, PendingAnswer, SimilarTask, Suited, Why
 
 MOST = 8000
 LONG = {"log": "a:1;" * 3800}
@@ -143,6 +149,45 @@ async def test_events_left_out_come_with_the_next_call(alice: Agent, bob: Agent)
         seen += [event["id"] for event in page["events"]]
         cursor, more = page["cursor"], page["more"]
     assert len(seen) == len(set(seen)) == 80
+
+
+LONG_ANSWERS = [
+    HeartbeatAnswer(
+        leases_renewed={f"{n:026}": "2026-11-29T09:00:00.000Z" for n in range(1000)}, leases_lost=[], pending_tasks=0
+    ),
+    ClearAnswer(matched=0, deleted=0, not_yours=[f"{n:026}" for n in range(1000)]),
+    DistributeAnswer(
+        task_id="t",
+        state=TaskState.PENDING,
+        why=Why(reason="r", considered=[Suited(agent=f"a{n}", score=1, free=1, success=1, speed=1, closeness=1)
+                                        for n in range(300)]),
+        similar_tasks=[SimilarTask(task_id=f"{n}", score=1, state=TaskState.PENDING, submitted_by="bob",
+                                   description="港" * 5000) for n in range(3)],
+    ),
+    ShareAnswer(grant_id="g", target_agent="bob", permission="read", covers="tags " + "港" * 20_000),
+]  # fmt: skip
+"""Answers without a budget of their own."""
+
+
+@pytest.mark.parametrize("answer", LONG_ANSWERS, ids=lambda answer: type(answer).__name__)
+def test_long_answer_is_shortened_and_says_what_was_cut(answer: Answer) -> None:
+    before = answer.model_copy(deep=True)
+    short = shorten(answer, MOST)
+    assert short.tokens() <= MOST
+    assert short.tokens() > MOST / 4
+    assert short.partial
+    assert "cut: " in (short.reason or "")
+    assert answer == before, "the answer that was given stays whole"
+    assert shorten(short, MOST) is short
+
+
+def test_lists_of_leased_tasks_keep_each_lease() -> None:
+    view = {"state": "leased", "task_type": "x", "priority": "low", "submitted_by": "bob", "max_retries": 1,
+            "created_at": "now", "description": "港" * 500, "payload": {"p": "y;" * 500}}  # fmt: skip
+    tasks = [ClaimedTask.model_validate(view | {"task_id": f"{n}", "lease_token": f"{n}.1.x"}) for n in range(30)]
+    short = shorten(PendingAnswer(tasks=tasks), MOST)
+    assert short.tokens() <= MOST
+    assert [task.lease_token for task in short.tasks] == [f"{n}.1.x" for n in range(30)]
 
 
 LISTS: dict[str, dict[str, Any]] = {
