@@ -10,7 +10,6 @@ from typing import Any
 
 from pydantic import BaseModel, Field
 from pydantic.json_schema import SkipJsonSchema
-from pydantic_core import to_json
 
 from memory_server.contract import tokens
 from memory_server.contract.answer import Answer
@@ -24,6 +23,8 @@ _NAMING = ("memory_id", "task_id", "grant_id", "offer_id", "state", "deleted", "
 """What is left of a result that does not fit."""
 _ERROR_CHARS, _MOST_CHARACTERS = 160, 16
 _CUT_RESULTS = "results of {cut} are cut to their ids or left out; max_tokens=0 gives all"
+_FEW = 32
+"""Long texts whose tokens are counted one by one."""
 _FAILURES_NAMED = 20
 _ID_TOKENS = 20
 _CUT = "(cut; call it alone for the rest)"
@@ -52,7 +53,7 @@ class Outcome(BaseModel):
         return Outcome(ok=self.ok, error=self.error and {"code": self.error.get("code")})
 
     def tokens(self, enough: int) -> int:
-        return tokens.count(to_json(self.model_dump(mode="json", exclude_none=True)).decode() + ",", enough)
+        return tokens.count(self.model_dump_json(exclude_none=True) + ",", enough)
 
     @property
     def id(self) -> str | None:
@@ -81,6 +82,10 @@ class _Run:
 
     def tokens(self, enough: float) -> int:
         return _tokens(self.outcomes[0].lines(), enough) + (len(self.outcomes) - 1) * _ID_TOKENS
+
+    def about(self) -> int:
+        """Estimate its tokens in no time: one for four bytes."""
+        return sum(len(line.encode()) // 4 + 1 for line in self.outcomes[0].lines()) + len(self.outcomes) * _ID_TOKENS
 
     def lines(self, room: float) -> list[str]:
         """Return its numbered lines, cut to about `room` tokens."""
@@ -123,17 +128,21 @@ class BatchAnswer(Answer):
         shapes = [one.bare() for one in self.results]
         costs = [one.tokens(most) for one in shapes]
         room = most - _OWN_WORDS - sum(costs)
-        said = self._said(max(min(most // 2, room), _LEAST))
+        said = self._said(max(int(min(most // 2, room) / 1.1), _LEAST))
         room -= _tokens(said, most)
-        full = [one.tokens(most) for one in self.results]
-        by_length = sorted(range(len(full)), key=full.__getitem__)
-        for wider, order in ((Outcome.brief, range(len(full))), (_whole, by_length)):
-            for number in order:
-                one = wider(self.results[number])
-                cost = one.tokens(most)
-                if cost - costs[number] <= room:
-                    room -= cost - costs[number]
-                    shapes[number], costs[number] = one, cost
+        for number, brief in enumerate([one.brief() for one in self.results]):
+            cost = brief.tokens(most)
+            if cost - costs[number] <= room:
+                room -= cost - costs[number]
+                shapes[number], costs[number] = brief, cost
+        misfits, lengths = 0, [len(one.model_dump_json(exclude_none=True)) for one in self.results]
+        for number in sorted(range(len(lengths)), key=lengths.__getitem__):
+            cost = self.results[number].tokens(room + costs[number])
+            if cost - costs[number] <= room:
+                room -= cost - costs[number]
+                shapes[number], costs[number] = self.results[number], cost
+            elif (misfits := misfits + 1) > _FEW:  # longer ones hardly fit, and counting takes time
+                break
         cut = sum(shape != one for shape, one in zip(shapes, self.results, strict=True))
         if not cut:
             return self.model_copy(update={"said": said})
@@ -143,7 +152,8 @@ class BatchAnswer(Answer):
     def _said(self, most: int) -> list[str]:
         """Return the lines of its operations, of about so many tokens."""
         runs = list(_runs(self.results))
-        limit, room, lines = _limit([run.tokens(most) for run in runs], most), most * 1.1, list[str]()
+        costs = [run.about() if len(runs) > _FEW else run.tokens(most) for run in runs]
+        limit, room, lines = _limit(costs, most), most * 1.1, list[str]()
         for run in runs:
             part = run.lines(limit)
             room -= _tokens(part, room)
@@ -152,10 +162,6 @@ class BatchAnswer(Answer):
                 break
             lines += part
         return lines
-
-
-def _whole(outcome: Outcome) -> Outcome:
-    return outcome
 
 
 def _runs(outcomes: Sequence[Outcome]) -> Iterator[_Run]:
@@ -203,7 +209,7 @@ def _within(lines: Sequence[str], room: float) -> list[str]:
             continue
         if line.startswith(MARK) and room > 1:
             ends = range(len(MARK), min(len(line), int(room * _MOST_CHARACTERS)))
-            fitting = bisect_right(ends, room, key=lambda end: tokens.count(line[:end]))
+            fitting = bisect_right(ends, room, key=lambda end: tokens.count(line[:end], int(room)))
             kept.append(line[: ends[fitting - 1] if fitting else len(MARK)])
         return [*kept, _CUT]
     return kept
