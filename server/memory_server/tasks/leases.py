@@ -7,6 +7,7 @@ import json
 import random
 import secrets
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -236,7 +237,7 @@ async def _show_assigned(backend: Backend, caller: Caller, args: PendingArgument
 
     tasks = await backend.read(fetch)
     shown = [_claimed(task) for task in tasks]
-    fitted = [_fitted(task, DEFAULT_MAX_TOKENS // len(shown)) for task in shown]
+    fitted = _fitting(shown)
     return PendingAnswer(tasks=fitted, partial=fitted != shown, reason=_CUT if fitted != shown else None)
 
 
@@ -260,7 +261,7 @@ async def _describe(
             for task in tasks
         )
     )
-    fitted = [_fitted(task, DEFAULT_MAX_TOKENS // len(described)) for task, _ in described]
+    fitted = _fitting([task for task, _ in described])
     cuts = _CUT if fitted != [task for task, _ in described] else None
     reasons = dict.fromkeys(reason for reason in [unread, *(reason for _, reason in described), cuts] if reason)
     return PendingAnswer(
@@ -306,6 +307,13 @@ async def _describe_task(
     if progress is not None and (lease.get("resumed") or "fence" not in lease):
         extra |= {"progress": progress, "progress_by": request.caller.agent}
     return _claimed(task).model_copy(update=extra), reason
+
+
+def _fitting(tasks: Sequence[ClaimedTask]) -> list[ClaimedTask]:
+    """Shorten long tasks if an answer cannot hold all. Of more than ten, each has at least a tenth of an answer."""
+    if not tasks or PendingAnswer(tasks=list(tasks)).tokens(DEFAULT_MAX_TOKENS) + _OWN_WORDS <= DEFAULT_MAX_TOKENS:
+        return list(tasks)
+    return [_fitted(task, DEFAULT_MAX_TOKENS // min(len(tasks), 10)) for task in tasks]
 
 
 def _fitted(task: ClaimedTask, most: int) -> ClaimedTask:
