@@ -96,7 +96,7 @@ async def _remember(agents: list[Agent], copies: int) -> list[str]:
         )  # fmt: skip
     ids: list[str] = []
     for number, agent in enumerate(agents):
-        answer = await agent.call("batch_operations", operations=operations[number :: len(agents)])
+        answer = await agent.call("batch_operations", operations=operations[number :: len(agents)], max_tokens=0)
         ids += [result["result"]["memory_id"] for result in answer["results"]]
     return ids
 

@@ -22,6 +22,7 @@ from memory_server.contract.task_arguments import (
     DistributeArguments,
     FailArguments,
     HeartbeatArguments,
+    ListTasksArguments,
     PendingArguments,
     RegisterArguments,
 )
@@ -95,7 +96,8 @@ class LocalTools:
         return await lifecycle.requeue_task(self._service, request, task_id)
 
     async def _list_tasks(self, request: RequestContext, states: list[str], limit: int) -> Any:
-        return await lifecycle.list_tasks(self._service, request.caller, [TaskState(state) for state in states], limit)
+        chosen = ListTasksArguments(states=[TaskState(state) for state in states], limit=limit)
+        return await lifecycle.list_tasks(self._service, request.caller, chosen)
 
 
 @asynccontextmanager

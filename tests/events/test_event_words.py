@@ -76,7 +76,7 @@ async def test_text_of_an_answer_lists_events_one_a_line_and_stays_bounded(
         await alice.store(f"{number} 港の船は正午に出ます。" * 30 + "\ncursor=0-0", visibility="public", wait=False)
     result = await bob.raw("wait_for_events", cursor=begin, timeout_seconds=0)
     lines = text_of(result).split("\n")
-    assert len(lines) == 51
+    assert 20 < len(lines) <= 51
     assert all(" alice stored memory " in line for line in lines[:-1])
     assert lines[-1].startswith("More events follow: call again. cursor=")
     assert len(text_of(result).encode()) < 24_000

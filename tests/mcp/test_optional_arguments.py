@@ -93,14 +93,39 @@ def test_prompt_arguments_that_are_blank_are_left_out() -> None:
 
 @pytest.mark.parametrize(
     ("given", "name"),
-    [("Claude Code", "claude-code"), (" GPT  5 ", "gpt-5"), ("Zoë", "zoe"), ("ＡＢＣ", "abc"), ("a_b.c-d", "a_b.c-d")],
+    [("Claude Code", "claude-code"), (" GPT  5 ", "gpt-5"), ("a_b.c-d", "a_b.c-d"), ("\u212aelvin", "kelvin")],
 )
 def test_names_become_canonical(given: str, name: str) -> None:
     assert canonical_name(given) == name
 
 
 @pytest.mark.parametrize("given", ["Клод", "小明", "a*b", "a\nb", "a:b", "", " ", "x" * 65, "José Клод", "\ud83d"])
-def test_names_that_have_no_ascii_form_are_refused(given: str) -> None:
+def test_names_of_other_characters_are_refused(given: str) -> None:
+    with pytest.raises(InvalidArgument):
+        canonical_name(given)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        "straße",
+        "STRAẞE",
+        "Ⅰ",
+        "ﬁn",
+        "İda",
+        "ıda",
+        "ＡＢＣ",
+        "Zoë",
+        "Zoe\u0308",
+        "ΣΑΣ",
+        "ς",
+        "각",
+        "\u1100\u1161",
+        "a\u3000b",
+        "x²",
+    ],
+)
+def test_no_two_names_become_one_but_for_case_and_spaces(given: str) -> None:
     with pytest.raises(InvalidArgument):
         canonical_name(given)
 

@@ -153,7 +153,7 @@ class World:
             {"op": "semantic_search", "query": f"{source}: {text}" if source else text, "mode": "vector", **everything}
             for source, text in wanted
         ]
-        answer = await self.call(actor, "batch_operations", {"operations": looks + meant})
+        answer = await self.call(actor, "batch_operations", {"operations": looks + meant, "max_tokens": 0})
         assert answer["results"][0]["result"]["vector_backlog"] == 0
         moment = Moment(now, time.time())
         for (source, text), found in zip(wanted, answer["results"][len(looks) :], strict=True):

@@ -199,7 +199,9 @@ async def test_searches_in_a_batch_find_the_same_as_alone(
         for limit in (1, 4, 30)
         for filters in ({}, {"agent_ids": ["alice"]}, {"include_archive": True}, {"recency_weight": 0.5})
     ]
-    answer = await bob.call("batch_operations", operations=[{"op": "semantic_search", **one} for one in asked])
+    answer = await bob.call(
+        "batch_operations", operations=[{"op": "semantic_search", **one} for one in asked], max_tokens=0
+    )
     for one, outcome in zip(asked, answer["results"], strict=True):
         alone = await bob.call("semantic_search", **one)
         assert [_scored(hit) for hit in outcome["result"]["hits"]] == [_scored(hit) for hit in alone["hits"]]
@@ -267,7 +269,9 @@ async def test_batched_searches_find_sensitive_and_report_altered_memories(
     altered = await alice.store("The harbour is for sale.", wait=True)
     await stack.client.hset(Keys(namespace).memory(altered), "content", "The harbour was sold.")
     asked = [{"query": f"harbour {word}", "mode": mode} for word in ("gate", "sale") for mode in ("vector", "hybrid")]
-    answer = await alice.call("batch_operations", operations=[{"op": "semantic_search", **one} for one in asked])
+    answer = await alice.call(
+        "batch_operations", operations=[{"op": "semantic_search", **one} for one in asked], max_tokens=0
+    )
     for one, outcome in zip(asked, answer["results"], strict=True):
         alone = await alice.call("semantic_search", **one)
         assert [_scored(hit) for hit in outcome["result"]["hits"]] == [_scored(hit) for hit in alone["hits"]]

@@ -162,7 +162,7 @@ async def store_many_sensitive(agent: Agent, number: int) -> list[str]:
     ]
     ids: list[str] = []
     for start in range(0, number, 100):
-        answer = await agent.call("batch_operations", operations=operations[start : start + 100])
+        answer = await agent.call("batch_operations", operations=operations[start : start + 100], max_tokens=0)
         assert answer["failed"] == 0
         ids += [result["result"]["memory_id"] for result in answer["results"]]
     return ids
@@ -185,7 +185,7 @@ async def versions(stack: Stack, namespace: str, ids: list[str]) -> dict[str, in
 async def contents_of(agent: Agent, ids: list[str]) -> list[str]:
     """Read the full contents of memories."""
     operations = [{"op": "retrieve_memory", "memory_id": memory_id} for memory_id in ids]
-    answer = await agent.call("batch_operations", operations=operations)
+    answer = await agent.call("batch_operations", operations=operations, max_tokens=0)
     assert answer["failed"] == 0
     return [result["result"]["memory"]["content"] for result in answer["results"]]
 

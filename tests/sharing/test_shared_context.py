@@ -133,10 +133,10 @@ async def test_grant_revoked_between_pages_hides_no_other_memory(alice: Agent, b
     await share(alice, "bob", tags=["x"])
     for number in range(6, 9):
         await alice.store(f"note {number}", context="plan", tags=["x"], wait=False)
-    answer = await bob.call("get_shared_context", max_tokens=700)
+    answer = await bob.call("get_shared_context", max_tokens=1600)
     contents = {shared["memory"]["content"] for shared in answer["memories"]}
     await alice.call("revoke_shared_context", grant_id=first)
-    contents |= set(await _follow(bob, answer["next_cursor"], max_tokens=700))
+    contents |= set(await _follow(bob, answer["next_cursor"], max_tokens=1600))
     assert contents == {f"note {number}" for number in range(9)}
 
 
@@ -144,12 +144,12 @@ async def test_content_over_the_budget_is_truncated_and_marked(alice: Agent, bob
     await share(alice, "bob", context="plan")
     for letter in "abc":
         await alice.store(letter * 1200, context="plan")
-    answer = await bob.call("get_shared_context", since="1 hour ago", max_tokens=320)
+    answer = await bob.call("get_shared_context", since="1 hour ago", max_tokens=1200)
     (shown,) = [shared["memory"]["content"] for shared in answer["memories"]]
     assert 300 < len(shown) < 1200
     assert shown == "a" * len(shown)
     assert (answer["partial"], answer["more"]) == (True, True)
-    assert await _follow(bob, answer["next_cursor"], max_tokens=1000) == ["b" * 1200, "c" * 1200]
+    assert await _follow(bob, answer["next_cursor"], max_tokens=2500) == ["b" * 1200, "c" * 1200]
 
 
 async def test_shared_context_filters_by_grantor_and_context(alice: Agent, bob: Agent, carol: Agent) -> None:
@@ -180,7 +180,7 @@ async def test_query_returns_best_matches_first(alice: Agent, bob: Agent) -> Non
     assert (contents[0], cursor) == ("Ships sail at dawn.", "")
     assert "Our ships sail at dawn." not in contents
     assert "Ships sail at noon." not in contents
-    assert (await _shared(bob, query="when do ships sail?", max_tokens=400))[0] == ["Ships sail at dawn."]
+    assert (await _shared(bob, query="when do ships sail?", max_tokens=800))[0] == ["Ships sail at dawn."]
     assert (await refusal(bob, "get_shared_context", query="ships", since="1 hour ago"))[0] == "invalid_argument"
 
 

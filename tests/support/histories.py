@@ -206,7 +206,7 @@ def calls(draw: st.DrawFn) -> Call | None:
         return Call(actor, *draw(operations()))
     batch = [{"op": tool, **arguments} for tool, arguments in draw(st.lists(operations(), min_size=1, max_size=9))]
     stop = {"stop_on_error": True} if kind == 19 else {}
-    return Call(actor, "batch_operations", {"operations": batch, **stop})
+    return Call(actor, "batch_operations", {"operations": batch, "max_tokens": 0, **stop})
 
 
 HISTORIES = st.lists(calls(), min_size=CALLS, max_size=CALLS).map(lambda made: [call for call in made if call])

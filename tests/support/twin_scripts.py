@@ -143,7 +143,7 @@ class _Writer:
             {"op": "get_agent_memories", "agent_id": self.one("alice", "bob", "nobody")},
             {"op": "store_memory", "content": self.one(*ALICES)},
         ]
-        return {"operations": self.chance.sample(reads, 3)}
+        return {"operations": self.chance.sample(reads, 3), "max_tokens": 0}
 
 
 _KNOTS = {"required_capabilities": ["knots"]}

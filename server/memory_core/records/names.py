@@ -34,15 +34,13 @@ def check_name(value: str, what: str = "name") -> str:
 
 
 def canonical_name(value: str, what: str = "name") -> str:
-    """Return the name that a person means: lower case, hyphens for spaces, letters without accents.
+    """Return the name that a person means: lower case, and hyphens for spaces. Nothing else changes.
 
-    Raises InvalidArgument if that is no name, such as for letters that have no ASCII form.
+    Raises InvalidArgument if that is no name, such as for letters that are not ASCII.
     """
     if _NAME.fullmatch(value) or len(value) > LABEL_MAX_BYTES:
         return check_name(value, what)
-    parts = unicodedata.normalize("NFKD", value.casefold())
-    bare = "".join(char for char in parts if not unicodedata.combining(char))
-    name = _SPACES.sub("-", bare.strip(" "))
+    name = _SPACES.sub("-", unicodedata.normalize("NFC", value).lower().strip(" "))
     return name if _NAME.fullmatch(name) else check_name(value, what)
 
 

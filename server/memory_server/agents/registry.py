@@ -30,7 +30,7 @@ from memory_core.redis_client import Client
 from memory_core.settings.groups import DAY
 from memory_core.settings.settings import Settings
 from memory_core.slices import slices
-from memory_server.contract import validation
+from memory_server.contract import cursors, validation
 from memory_server.contract.agents import (
     AgentAnswer,
     AgentListAnswer,
@@ -412,8 +412,15 @@ async def get_agent(backend: Backend, caller: Caller, name: str) -> AgentAnswer:
     return AgentAnswer(agent=AgentView.of(found, redis_time.now()))
 
 
-async def list_agents(service: TaskServices, caller: Caller, args: ListAgentsArguments) -> AgentListAnswer:
-    """List registered agents by type and by capabilities, of which they must have all."""
+async def list_agents(
+    service: TaskServices, caller: Caller, args: ListAgentsArguments, most: int = DEFAULT_MAX_TOKENS
+) -> AgentListAnswer:
+    """List registered agents by type and by capabilities, of which they must have all. 0 as the most tokens gives all.
+
+    Raises InvalidArgument for a cursor of another list.
+    """
+    which = cursors.list_of("list_agents", caller.namespace, caller.agent, args.model_dump(mode="json"))
+    after = None if args.cursor is None else cursors.read(args.cursor, which)
     required, now = set(check_capabilities(args.capabilities or ())), redis_time.now()
     agents = await service.backend.read(lambda client: load_agents(client, Keys(caller.namespace)))
     chosen = [
@@ -424,13 +431,15 @@ async def list_agents(service: TaskServices, caller: Caller, args: ListAgentsArg
         and (agent.is_alive(now) or not args.alive_only)
     ]
     views = [AgentView.of(agent, now) for agent in sorted(chosen, key=lambda found: found.name)]
-    left = [view for view in views if args.cursor is None or view.agent_id > args.cursor]
+    if not most:
+        return AgentListAnswer(agents=views, total=len(views))
+    left = [view.brief() for view in views if after is None or view.agent_id > after]
 
     def of_first(number: int) -> AgentListAnswer:
-        cursor = left[number - 1].agent_id if 0 < number < len(left) else None
+        cursor = cursors.write(which, left[number - 1].agent_id) if 0 < number < len(left) else None
         return AgentListAnswer(agents=left[:number], next_cursor=cursor, total=len(views))
 
-    return of_first(most_fitting(len(left), DEFAULT_MAX_TOKENS, lambda number: of_first(number).tokens()))
+    return of_first(most_fitting(len(left), most, lambda number: of_first(number).tokens(most)))
 
 
 def self_description(description: str, capabilities: Sequence[str]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import accumulate
 from typing import Any
 
 from pydantic import BaseModel, Field
@@ -12,6 +13,8 @@ from memory_server.contract.answer import Answer
 from memory_server.contract.tasks import PendingAnswer, cut
 from memory_server.contract.untrusted_text import counted, quoted, word
 
+_DESCRIPTION_CHARS, _SKILL_BYTES = 200, 320
+"""What a list shows of each agent."""
 _BRIEF_CHARS = 300
 """Of a description in the answer to the agent that gave it."""
 
@@ -27,6 +30,7 @@ class AgentView(BaseModel):
     agent_id: str
     agent_type: AgentType
     capabilities: list[str] = []
+    more_capabilities: int = Field(default=0, description="how many are left out of a list of agents")
     context_window: int
     max_tasks: int
     description: str = ""
@@ -60,11 +64,20 @@ class AgentView(BaseModel):
         )
 
     def brief(self) -> AgentView:
-        """Return the view with the beginning of a long description."""
-        return self.model_copy(update={"description": brief(self.description)})
+        """Return the view for a list of agents: the beginning of its description and its first capabilities."""
+        lengths = accumulate(len(label.encode()) for label in self.capabilities)
+        listed = max(sum(length <= _SKILL_BYTES for length in lengths), min(len(self.capabilities), 1))
+        return self.model_copy(
+            update={
+                "description": cut(self.description, _DESCRIPTION_CHARS),
+                "capabilities": self.capabilities[:listed],
+                "more_capabilities": len(self.capabilities) - listed,
+            }
+        )
 
     def line(self) -> str:
-        skills = f", can {', '.join(map(word, self.capabilities))}" if self.capabilities else ""
+        more = f" and {self.more_capabilities} more" if self.more_capabilities else ""
+        skills = f", can {', '.join(map(word, self.capabilities))}{more}" if self.capabilities else ""
         tasks = f"{self.open_tasks} of {counted(self.max_tasks, 'task')}"
         return f"{self.agent_id} ({self.agent_type}) {self.status}, {tasks}{skills}"
 
@@ -163,6 +176,8 @@ class AgentAnswer(Answer):
 
 class AgentListAnswer(Answer):
     """Registered agents by name."""
+
+    has_own_limit = True
 
     agents: list[AgentView]
     next_cursor: str | None = None

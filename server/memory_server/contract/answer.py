@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, TypeVar, cast
 
 from pydantic import BaseModel
 from pydantic_core import to_json
@@ -12,12 +14,22 @@ from memory_core.errors import plain_line
 from memory_server.contract import tokens
 from memory_server.contract.untrusted_text import counted
 
+_OWN_WORDS = 60
+"""Tokens of the words that say what was left out."""
+_WHOLE = ("tasks", "held")
+"""Lists of leased tasks, which keep all items: each has a lease_token."""
+_FEW_ITEMS, _FEW_CHARS = 4, 100
+"""A list or a text of this size is not shortened further."""
+
 
 class Answer(BaseModel):
     """Base of all answers. `partial`: something is missing; `reason` says what. `names`: what given names became.
 
     `note`: how the call was understood, if not as given.
     """
+
+    has_own_limit: ClassVar[bool] = False
+    """Whether the use case fits it to its limit; others are shortened by `shorten`."""
 
     partial: bool = False
     reason: str | None = None
@@ -31,10 +43,11 @@ class Answer(BaseModel):
         note = [f"Note: {self.note}."] if self.note else []
         return "\n".join(map(plain_line, [*self.lines(), *names, *note, *partial]))
 
-    def tokens(self) -> int:
-        """Estimate the tokens of its longer form."""
+    def tokens(self, enough: int | None = None) -> int:
+        """Estimate the tokens of its two forms together, as most connections send both; stop counting at `enough`."""
         structured = to_json(self.model_dump(mode="json", exclude_none=True)).decode()
-        return max(tokens.count(self.text()), tokens.count(structured))
+        found = tokens.count(structured, enough)
+        return found if enough is not None and found > enough else found + tokens.count(self.text(), enough)
 
     def shown(self) -> Iterable[str]:
         """Return the ids of the memories and tasks whose contents it shows, for the audit."""
@@ -54,6 +67,68 @@ def most_fitting(number: int, most: int, tokens_of: Callable[[int], int]) -> int
     if not number or tokens_of(number) <= most:
         return number
     return max(bisect_right(range(1, number + 1), most, key=tokens_of), 1)
+
+
+A = TypeVar("A", bound=Answer)
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """A list, a map or a text in an answer, which can be shortened."""
+
+    owner: Any
+    key: Any
+    field: str
+    size: int
+
+    def halve(self) -> None:
+        value: Any = getattr(self.owner, self.key) if isinstance(self.owner, BaseModel) else self.owner[self.key]
+        half = len(value) // 2
+        if isinstance(value, str):
+            value = value[:half] + "…"
+        elif isinstance(value, list):
+            value = cast(list[Any], value)[:half]
+        else:
+            value = dict(list(cast(dict[Any, Any], value).items())[:half])
+        if isinstance(self.owner, BaseModel):
+            setattr(self.owner, self.key, value)
+        else:
+            self.owner[self.key] = value
+
+
+def shorten(answer: A, most: int) -> A:
+    """Halve the longest part of an answer until it takes at most so many tokens."""
+    if answer.tokens(most) <= most:
+        return answer
+    answer, cut = answer.model_copy(deep=True), dict[str, None]()
+    while answer.tokens(most) > most - _OWN_WORDS:
+        longest = max(_parts(answer), key=lambda part: part.size, default=None)
+        if longest is None:
+            break
+        longest.halve()
+        cut[longest.field] = None
+    answer.partial = True
+    answer.reason = "; ".join(filter(None, [answer.reason, f"too long for one answer, cut: {', '.join(cut)}"]))
+    return answer
+
+
+def _parts(owner: Any, field: str = "") -> Iterator[_Part]:
+    if isinstance(owner, BaseModel):
+        fields = type(owner).model_fields
+        items = [(name, getattr(owner, name)) for name, info in fields.items() if not info.exclude]
+    elif isinstance(owner, dict):
+        items = list(cast(dict[Any, Any], owner).items())
+    else:
+        items = list(enumerate(cast(list[Any], owner)))
+    for key, value in items:
+        name = str(key) if isinstance(owner, BaseModel) else field
+        if isinstance(value, str) and len(value) > _FEW_CHARS:
+            yield _Part(owner, key, name, len(value))
+        elif isinstance(value, list | dict | BaseModel):
+            inner = cast(Any, value)
+            if not isinstance(inner, BaseModel) and len(inner) > _FEW_ITEMS and name not in _WHOLE:
+                yield _Part(owner, key, name, len(to_json(inner)))
+            yield from _parts(inner, name)
 
 
 def partial_reason(

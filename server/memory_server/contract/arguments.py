@@ -289,6 +289,7 @@ class BatchArguments(Arguments):
 
     operations: WholeListOf[dict[str, Any]] = Field(description="each {op: tool, ...arguments}; stores do not wait")
     stop_on_error: bool = False
+    max_tokens: MaxTokens = DEFAULT_MAX_TOKENS
 
 
 class WaitArguments(Arguments):

@@ -36,6 +36,8 @@ class Event(BaseModel):
 class EventsAnswer(Answer):
     """Events since the cursor or your last position, oldest first; none after a timeout."""
 
+    has_own_limit = True
+
     events: list[Event]
     cursor: str = Field(description="send it with the next call, so that nothing is missed")
     more: bool = Field(default=False, description="call again for the rest")

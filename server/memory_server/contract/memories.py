@@ -237,6 +237,8 @@ class StoreAnswer(Answer):
 class MemoryAnswer(Answer):
     """One memory, or a page of its content."""
 
+    has_own_limit = True
+
     memory: Memory
     chunks: str | None = Field(default=None, description="which chunks of a long content these are")
     next_cursor: str | None = None
@@ -272,6 +274,8 @@ class UpdateAnswer(MemoryAnswer):
 
 class MemoryListAnswer(Answer):
     """A page of memories, newest first."""
+
+    has_own_limit = True
 
     memories: list[Memory]
     next_cursor: str | None = None
@@ -350,6 +354,8 @@ class Took(BaseModel):
 
 class SearchAnswer(Answer):
     """Found memories, best first."""
+
+    has_own_limit = True
 
     hits: list[Hit]
     took_ms: Took = Took()

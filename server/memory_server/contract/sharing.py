@@ -212,6 +212,8 @@ class GrantListAnswer(Answer):
 class SharedContextAnswer(Answer):
     """Memories that others share with the caller, and its grants and offers."""
 
+    has_own_limit = True
+
     memories: list[SharedMemory] = Field(default_factory=list[SharedMemory])
     next_cursor: str | None = Field(default=None, description="pass it as since for what this answer left out")
     more: bool = Field(default=False, description="the budget left something out")

@@ -96,6 +96,7 @@ class ListTasksArguments(Arguments):
 
     states: ListOf[TaskState] | None = None
     limit: int = Field(default=20, ge=1, le=100)
+    cursor: str | None = Field(default=None, description="next_cursor of the page before")
 
 
 class RegisterArguments(Arguments):

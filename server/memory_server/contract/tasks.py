@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from itertools import chain
-from typing import Any
+from typing import Any, Self
 
 from pydantic import BaseModel, Field
 
@@ -116,6 +116,13 @@ class TaskView(BaseModel):
     def line(self) -> str:
         return f"{self._head()} {quoted(self.description)}"
 
+    def with_short_lists(self) -> Self:
+        """Return the view with the first of many items in its lists."""
+        lists = {name: getattr(self, name)[:_LISTED_ITEMS] for name in _LISTS}
+        return self.model_copy(
+            update={name: [cut(one, _LISTED_ITEM_CHARS) for one in some] for name, some in lists.items()}
+        )
+
     def brief(self) -> list[str]:
         """Return the lines of a list: the title, and the beginning of the result or the error."""
         title = self.description.strip().split("\n", 1)[0]
@@ -158,6 +165,9 @@ class TaskView(BaseModel):
 
 
 _TITLE_CHARS, _BRIEF_CHARS = 120, 160
+_LISTS = ("held_by", "required_capabilities", "depends_on")
+_LISTED_ITEMS, _LISTED_ITEM_CHARS = 8, 64
+"""What a list of tasks shows of each of them."""
 
 
 def cut(text: str, most: int) -> str:
@@ -282,6 +292,8 @@ class HeldElsewhere(BaseModel):
 class PendingAnswer(Answer):
     """Tasks of an agent, leased to it now or only shown."""
 
+    has_own_limit = True
+
     tasks: list[ClaimedTask]
     held: list[ClaimedTask] = Field(default_factory=list[ClaimedTask], description="held by this session already")
     elsewhere: list[HeldElsewhere] = Field(
@@ -328,6 +340,8 @@ def _brief(task: ClaimedTask) -> list[str]:
 class TaskAnswer(Answer):
     """One task with its history, or a page of one of its long parts."""
 
+    has_own_limit = True
+
     task: TaskView
     history: list[TaskEvent] = Field(default_factory=list[TaskEvent])
     part: str | None = Field(default=None, description="the part of the task that content is of")
@@ -370,10 +384,17 @@ class TaskAnswer(Answer):
 class TaskListAnswer(Answer):
     """Tasks that the caller submitted, holds or held, newest first."""
 
+    has_own_limit = True
+
     tasks: list[TaskView]
+    next_cursor: str | None = None
+    total: int | None = Field(default=None, description="how many there are on all pages")
 
     def shown(self) -> list[str]:
         return [task.task_id for task in self.tasks]
 
     def lines(self) -> list[str]:
-        return [f"{counted(len(self.tasks), 'task')}.", *chain.from_iterable(task.brief() for task in self.tasks)]
+        total = counted(self.total or len(self.tasks), "task")
+        of_all = f"{len(self.tasks)} of {total}" if self.next_cursor else counted(len(self.tasks), "task")
+        more = [f"More: cursor={self.next_cursor}"] if self.next_cursor else []
+        return [f"{of_all}.", *chain.from_iterable(task.brief() for task in self.tasks), *more]

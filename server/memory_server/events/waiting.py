@@ -24,8 +24,10 @@ from memory_core.records.scope import Principal
 from memory_core.records.times import to_iso
 from memory_core.records.vectors import Matrix
 from memory_core.redis_client import Client
+from memory_server.contract.answer import most_fitting
 from memory_server.contract.arguments import WaitArguments
 from memory_server.contract.events import Event, EventKind, EventsAnswer
+from memory_server.contract.tokens import DEFAULT_MAX_TOKENS
 from memory_server.contract.validation import check_text
 from memory_server.engine.principals import resolve
 from memory_server.engine.redis_backend import Backend
@@ -51,7 +53,8 @@ from memory_server.search.ranking import ScoredRecord
 
 _MATCH = "match"
 _MAX_EVENTS = 50
-"""Events of one answer: it stays under 8,000 tokens."""
+_MOST_TOKENS = DEFAULT_MAX_TOKENS - 200
+"""Events of one answer, and the tokens that they take at most."""
 _MAX_UNREAD = 100
 _PAGE = 1000
 _SNIPPET = 160
@@ -229,17 +232,36 @@ class _Wait:
                     self.waiter.doubt(entry)
                     if self.waiter.concerns(entry):
                         chunk.append(entry)
-            if chunk and (events := await self._events(chunk)):
-                self.has_more = any(self.waiter.concerns(entry) for entry in entries)
+            if chunk and (found := await self._events(chunk)):
+                events = self._fitting(found)
+                is_cut = len(events) < len(found)
+                self.has_more = is_cut or any(self.waiter.concerns(entry) for entry in entries)
                 return events
         return []
 
-    async def _events(self, entries: Sequence[EventEntry]) -> list[Event]:
+    def _fitting(self, found: Sequence[tuple[Position, Event]]) -> list[Event]:
+        """Return the first events, as many as an answer can hold. The next call begins with those left out.
+
+        The events of one entry stay together.
+        """
+        events = [event for _, event in found]
+
+        def tokens_of(number: int) -> int:
+            return EventsAnswer(events=events[:number], cursor="").tokens(_MOST_TOKENS)
+
+        number = most_fitting(len(events), _MOST_TOKENS, tokens_of)
+        ends = [end for end in range(1, len(found)) if found[end - 1][0] != found[end][0]] + [len(found)]
+        end = max([end for end in ends if end <= number], default=ends[0])
+        self.returned = found[end - 1][0]
+        if end < len(found):
+            self.position = self.returned
+        return events[:end]
+
+    async def _events(self, entries: Sequence[EventEntry]) -> list[tuple[Position, Event]]:
         """Build events of the entries that the caller may see now. Entries addressed by name need no lookup."""
         if all(entry.kind != MEMORY for entry in entries):
-            self.returned = entries[-1].position
             subjects = await self._subjects(entries, [])
-            return [event_of(entry, subjects) for entry in entries]
+            return [(entry.position, event_of(entry, subjects)) for entry in entries]
         with self.service.inflight_reads.reading(self.request.caller.namespace, self.request.caller.agent):
             principal = await self._principal()
             news = [entry for entry in entries if entry.is_news and entry.kind in self.waiter.kinds]
@@ -247,14 +269,12 @@ class _Wait:
             allowed = {entry.position for entry in shown}
             matches = await self._matches(principal, entries)
             subjects = await self._subjects(shown, records)
-        events: list[Event] = []
+        events: list[tuple[Position, Event]] = []
         for entry in entries:
             if entry.position in allowed:
-                events.append(event_of(entry, subjects))
+                events.append((entry.position, event_of(entry, subjects)))
             if entry.position in matches:
-                events.append(_match(entry, subjects, *matches[entry.position]))
-            if entry.position in allowed or entry.position in matches:
-                self.returned = entry.position
+                events.append((entry.position, _match(entry, subjects, *matches[entry.position])))
         return events
 
     async def _subjects(self, entries: Sequence[EventEntry], records: Sequence[Record]) -> Subjects:

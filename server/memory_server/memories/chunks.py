@@ -28,7 +28,7 @@ from memory_server.index.loader import Ref
 from memory_server.memories.record_encoder import RecordEncoder, embedding_text, encoder_of, flat, signed_elsewhere
 from memory_server.memories.services import MemoryServices
 from memory_server.memories.slow_work import in_turn
-from memory_server.memories.splitter import split, split_stepwise
+from memory_server.memories.splitter import Placed, split_stepwise
 
 AHEAD_SECONDS = 30.0
 EMBED_AT_ONCE = 8
@@ -54,10 +54,23 @@ class ChunkedContent:
 
 
 async def split_content(content: str) -> list[str]:
+    """Return the chunks of a content."""
+    return [chunk for _, chunk in await place_chunks(content)]
+
+
+async def starts_of(content: str) -> list[int]:
+    """Return where each page from one chunk on begins: the first at the beginning, each other later."""
+    starts = [0]
+    for start, _ in (await place_chunks(content))[1:]:
+        starts.append(min(max(start, starts[-1] + 1), len(content)))
+    return starts
+
+
+async def place_chunks(content: str) -> list[Placed]:
     """Split a content; a long one in a thread, step by step: other calls do not wait, and a cancelled one ends."""
+    steps, chunks = split_stepwise(content), list[Placed]()
     if len(content) < _IN_THREAD:
-        return split(content)
-    steps, chunks = split_stepwise(content), list[str]()
+        return [chunk for found in steps for chunk in found]
     while (found := await in_turn(next, steps, None)) is not None:
         chunks += found
     return chunks

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
 import json
 import math
 from collections.abc import Sequence
 
-from memory_core.errors import InvalidArgument, NotFound, echo
+from memory_core.errors import InvalidArgument, NotFound
 from memory_core.records import redis_time
 from memory_core.records.keys import Keys
 from memory_core.records.memory import Record
 from memory_core.records.times import to_iso, to_redis
 from memory_core.redis_client import Client
-from memory_server.contract import tokens
+from memory_server.contract import cursors, tokens
 from memory_server.contract.answer import most_fitting, partial_reason
 from memory_server.contract.arguments import ListArguments, RetrieveArguments
 from memory_server.contract.memories import Memory, MemoryAnswer, MemoryListAnswer
@@ -28,7 +26,7 @@ from memory_server.index import query_builder as build
 from memory_server.index.filters import resolve_filters
 from memory_server.index.loader import Ref
 from memory_server.memories import pages
-from memory_server.memories.chunks import split_content
+from memory_server.memories.chunks import starts_of
 from memory_server.memories.services import MemoryServices
 from memory_server.security.open_records import load_readable
 
@@ -57,20 +55,21 @@ async def retrieve_memory(service: MemoryServices, request: RequestContext, args
         access_count=int(count or 0),
         last_access=to_iso(float(last)) if last else None,
     )
-    return await _page(answer, args)
+    which = cursors.list_of("retrieve_memory", request.caller.namespace, request.caller.agent, {"memory_id": memory_id})
+    return await _page(answer, args, which)
 
 
-def _start(args: RetrieveArguments, rev: int, starts: Sequence[int], length: int) -> int:
+def _start(args: RetrieveArguments, which: str, rev: int, starts: Sequence[int], length: int) -> int:
     if args.cursor is not None:
-        return pages.read_cursor(args.cursor, rev, length)
+        return pages.read_cursor(args.cursor, which, rev, length)
     number = args.chunk or 1
     if number > len(starts):
         raise InvalidArgument(f"there is no chunk {number}; the memory has {len(starts)}", hint="give a lower number")
     return starts[number - 1]
 
 
-async def _page(answer: MemoryAnswer, args: RetrieveArguments) -> MemoryAnswer:
-    """Return the page of an answer that `args` ask for. Later pages leave the metadata out."""
+async def _page(answer: MemoryAnswer, args: RetrieveArguments, which: str) -> MemoryAnswer:
+    """Return the page of an answer that `args` ask for; cursors are `which`. Later pages leave the metadata out."""
     memory, most = answer.memory, args.max_tokens
     content, rev = memory.content, memory.rev
     if args.rev not in (None, rev):
@@ -79,13 +78,13 @@ async def _page(answer: MemoryAnswer, args: RetrieveArguments) -> MemoryAnswer:
         raise InvalidArgument("cursor and chunk were both given", hint="give one of them")
     if args.cursor is None and args.chunk is None:
         is_short = len(content) <= _SURELY_LONG * most
-        if not most or (is_short and answer.tokens() <= most):
+        if not most or (is_short and answer.tokens(most) <= most):
             return answer
-    starts = pages.starts_of(content, await split_content(content))
-    start = _start(args, rev, starts, len(content))
+    starts = await starts_of(content)
+    start = _start(args, which, rev, starts, len(content))
 
     def at(start: int, end: int) -> MemoryAnswer:
-        more = pages.write_cursor(rev, end) if end < len(content) else None
+        more = pages.write_cursor(which, rev, end) if end < len(content) else None
         part = {"content": content[start:end]} | ({"metadata": None} if start else {})
         chunks = pages.chunks_between(starts, start, end)
         return answer.model_copy(
@@ -122,7 +121,9 @@ async def list_memories(service: MemoryServices, request: RequestContext, args: 
     named = args.model_copy(update={"agent_ids": agents})
     filters = await resolve_filters(service.backend, principal, named)
     selected = build.memories(build.readable(principal, filters, redis_time.now()))
-    position = _read_cursor(args.cursor)
+    arguments = args.model_dump(mode="json", exclude_defaults=True)
+    which = cursors.list_of("get_agent_memories", request.caller.namespace, request.caller.agent, arguments)
+    position = _read_cursor(args.cursor, which)
     if not await service.namespaces.knows(request.caller.namespace):
         return MemoryListAnswer(memories=[], total=0, **filters.period)
     prepared = await service.namespaces.get(request.caller.namespace)
@@ -160,7 +161,7 @@ async def list_memories(service: MemoryServices, request: RequestContext, args: 
         shown, left = records[:number], more or number < len(records)
         return MemoryListAnswer(
             memories=bare[:number],
-            next_cursor=_write_cursor(shown[-1].created_at) if left and shown else None,
+            next_cursor=cursors.write(which, to_redis(shown[-1].created_at)) if left and shown else None,
             total=total,
             partial=bool(reason),
             reason=reason,
@@ -179,17 +180,13 @@ def _without_long_metadata(view: Memory) -> Memory:
     return view.model_copy(update={"metadata": None}) if size > DEFAULT_MAX_TOKENS / 2 else view
 
 
-def _write_cursor(created_at: float) -> str:
-    return base64.urlsafe_b64encode(to_redis(created_at).encode()).decode().rstrip("=")
-
-
-def _read_cursor(cursor: str | None) -> float | None:
+def _read_cursor(cursor: str | None, which: str) -> float | None:
     if cursor is None:
         return None
     try:
-        position = float(base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)).decode("ascii"))
-        if not math.isfinite(position):
-            raise ValueError
-        return position
-    except (ValueError, binascii.Error):
-        raise InvalidArgument(f"unknown cursor {echo(cursor)}", hint="use next_cursor unchanged") from None
+        position = float(cursors.read(cursor, which))
+    except ValueError:
+        raise cursors.unknown(cursor) from None
+    if not math.isfinite(position):
+        raise cursors.unknown(cursor)
+    return position

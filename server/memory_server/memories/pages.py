@@ -5,22 +5,14 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
 
-from memory_core.errors import InvalidArgument, echo
+from memory_core.errors import InvalidArgument
+from memory_server.contract import cursors
 from memory_server.contract.tokens import LEAST_CONTENT
 
 Measure = Callable[[int, int], int]
 """Returns the tokens of an answer with the content from one position to another."""
 MOST_CHARACTERS = 16
 """Characters that a token has at most, on average."""
-
-
-def starts_of(content: str, chunks: Sequence[str]) -> list[int]:
-    """Return where each chunk begins that the chunks before it have not covered. They overlap, and leave out blanks."""
-    starts = [0]
-    for chunk in chunks[1:]:
-        found = content.find(chunk, starts[-1] + 1)
-        starts.append(found if found > 0 else min(starts[-1] + 1, len(content)))
-    return starts
 
 
 def end_of_page(length: int, starts: Sequence[int], start: int, most: int, measure: Measure) -> int:
@@ -47,18 +39,18 @@ def chunks_between(starts: Sequence[int], start: int, end: int) -> str:
     return f"{shown} of {len(starts)}"
 
 
-def write_cursor(rev: int, position: int) -> str:
-    return f"{rev}.{position}"
+def write_cursor(which: str, rev: int, position: int) -> str:
+    return cursors.write(which, f"{rev}.{position}")
 
 
-def read_cursor(cursor: str, rev: int, length: int) -> int:
-    """Return the position of a cursor. Raises InvalidArgument if it is unknown or of another revision."""
-    of_rev, _, position = cursor.partition(".")
-    if not (of_rev.isdecimal() and position.isdecimal() and len(cursor) < 32 and cursor.isascii()):
-        raise InvalidArgument(f"unknown cursor {echo(cursor)}", hint="use next_cursor unchanged")
+def read_cursor(cursor: str, which: str, rev: int, length: int) -> int:
+    """Return the position of a cursor. Raises InvalidArgument if it is of another memory or of another revision."""
+    of_rev, _, position = cursors.read(cursor, which).partition(".")
+    if not (of_rev.isdecimal() and position.isdecimal() and len(of_rev) + len(position) < 32):
+        raise cursors.unknown(cursor)
     if int(of_rev) != rev:
         hint = "read it again without a cursor"
         raise InvalidArgument(f"the memory was changed: the cursor is of revision {int(of_rev)}, not {rev}", hint=hint)
     if int(position) >= length:
-        raise InvalidArgument(f"unknown cursor {echo(cursor)}", hint="use next_cursor unchanged")
+        raise cursors.unknown(cursor)
     return int(position)

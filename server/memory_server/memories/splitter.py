@@ -19,37 +19,41 @@ _WORDS = regex.compile(r"\p{L}+|\p{N}|[^\s\p{L}\p{N}]")
 _BORDERS = ("\n\n", "\n", ". ", " ")
 
 
+Placed = tuple[int, str]
+"""A chunk, after the position where it begins in the content. Chunks overlap, and leave out blanks."""
+
+
 def split(content: str) -> list[str]:
     """Return the chunks in order; a content that fits the window is one chunk."""
-    return [chunk for chunks in split_stepwise(content) for chunk in chunks]
+    return [chunk for chunks in split_stepwise(content) for _, chunk in chunks]
 
 
-def split_stepwise(content: str) -> Iterator[list[str]]:
+def split_stepwise(content: str) -> Iterator[list[Placed]]:
     """Yield the chunks in order, in lists that take at most a tenth of a second each."""
     capacity = min(max(64, int(PIECE_TOKENS / _tokens_per_character(content))), _MAX_CAPACITY)
     if len(content) <= capacity:
-        yield [content]
+        yield [(0, content)]
         return
     splitter = MarkdownSplitter(capacity, overlap=int(capacity * _OVERLAP), trim=False)
-    number, last = 0, content[:capacity]
-    for block in _blocks(content):
-        chunks = [chunk for chunk in splitter.chunks(block) if chunk.strip()]
+    number, last = 0, (0, content[:capacity])
+    for start, block in _blocks(content):
+        chunks = [(start + offset, chunk) for offset, chunk in splitter.chunk_indices(block) if chunk.strip()]
         number, last = number + len(chunks), chunks[-1] if chunks else last
         yield chunks
     if number < 2:  # a content of one chunk is stored as that chunk alone: blanks around it would be lost
         yield [last]
 
 
-def _blocks(content: str) -> Iterator[str]:
+def _blocks(content: str) -> Iterator[Placed]:
     """Cut at the best border in the last quarter of each block."""
     start = 0
     while len(content) - start > _BLOCK:
         window = content[start : start + _BLOCK]
         cuts = (window.rfind(border, _BLOCK * 3 // 4) + len(border) for border in _BORDERS)
         cut = next((cut for cut in cuts if cut > _BLOCK * 3 // 4), _BLOCK)
-        yield window[:cut]
+        yield start, window[:cut]
         start += cut
-    yield content[start:]
+    yield start, content[start:]
 
 
 def _tokens_per_character(content: str) -> float:

@@ -19,12 +19,12 @@ from memory_core.records.times import to_iso
 from memory_core.redis_client import Client
 from memory_core.slices import slices
 from memory_server.contract.dashboard import BoardAnswer, GrantsAnswer
-from memory_server.contract.sharing import GrantInfo, GrantListAnswer, GrantState, SharedContextArguments
+from memory_server.contract.sharing import GrantInfo, GrantListAnswer, GrantState
 from memory_server.contract.tasks import TaskListAnswer, TaskView
 from memory_server.engine.redis_backend import Backend
 from memory_server.engine.request_context import Caller, RequestContext
 from memory_server.search.services import SearchServices
-from memory_server.sharing.shared_context import get_shared_context, grant_info
+from memory_server.sharing.shared_context import grant_info, list_grants
 
 _MOST_TASKS = 500
 _MOST_GRANTS = 1000
@@ -60,7 +60,7 @@ async def task_board(backend: Backend, caller: Caller) -> BoardAnswer:
 async def grant_board(service: SearchServices, request: RequestContext) -> GrantsAnswer:
     """Show the grants and offers that the caller gave or received; for an overseer those of all registered agents."""
     if not request.caller.oversees:
-        shared = await get_shared_context(service, request, SharedContextArguments(max_tokens=1))
+        shared = await list_grants(service, request)
         grants = [*shared.granted_by_me, *shared.granted_to_me]
         return GrantsAnswer(whole=False, grants=grants, offers=shared.offers)
     keys = Keys(request.caller.namespace)

@@ -7,7 +7,6 @@ from bisect import bisect_right
 from collections.abc import AsyncGenerator
 from contextlib import aclosing, suppress
 from dataclasses import dataclass, field, replace
-from itertools import accumulate
 from typing import Any
 
 from memory_core.errors import InvalidArgument
@@ -22,7 +21,7 @@ from memory_core.records.scope import Principal
 from memory_core.records.times import NEVER, to_iso
 from memory_core.redis_client import Client
 from memory_server.contract import tokens
-from memory_server.contract.answer import partial_reason
+from memory_server.contract.answer import most_fitting, partial_reason
 from memory_server.contract.memories import Memory
 from memory_server.contract.sharing import (
     GrantInfo,
@@ -49,8 +48,9 @@ _MOST_CHARACTERS = 16
 """Characters that a token has at most, on average."""
 _MAX_MEMORIES = 100
 _MAX_GRANTS = 100
-_GRANT_CHARS = 3_000
-"""How long each list of grants may be, as JSON, after its first: any agent may give grants with long notes."""
+_OWN_WORDS = 150
+"""Tokens of what an answer says besides its memories and grants."""
+_LISTED_GRANTS_TOKENS = 8_000
 
 
 @dataclass(slots=True)
@@ -90,7 +90,7 @@ class _Budget:
 
 def _tokens_of(record: Record) -> int:
     texts = [record.content, record.metadata or "", *record.tags, record.context or "", record.source or ""]
-    return _HEAD_TOKENS + tokens.count(json.dumps(texts, ensure_ascii=False))
+    return _HEAD_TOKENS + 2 * tokens.count(json.dumps(texts, ensure_ascii=False))
 
 
 def _least_of(record: Record) -> int:
@@ -123,7 +123,8 @@ async def get_shared_context(
         raise InvalidArgument("query and since were both given", hint="give one of them; since lists all changes")
     context = None if args.context is None else check_label(args.context, "context")
     query = args.query and check_text(args.query, "query", service.settings.limits.query_bytes)
-    label = digest(json.dumps([args.agent_id, context]))[:8]
+    caller = request.caller
+    label = digest(json.dumps([caller.namespace, caller.agent, args.agent_id, context]))[:8]
     cursor = None if args.since is None else read_cursor(args.since, label)
     if not await service.namespaces.knows(request.caller.namespace):
         return SharedContextAnswer(next_cursor=None if query else (cursor or Cursor(label, BEGINNING)).write())
@@ -133,14 +134,14 @@ async def get_shared_context(
     model = await service.models.current(request.caller.namespace)
     given = [grant for grant in principal.grants if args.agent_id in (None, grant.grantor)]
     view = View(service, request, principal, given, ResolvedFilters(context=context), end)
-    budget = _Budget(args.max_tokens)
+    answer = await _list_grants(service.backend, principal, args.agent_id, args.max_tokens // 2)
+    budget = _Budget(max(args.max_tokens - answer.tokens() - _OWN_WORDS, 1))
     if query:
         after, reason = None, await _add_best(view, query, budget)
     else:
         after, reason = await _add_next(view, cursor, budget, label), None
     if index_reason := partial_reason(await service.namespaces.covered(prepared)):
         after, reason = cursor, index_reason
-    answer = await _list_grants(service.backend, principal, args.agent_id)
     cut = "a memory was cut to fit; retrieve_memory returns all of it" if budget.cut else None
     answer.reason = "; ".join(filter(None, [reason, *dict.fromkeys(view.warnings), answer.reason, cut])) or None
     answer.partial = bool(answer.reason)
@@ -221,8 +222,15 @@ def _shared_memory(view: View, position: ChangePosition, record: Record, model: 
     )
 
 
-async def _list_grants(backend: Backend, principal: Principal, other: str | None) -> SharedContextAnswer:
-    """List the principal's grants in force and open offers, newest first. The reason tells how many are left out."""
+@reads
+async def list_grants(service: SearchServices, request: RequestContext) -> SharedContextAnswer:
+    """List the caller's grants in force and open offers, newest first."""
+    return await _list_grants(service.backend, await resolve(service.backend, request), None, _LISTED_GRANTS_TOKENS)
+
+
+async def _list_grants(backend: Backend, principal: Principal, other: str | None, most: int) -> SharedContextAnswer:
+    """List the principal's grants in force and open offers, newest first, in at most so many tokens, but at least one
+    of each kind. The reason tells how many are left out."""
     keys = Keys(principal.namespace)
 
     async def fetch(client: Client) -> tuple[float, list[str], list[dict[bytes, bytes]]]:
@@ -243,15 +251,18 @@ async def _list_grants(backend: Backend, principal: Principal, other: str | None
             fields = {name.decode(): value for name, value in row.items()}
             if fields and float(fields["until"]) > now and _is_genuine(backend, keys, grant_id, fields):
                 _add_grant(answer, principal, other, grant_id, fields)
-    dropped = 0
-    for grants in (answer.granted_to_me, answer.granted_by_me, answer.offers):
-        lengths = accumulate(len(grant.model_dump_json()) for grant in grants)
-        listed = min(max(sum(length <= _GRANT_CHARS for length in lengths), 1), len(grants), _MAX_GRANTS)
-        dropped += len(grants) - listed
-        del grants[listed:]
-    older = counted(dropped, "older grant or offer is", "older grants and offers are")
-    answer.reason = f"{older} not listed; agent_id narrows the lists" if dropped else None
-    return answer
+    to_me, by_me, offers = answer.granted_to_me, answer.granted_by_me, answer.offers
+
+    def of_first(number: int) -> SharedContextAnswer:
+        dropped = sum(max(len(grants) - number, 0) for grants in (to_me, by_me, offers))
+        older = counted(dropped, "older grant or offer is", "older grants and offers are")
+        reason = f"{older} not listed; agent_id narrows the lists" if dropped else None
+        return SharedContextAnswer(
+            reason=reason, granted_to_me=to_me[:number], granted_by_me=by_me[:number], offers=offers[:number]
+        )
+
+    longest = min(max(len(to_me), len(by_me), len(offers)), _MAX_GRANTS)
+    return of_first(most_fitting(longest, most, lambda number: of_first(number).tokens(most)))
 
 
 def _is_genuine(backend: Backend, keys: Keys, grant_id: str, row: dict[str, bytes]) -> bool:

@@ -245,7 +245,8 @@ async def _show_assigned(backend: Backend, caller: Caller, args: PendingArgument
         return await load_tasks(client, keys, names)
 
     tasks = await backend.read(fetch)
-    return PendingAnswer(tasks=[_claimed(task) for task in tasks])
+    shown = [_claimed(task) for task in tasks]
+    return fit_claims(PendingAnswer(tasks=shown), max(_ANSWER_TOKENS, args.limit * _TASK_TOKENS), _CUT)
 
 
 @reads

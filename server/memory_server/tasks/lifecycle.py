@@ -11,11 +11,13 @@ from memory_core.records.codec import unpack
 from memory_core.records.damage import execute
 from memory_core.records.keys import Keys
 from memory_core.records.names import check_label
-from memory_core.records.task import Task, TaskState, load_tasks
+from memory_core.records.task import Task, load_tasks
 from memory_core.records.times import to_iso
 from memory_core.redis_client import Client
 from memory_core.settings.settings import Settings
-from memory_server.contract import validation
+from memory_server.contract import cursors, validation
+from memory_server.contract.answer import most_fitting
+from memory_server.contract.task_arguments import ListTasksArguments
 from memory_server.contract.task_outcomes import TaskStateAnswer
 from memory_server.contract.tasks import TaskAnswer, TaskEvent, TaskListAnswer, TaskView
 from memory_server.contract.tokens import DEFAULT_MAX_TOKENS
@@ -144,12 +146,15 @@ def raise_for_limit(status: str, settings: Settings) -> None:
             return
 
 
-async def list_tasks(service: TaskServices, caller: Caller, states: Sequence[TaskState], limit: int) -> TaskListAnswer:
+async def list_tasks(service: TaskServices, caller: Caller, args: ListTasksArguments) -> TaskListAnswer:
     """List the newest tasks that the caller submitted, has or had; without `states`, in all states.
 
     Each task has its share of the answer: the longest payloads, results and errors are shortened first.
+    Raises InvalidArgument for a cursor of another list.
     """
     keys = Keys(caller.namespace)
+    which = cursors.list_of("list_tasks", caller.namespace, caller.agent, args.model_dump(mode="json"))
+    before = None if args.cursor is None else cursors.read(args.cursor, which)
 
     async def fetch(client: Client) -> list[Task]:
         pipe = client.pipeline(transaction=False)
@@ -163,19 +168,22 @@ async def list_tasks(service: TaskServices, caller: Caller, states: Sequence[Tas
 
     since = await held_since_of(service.backend, caller)
     found = [task for task in await service.backend.read(fetch) if task.is_party(caller.agent, since)]
-    tasks = [task for task in found if not states or task.state in states]
-    views = [TaskView.of(task) for task in tasks[:limit]]
+    tasks = [task for task in found if not args.states or task.state in args.states]
+    left = [TaskView.of(task) for task in tasks if before is None or task.id < before]
+    views = [view.with_short_lists() for view in left[: args.limit]]
     texts = [long_texts(view) for view in views]
 
-    def at(chars: int) -> TaskListAnswer:
-        shown = [shortened(view, parts, chars) for view, parts in zip(views, texts, strict=True)]
+    def at(number: int, chars: int) -> TaskListAnswer:
+        shown = [shortened(view, parts, chars) for view, parts in zip(views[:number], texts, strict=False)]
         count = sum(view.cut is not None for view in shown)
         reason = f"long parts of {counted(count, 'task')} are shortened; get_task shows them" if count else None
-        return TaskListAnswer(tasks=shown, partial=bool(reason), reason=reason)
+        cursor = cursors.write(which, left[number - 1].task_id) if 0 < number < len(left) else None
+        return TaskListAnswer(tasks=shown, next_cursor=cursor, total=len(tasks), partial=bool(reason), reason=reason)
 
-    lengths = [len(text) for parts in texts for text in parts.values()]
-    most = max(DEFAULT_MAX_TOKENS, limit * _LISTED_TOKENS)
-    return at(most_chars(lengths, most, lambda chars: at(chars).tokens()))
+    most = max(DEFAULT_MAX_TOKENS, args.limit * _LISTED_TOKENS)
+    number = most_fitting(len(views), most, lambda number: at(number, 0).tokens(most))
+    lengths = [len(text) for parts in texts[:number] for text in parts.values()]
+    return at(number, most_chars(lengths, most, lambda chars: at(number, chars).tokens()))
 
 
 async def find_task(backend: Backend, caller: Caller, task_id: str) -> Task:

@@ -167,6 +167,12 @@ def _unknown(cursor: str) -> InvalidArgument:
 def fit_claims(answer: PendingAnswer, most: int, why: str) -> PendingAnswer:
     """Shorten the longest texts of claimed tasks, then leave memories out, until the answer fits into so many tokens.
     `why` tells where the rest is."""
+    if answer.tokens(most) <= most:
+        return answer
+    begun = {"tasks": answer.tasks, "held": answer.held}
+    answer = answer.model_copy(
+        update={name: [task.with_short_lists() for task in group] for name, group in begun.items()}
+    )
     tasks = [*answer.tasks, *answer.held]
     texts = {task.task_id: long_texts(task) for task in tasks}
     lengths = [len(text) for parts in texts.values() for text in parts.values()]

@@ -61,7 +61,8 @@ async def _retrieve(tools: RemoteTools, agent: str, recorder: Recorder, ids: lis
         for start in range(0, len(asked), _BATCH_SIZE):
             batch = asked[start : start + _BATCH_SIZE]
             operations = [{"op": "retrieve_memory", "memory_id": one} for one in batch]
-            answer = await _call(tools, agent, recorder, "batch_operations", {"operations": operations})
+            arguments = {"operations": operations, "max_tokens": 0}
+            answer = await _call(tools, agent, recorder, "batch_operations", arguments)
             for memory_id, result in zip(batch, answer["results"], strict=True):
                 if result["ok"]:
                     found.append(result["result"])

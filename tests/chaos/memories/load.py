@@ -130,7 +130,7 @@ class Actor:
         for operation in operations:
             self._mark_unsettled(operation)
         try:
-            answer = await self._call(tools, "batch_operations", {"operations": operations})
+            answer = await self._call(tools, "batch_operations", {"operations": operations, "max_tokens": 0})
         except ConnectionError:
             for operation in operations:
                 self._failed(operation, "outcome_unknown")

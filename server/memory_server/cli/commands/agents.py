@@ -30,7 +30,7 @@ def list_agents(
     answer = console.as_operator(
         "list_agents",
         lambda service, request: lazy.agents.list_agents(
-            service, request.caller, lazy.task_arguments.ListAgentsArguments(alive_only=alive)
+            service, request.caller, lazy.task_arguments.ListAgentsArguments(alive_only=alive), most=0
         ),
     )
     rows = (

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from memory_core.errors import ConfirmationNeeded
-from memory_core.records.times import to_iso
+from memory_core.records.times import parse_time, to_iso
 from memory_server.cli import lazy
 from memory_server.cli.console import CHECK_FAILED, Console, common_options, group
 from memory_server.contract.untrusted_text import counted
@@ -110,3 +110,7 @@ def adopt(console: Console) -> None:
 
 def _print_report(report: IntegritySummary) -> None:
     lazy.printing.emit(asdict(report) | {"healthy": report.healthy})
+
+
+def _since(text: str | None) -> float:
+    return 0.0 if text is None else parse_time(text, "since")

@@ -60,7 +60,8 @@ def batch_tool(runtime: Runtime, tools: Sequence[StrictTool]) -> StrictTool:
         _set_durability(outcomes, await service.durability.settled(batch))
         outcomes += [_SKIPPED] * (len(operations) - len(outcomes))
         failed = sum(not outcome.ok for outcome in outcomes)
-        return BatchAnswer(results=outcomes, succeeded=len(outcomes) - failed, failed=failed)
+        answer = BatchAnswer(results=outcomes, succeeded=len(outcomes) - failed, failed=failed)
+        return answer.fitted(args.max_tokens)
 
     return make_tool(batch_operations, arguments_of.BatchArguments, effects=(), destructive=True)
 

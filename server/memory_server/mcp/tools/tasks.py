@@ -37,7 +37,7 @@ def task_tools(runtime: Runtime) -> list[StrictTool]:
 
     async def list_tasks(request: RequestContext, args: arguments_of.ListTasksArguments) -> TaskListAnswer:
         """List the tasks that you submitted, hold or did, newest first."""
-        return await lazy.lifecycle.list_tasks(await runtime.service(), request.caller, args.states or (), args.limit)
+        return await lazy.lifecycle.list_tasks(await runtime.service(), request.caller, args)
 
     async def cancel_task(request: RequestContext, args: arguments_of.CancelArguments) -> TaskStateAnswer:
         """Cancel a task that you submitted and no longer need."""

@@ -19,9 +19,10 @@ from pydantic_core import ErrorDetails, to_json
 from memory_core.errors import ConfirmationNeeded, InvalidArgument, MemoryServiceError, echo
 from memory_core.records.authority import Effect
 from memory_server.access.gate import Gate
-from memory_server.contract.answer import Answer
+from memory_server.contract.answer import Answer, shorten
 from memory_server.contract.arguments import Arguments, Filters, SearchArguments
 from memory_server.contract.given_names import GivenNames
+from memory_server.contract.tokens import DEFAULT_MAX_TOKENS
 from memory_server.engine.audited_calls import named_ids
 from memory_server.engine.batch_cache import BatchCache
 from memory_server.engine.request_context import RequestContext
@@ -99,6 +100,8 @@ class StrictTool(Tool):
             return answer
         request.call.succeeded(answer.shown(), answer.shown_besides())
         notes = [*names.notes(), *(() if request.is_in_batch else request.caller.became)]
+        if not answer.has_own_limit:
+            answer = shorten(answer, DEFAULT_MAX_TOKENS)
         answer.names = "; ".join(notes) or None
         return CallToolResult(
             content=[TextContent(type="text", text=answer.text())],
