@@ -141,9 +141,14 @@ async def test_refused_call_is_audited_without_its_arguments(
         with pytest.raises(Refused) as refusal:
             await alice.call(tool, **arguments)
         assert refusal.value.code == code, tool
+    assert await flushed_entries(server, stack.client, namespace) == []  # of a namespace without a key
+    await alice.store("It begins.")
+    for tool, arguments, _ in refused:
+        with pytest.raises(Refused):
+            await alice.call(tool, **arguments)
     inner = [{"op": tool, **arguments} for tool, arguments, _ in refused]
     await alice.call("batch_operations", operations=inner)
-    entries = await flushed_entries(server, stack.client, namespace)
+    entries = (await flushed_entries(server, stack.client, namespace))[1:]
     assert [(entry["op"], entry["outcome"]) for entry in entries[: len(refused)]] == [
         (tool, code) for tool, _, code in refused
     ]

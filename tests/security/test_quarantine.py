@@ -179,4 +179,4 @@ async def test_cli_quarantines_lists_lifts_and_purges(
     entries = await stack.client.xrange(Keys(namespace).audit)
     done = [fields[b"op"].decode() for _, fields in entries if fields[b"who"] == b"console"]
     assert done == ["quarantine", "lift_quarantine", "purge"]
-    assert (await console(stack, "quarantine", "add", "No Name", *where))[1].startswith("invalid_argument")
+    assert (await console(stack, "quarantine", "add", "Größe", *where))[1].startswith("invalid_argument")

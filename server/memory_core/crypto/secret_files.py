@@ -105,10 +105,10 @@ def open_private(path: Path, flags: int = os.O_RDWR) -> int:
     return fd
 
 
-def read_private(path: Path) -> str:
-    """Read a text file of the user. Raises as `open_private`; UnicodeDecodeError."""
+def read_private(path: Path, most: int = -1) -> str:
+    """Read at most so many characters of a text file of the user. Raises as `open_private`; UnicodeDecodeError."""
     with open(_open_checked(path, os.O_RDONLY), encoding="utf-8") as file:
-        return file.read()
+        return file.read(most)
 
 
 def private_file(path: Path) -> BinaryIO:

@@ -64,7 +64,7 @@ class GetTaskArguments(TaskArguments):
     """get_task"""
 
     max_tokens: MaxTokens = DEFAULT_MAX_TOKENS
-    cursor: str | None = Field(default=None, description="next_cursor of the page before")
+    cursor: Id | None = Field(default=None, description="next_cursor of the page before")
 
 
 class CompleteArguments(TaskArguments):
@@ -96,7 +96,7 @@ class ListTasksArguments(Arguments):
 
     states: ListOf[TaskState] | None = None
     limit: int = Field(default=20, ge=1, le=100)
-    cursor: str | None = Field(default=None, description="next_cursor of the page before")
+    cursor: Id | None = Field(default=None, description="next_cursor of the page before")
 
 
 class RegisterArguments(Arguments):

@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
-from memory_core.crypto.secret_files import create_private, private_folder
+from memory_core.crypto.secret_files import create_private, private_folder, read_private
 from memory_core.errors import UnsafeStart
 from memory_server.local import locks
 from memory_server.local.paths import LocalPaths
@@ -133,7 +133,7 @@ def _read(file: Path) -> RunningServer | None:
     try:
         known = _fields(file)
         return RunningServer(str(known["url"]), int(known["pid"]), float(known["started_at"]), str(known["redis"]))
-    except (OSError, ValueError, TypeError, KeyError):
+    except (OSError, ValueError, TypeError, KeyError, UnsafeStart):
         return None
 
 
@@ -141,11 +141,9 @@ def _read_session(file: Path) -> StdioSession | None:
     try:
         known = _fields(file)
         return StdioSession(*(str(known[name]) for name in ("session", "namespace", "agent", "redis")))
-    except (OSError, ValueError, TypeError, KeyError):
+    except (OSError, ValueError, TypeError, KeyError, UnsafeStart):
         return None
 
 
 def _fields(file: Path) -> dict[str, Any]:
-    fd = os.open(file, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    with os.fdopen(fd, "rb") as opened:
-        return cast("dict[str, Any]", json.loads(opened.read(_MOST_BYTES)))
+    return cast("dict[str, Any]", json.loads(read_private(file, _MOST_BYTES)))
