@@ -216,6 +216,7 @@ async def test_stopping_sidecar_releases_its_jobs_at_once(server: RedisServer, t
         await team.wait_for_vectors(ids)
 
 
+@pytest.mark.long
 async def test_killed_sidecar_loses_no_job(server: RedisServer, client: Client) -> None:
     team = await Team(client, DEFAULT_MODEL, 384).open()
     ids = await team.store_many(TEXTS)

@@ -30,6 +30,7 @@ async def _check(agent: Agent, tool: str, **arguments: Any) -> dict[str, Any]:
     return result.structured_content
 
 
+@pytest.mark.long
 async def test_default_answers_fit_a_context(server: Server, namespace: str, alice: Agent, bob: Agent) -> None:
     first = await alice.store("港は夜明けに開く。" * 3000, wait=False, visibility="public")
     stores = [
@@ -205,6 +206,7 @@ async def _send(agent: Agent, tool: str, cursor: str | None, memory_id: str) -> 
     return await agent.raw(tool, **arguments, **{"since" if tool == "get_shared_context" else "cursor": cursor})
 
 
+@pytest.mark.long
 async def test_cursors_of_other_lists_are_refused(server: Server, namespace: str, alice: Agent, bob: Agent) -> None:
     async with server.agent("carol", namespace) as carol, server.agent("alice", f"{namespace}-2") as elsewhere:
         ids = list[list[str]]()

@@ -66,6 +66,7 @@ async def test_batch_error_is_in_plain_words(alice: Agent) -> None:
     assert re.search(r"^2\. invalid_argument: op 'nothing'", text, re.M)
 
 
+@pytest.mark.long
 async def test_text_of_a_large_batch_is_bounded(alice: Agent) -> None:
     stores = [{"op": "store_memory", "content": f"item {number} " + "x" * 200} for number in range(1000)]
     stores[700] = {"op": "store_memory", "content": ""}

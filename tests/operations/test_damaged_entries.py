@@ -179,8 +179,8 @@ async def test_shared_key_of_another_type_is_removed_and_reported(
 
 
 async def test_sweeper_holds_its_lease_after_its_key_was_of_another_type(service: Service, stack: Stack) -> None:
-    await stack.client.delete(SWEEPER)
-    await stack.client.hset(SWEEPER, "damaged", "1")
+    async with stack.client.pipeline(transaction=True) as pipe:  # another server may take the lease in between
+        await pipe.delete(SWEEPER).hset(SWEEPER, "damaged", "1").execute()
     assert await service.backend.hold_lease(SWEEPER, "me", 1)
 
 

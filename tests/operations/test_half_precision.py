@@ -95,6 +95,7 @@ async def test_new_namespace_stores_and_indexes_half_precision(
     assert (await reindex.look(server.service, namespace)).drift == []
 
 
+@pytest.mark.long
 async def test_older_namespace_keeps_float32_until_reindex_converts_it(
     stack: Stack, server: Server, alice: Agent, namespace: str
 ) -> None:
@@ -141,6 +142,7 @@ async def test_older_namespace_keeps_float32_until_reindex_converts_it(
     assert indexes == {keys.index(2), keys.task_index(HALF.field)}
 
 
+@pytest.mark.long
 async def test_conversion_under_load_fails_no_search(
     stack: Stack, server: Server, alice: Agent, namespace: str
 ) -> None:
@@ -163,6 +165,7 @@ async def test_conversion_under_load_fails_no_search(
         assert await alice.search(note_text(number), mode="vector", limit=1) == [note_text(number)]
 
 
+@pytest.mark.long
 async def test_conversion_can_be_reverted_and_repeated(
     stack: Stack, server: Server, alice: Agent, namespace: str
 ) -> None:

@@ -132,6 +132,7 @@ async def further(load: Load, searches: int) -> bool:
     return load.searches >= searches
 
 
+@pytest.mark.long
 async def test_change_can_be_reverted_and_drop_leaves_nothing(
     stack: Stack, server: Server, second_sidecar: SidecarProcess, alice: Agent, namespace: str
 ) -> None:
@@ -187,6 +188,7 @@ async def test_model_of_another_dimension_takes_over(
         assert (await alice.call("find_similar_memories", memory_id=long, limit=3))["hits"]
 
 
+@pytest.mark.long
 async def test_changed_index_is_rebuilt_from_the_same_vectors(
     stack: Stack, server: Server, alice: Agent, namespace: str, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -210,6 +212,7 @@ async def test_changed_index_is_rebuilt_from_the_same_vectors(
     assert await alice.search(note_text(3), mode="vector", limit=1) == [note_text(3)]
 
 
+@pytest.mark.long
 async def test_index_that_keeps_word_positions_is_rebuilt_without_them(
     stack: Stack, server: Server, alice: Agent, namespace: str
 ) -> None:

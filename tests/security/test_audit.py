@@ -183,6 +183,7 @@ async def test_entry_names_the_token_and_the_acting_admin(stack: Stack, namespac
         assert (await verify_audit(guarded, stack.client, namespace)).ok
 
 
+@pytest.mark.long
 async def test_concurrent_calls_leave_sealed_entries_without_gaps(server: Server, stack: Stack, namespace: str) -> None:
     async with AsyncExitStack() as opened:
         agents = [await opened.enter_async_context(server.agent(f"a{n}", namespace)) for n in range(8)]
@@ -273,6 +274,7 @@ async def test_another_sealer_takes_over_an_expired_lease(
     assert (await verify_audit(server, stack.client, namespace)).ok
 
 
+@pytest.mark.long
 async def test_sweep_seals_what_a_killed_server_left_unsealed(
     server: Server, stack: Stack, namespace: str, tmp_path: Path
 ) -> None:

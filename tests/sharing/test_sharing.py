@@ -77,6 +77,7 @@ async def test_grant_is_for_one_agent_in_one_direction(alice: Agent, bob: Agent,
     assert await readable(alice, [hers]) == [hers]
 
 
+@pytest.mark.long
 async def test_expired_grant_shows_nothing_in_any_read(alice: Agent, bob: Agent, stack: Stack, namespace: str) -> None:
     secret = await alice.store(SECRET, **LABELS)
     granted = await alice.call("share_context_with_agent", target_agent="bob", context="island", expires_in_seconds=1)

@@ -97,6 +97,7 @@ async def test_text_with_all_tokens_has_all_of_a_long_result(lead: Agent, ada: A
     assert "PARTIAL" not in text
 
 
+@pytest.mark.long
 async def test_all_long_parts_of_a_task_are_read_page_by_page(lead: Agent, ada: Agent) -> None:
     payload, handoff, error = {"log": "y;" * 15_000}, "Note; " * 2500, "Error: " * 2000
     task_id = await submit(lead, "Weigh; " * 2000, payload=payload, max_retries=3)
