@@ -2,7 +2,7 @@
 
 local LOOK_MORE = 8
 local CLAIM_BATCH = 8
-local HELD_READ, SHOWN_MOST = 64, 8
+local HELD_READ, SHOWN_MOST = 64, 64
 
 -- Of two tasks with the same score the older goes first, so that the order in which queues are read does not matter.
 local function comes_first(one, other)

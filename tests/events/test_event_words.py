@@ -40,6 +40,15 @@ async def test_grant_events_say_who_shared_what_with_whom(server: Server, namesp
         assert revoked.startswith(f"ben took back the grant of tag release to you, grant {grant['grant_id']}")
 
 
+async def test_grant_that_ends_with_its_reader_is_not_said_to_be_taken_back(server: Server, namespace: str) -> None:
+    async with joined(server, namespace, "ada") as ada, joined(server, namespace, "ben") as ben:
+        await ben.call("share_context_with_agent", target_agent="ada", tags=["release"])
+        await now(ben)
+        await ada.call("unregister_agent")
+        told = [what for what in await whats(ben) if "grant" in what]
+        assert [what.split(", grant ")[0] for what in told] == ["the grant of tag release by you to ada ended"]
+
+
 async def test_title_of_a_task_that_is_not_the_readers_any_more_is_not_shown(server: Server, namespace: str) -> None:
     async with (
         joined(server, namespace, "ada", capabilities=["oil"]) as ada,

@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -21,7 +23,7 @@ from memory_server import cli
 from memory_server.http.binding import transport_security
 from memory_server.local.paths import State, locate, write_record
 from memory_server.local.running import address_of, find_servers
-from memory_server.local.servers import announced, running_servers
+from memory_server.local.servers import StdioSession, announced, running_servers, stdio_session
 
 
 def test_servers_of_a_data_directory_are_found_newest_first(tmp_path: Path) -> None:
@@ -49,6 +51,15 @@ def test_file_of_a_killed_server_is_recognised_although_its_pid_runs(tmp_path: P
     with announced(paths, "http://127.0.0.1:8812", ""):
         assert [one.url for one in running_servers(paths)] == ["http://127.0.0.1:8812"]
         assert not stale.exists()
+
+
+def test_session_in_a_copied_data_directory_is_not_ended(tmp_path: Path) -> None:
+    own = StdioSession("one", "team", "ada", "redis://elsewhere")
+    paths, copied = locate(tmp_path / "data"), locate(tmp_path / "copy")
+    with stdio_session(paths, own):
+        shutil.copytree(paths.data_dir, copied.data_dir)
+        with stdio_session(copied, replace(own, session="two")) as ended:
+            assert ended == []
 
 
 def test_unusable_data_directory_is_a_refusal(tmp_path: Path) -> None:

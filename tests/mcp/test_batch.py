@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
 from mcp_types import CallToolResult
 from support.embedder_fixtures import wait_until
-from support.stack import Agent, Refused, Server
+from support.stack import Agent, Refused, Server, text_of
 
 GOOD = [{"op": "store_memory", "content": f"batch item {n}", "context": "batch"} for n in range(490)]
 
@@ -55,6 +56,26 @@ async def test_operations_of_every_kind_run_together(alice: Agent) -> None:
     assert results[5]["result"]["total"] == 1
     assert results[8]["result"]["deleted"] == 1
     assert results[9]["error"]["code"] == "not_found"
+
+
+async def test_cut_text_of_a_change_keeps_its_id_and_asks_for_no_repetition(alice: Agent) -> None:
+    await alice.call("register_agent", max_tasks=40)
+    for tool, name, arguments in (
+        ("distribute_task", "task_id", {"description": "Write a chapter of the handbook.", "assign_to": "alice"}),
+        ("store_memory", "memory_id", {"content": "A chapter of the handbook is written."}),
+    ):
+        operations = [{"op": tool, **arguments, "context" if tool == "store_memory" else "task_type": f"c{n}"}
+                      for n in range(20)]  # fmt: skip
+        for most in (900, 3000):
+            result = await alice.raw("batch_operations", operations=operations, max_tokens=most)
+            text = text_of(result)
+            assert "call it alone" not in text
+            shown = set(re.findall(rf"{name}=(\w+)|\[(\w{{26}})\]", text))
+            assert len(shown) >= 20 or "Do not repeat changes" in text, text
+    claimed = text_of(await alice.raw("batch_operations", max_tokens=500, operations=[
+        {"op": "get_pending_tasks", "limit": 20, "with_memories": 0}]))  # fmt: skip
+    assert "do not repeat" in claimed.lower()
+    assert "get_pending_tasks shows what you hold" in claimed
 
 
 async def test_batch_can_stop_at_the_first_error(alice: Agent) -> None:

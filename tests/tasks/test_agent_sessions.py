@@ -187,6 +187,16 @@ async def test_heartbeat_with_a_token_moves_the_lease_to_its_session(
         assert await claim(two) == []
 
 
+async def test_agent_sees_the_tokens_of_all_that_it_holds(quick: Server, namespace: str, lead: Agent) -> None:
+    for number in range(20):
+        await submit(lead, f"Task number {number}.")
+    async with joined(quick, namespace, "ada", max_tasks=60) as ada:
+        taken = (await ada.call("get_pending_tasks", limit=20, with_memories=0))["tasks"]
+        held = await ada.call("get_pending_tasks", limit=20, with_memories=0)
+        assert {one["lease_token"] for one in held["held"]} == {one["lease_token"] for one in taken}
+        assert (len(taken), held["partial"]) == (20, False)
+
+
 async def test_restarted_stdio_server_gets_its_work_back(stack: Stack, namespace: str, lead: Agent) -> None:
     await submit(lead)
     caller, tasks = Caller(namespace, "ada"), list[ClaimedTask]()

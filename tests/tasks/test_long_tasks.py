@@ -87,7 +87,8 @@ async def test_text_of_a_long_result_names_its_memory(lead: Agent, ada: Agent) -
     task_id = await submit(lead)
     ended = await complete(ada, await lease(ada), result=RESULTS["lines"], store_result=True)
     _, text = await sized(lead, "get_task", task_id=task_id)
-    assert f"retrieve_memory memory_id={ended['memory_id']}" in text
+    assert f"get_task task_id={task_id}" in text
+    assert ended["memory_id"] in text
 
 
 async def test_text_with_all_tokens_has_all_of_a_long_result(lead: Agent, ada: Agent) -> None:

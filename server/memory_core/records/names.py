@@ -14,7 +14,7 @@ _RAW_MAX_BYTES = 4 * LABEL_MAX_BYTES
 """Limit before normalisation, which takes quadratic time and shortens text to a third at most."""
 SEPARATOR = "\x1f"  # Separates labels in a TAG field. No label contains it, because control characters are refused.
 
-RESERVED_AGENTS = frozenset({"operator", "console", "server"})
+RESERVED_AGENTS = frozenset({"operator", "console", "server", "you", "your", "me"})
 """The audit names this product's own actors so: no token may claim them."""
 
 _NAME = re.compile(NAME_PATTERN)

@@ -27,7 +27,8 @@ _FEW = 32
 """Long texts whose tokens are counted one by one."""
 _FAILURES_NAMED = 20
 _ID_TOKENS = 20
-_CUT = "(cut; call it alone for the rest)"
+_CUT_READ = "(cut; call it alone for the rest)"
+_CUT_CHANGE = "(done: do not repeat it; {left})"
 
 
 class Outcome(BaseModel):
@@ -38,6 +39,8 @@ class Outcome(BaseModel):
     error: dict[str, Any] | None = None
     said: SkipJsonSchema[list[str]] = Field(default_factory=list[str], exclude=True)
     """The lines of its own text, which are those of an `Answer` and so escaped."""
+    is_change: SkipJsonSchema[bool] = Field(default=False, exclude=True)
+    """Whether a repetition would do it again."""
 
     def brief(self) -> Outcome:
         """Return it with the ids and the state of its result, and the beginning of its error."""
@@ -60,6 +63,17 @@ class Outcome(BaseModel):
         """The id that its text names once, such as that of a stored memory."""
         named = (self.result or {}).get("memory_id") or (self.result or {}).get("task_id")
         return named if isinstance(named, str) and " ".join(self.said).count(f"[{named}]") == 1 else None
+
+    def when_cut(self) -> str:
+        """Return what stands for the rest of its text."""
+        if not self.is_change:
+            return _CUT_READ
+        ids = [f"{name}={value}" for name, value in (self.brief().result or {}).items() if name != "state"]
+        left = ", ".join(ids) or ("get_pending_tasks shows what you hold" if self._has_leases() else "its text is cut")
+        return _CUT_CHANGE.format(left=left)
+
+    def _has_leases(self) -> bool:
+        return bool((self.result or {}).get("tasks"))
 
     def lines(self) -> list[str]:
         if self.error is None:
@@ -92,7 +106,7 @@ class _Run:
         number = str(self.first) if self.first == self.last else f"{self.first}-{self.last}"
         own = self.outcomes[0].id
         kept = self.outcomes[: max(1, int((room - _LEAST) // _ID_TOKENS))]
-        first, *others = _within(self.outcomes[0].lines(), room)
+        first, *others = _within(self.outcomes[0].lines(), room, self.outcomes[0].when_cut())
         if own and len(self.outcomes) > 1:
             first = first.replace(f"[{own}]", ", ".join(f"[{one.id}]" for one in kept), 1)
             left = len(self.outcomes) - len(kept)
@@ -201,8 +215,11 @@ def _limit(costs: Sequence[int], most: int) -> float:
     return room + max(costs, default=0)
 
 
-def _within(lines: Sequence[str], room: float) -> list[str]:
-    """Cut lines to about `room` tokens. Only a framed line is cut in its middle: a quote must keep its end."""
+def _within(lines: Sequence[str], room: float, when_cut: str) -> list[str]:
+    """Cut lines to about `room` tokens; `when_cut` stands for the rest.
+
+    Only a framed line is cut in its middle: a quote must keep its end.
+    """
     kept = list[str]()
     for line in lines:
         needed = _tokens([line], room)
@@ -214,7 +231,7 @@ def _within(lines: Sequence[str], room: float) -> list[str]:
             ends = range(len(MARK), min(len(line), int(room * _MOST_CHARACTERS)))
             fitting = bisect_right(ends, room, key=lambda end: tokens.count(line[:end], int(room)))
             kept.append(line[: ends[fitting - 1] if fitting else len(MARK)])
-        return [*kept, _CUT]
+        return [*kept, when_cut]
     return kept
 
 
@@ -224,8 +241,9 @@ def _left_out(first: int, results: Sequence[Outcome]) -> list[str]:
     more = f" and {len(failed) - _FAILURES_NAMED} more" if len(failed) > _FAILURES_NAMED else ""
     failures = f" Failed among them: {', '.join(failed[:_FAILURES_NAMED])}{more}." if failed else ""
     return [
-        f"The texts of {counted(len(left), 'operation')} from {first} on are left out.{failures} get_agent_memories "
-        "lists what was stored; send reads again in smaller batches."
+        f"The texts of {counted(len(left), 'operation')} from {first} on are left out.{failures} Do not repeat "
+        "changes: get_agent_memories, list_tasks and get_pending_tasks list what was stored, handed out and claimed. "
+        "Send reads again in smaller batches."
     ]
 
 

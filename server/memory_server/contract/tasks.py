@@ -125,7 +125,8 @@ class TaskView(BaseModel):
 
     def brief(self) -> list[str]:
         """Return the lines of a list: the title, and the beginning of the result or the error."""
-        title = self.description.strip().split("\n", 1)[0]
+        title, *others = self.description.strip().split("\n", 1)
+        title = f"{title} …" if others else title
         lines = [f"{self._head()} {quoted(cut(title, _TITLE_CHARS))}"]
         if self.result is not None:
             lines.append(f"  Result: {self.result_line(_BRIEF_CHARS)}")
@@ -185,9 +186,9 @@ def result_line(task_id: str, result: Any, memory_id: str | None, most: int = 0,
     line = quoted(result)
     is_long = bool(most) and len(line) > most
     if is_long or is_cut:
-        where = f"retrieve_memory memory_id={memory_id}" if memory_id else f"get_task task_id={task_id}"
+        stored = f"; stored as memory {memory_id}" if memory_id else ""  # which may have been changed since
         shown = quoted(cut(result if isinstance(result, str) else line, most)) if is_long else line
-        return f"{shown} (cut; all of it: {where})"
+        return f"{shown} (cut; all of it: get_task task_id={task_id}{stored})"
     return f"{line} (memory {memory_id})" if memory_id else line
 
 

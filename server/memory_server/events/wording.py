@@ -14,7 +14,7 @@ from memory_core.records.codec import unpack
 from memory_core.records.damage import execute, or_none
 from memory_core.records.keys import Keys
 from memory_core.records.memory import Record
-from memory_core.records.task import Task, load_tasks
+from memory_core.records.task import Task, TaskState, load_tasks
 from memory_core.redis_client import Client
 from memory_server.contract.sharing import accepting, covered
 from memory_server.contract.untrusted_text import quoted, word
@@ -31,6 +31,7 @@ _TASK_OPS = {
     "pending": "{task} waits for an agent",
     "dead": "{task} failed for good",
 }
+_OFFERED = frozenset({TaskState.WAITING, TaskState.PENDING, TaskState.RETRYING})
 _MEMORY_OPS = {"embedded": "{memory} has its vector"}
 _AGENT_OPS = {
     "registered": "{name} registered",
@@ -92,7 +93,7 @@ class Subjects:
         if entry.op == "assigned":
             others = entry.to - {found.submitter} if found else entry.to
             name = self.agent if self.agent in others or not others else min(others)
-            is_mine = name == self.agent
+            is_mine = name == self.agent and (found is None or found.state in _OFFERED)
             return f"{task} is assigned to {self._name(name)}" + (": get_pending_tasks leases it" if is_mine else "")
         if entry.op == "cancelled":
             return f"{self._name(entry.by)} cancelled {task}" if entry.by else f"{task} was cancelled"
@@ -112,7 +113,8 @@ class Subjects:
             return f"grant {entry.subject} {word(entry.op)}" + (f" by {self._name(entry.by)}" if entry.by else "")
         ops = _GRANT_OPS | _TRANSFER_OPS if grant.transfer else _GRANT_OPS
         giver, receiver, what = grant.giver, grant.receiver, grant.what
-        said = ops.get(entry.op, "grant {id} of {what} by {giver} to {receiver}: {op}").format(
+        op = "expired" if entry.op == "revoked" and entry.by != giver else entry.op
+        said = ops.get(op, "grant {id} of {what} by {giver} to {receiver}: {op}").format(
             op=word(entry.op),
             giver=self._name(giver),
             receiver=self._name(receiver),

@@ -92,7 +92,7 @@ def _written(paths: LocalPaths, record: RunningServer | StdioSession, suffix: st
         raise UnsafeStart(f"cannot use the data directory {paths.data_dir}: {error.strerror}") from error
     try:
         locks.try_exclusive(fd)
-        os.write(fd, json.dumps(asdict(record)).encode())
+        os.write(fd, json.dumps(asdict(record) | {"inode": os.fstat(fd).st_ino}).encode())
         draft.replace(file)  # complete and locked before anybody sees it
         yield
     finally:
@@ -140,6 +140,8 @@ def _read(file: Path) -> RunningServer | None:
 def _read_session(file: Path) -> StdioSession | None:
     try:
         known = _fields(file)
+        if known["inode"] != file.lstat().st_ino:  # a copy of a data directory, whose processes are not these
+            return None
         return StdioSession(*(str(known[name]) for name in ("session", "namespace", "agent", "redis")))
     except (OSError, ValueError, TypeError, KeyError, UnsafeStart):
         return None

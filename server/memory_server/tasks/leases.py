@@ -275,7 +275,9 @@ async def _describe(
     unseen = None
     if any(task.predecessors for task, _ in described):
         unseen = request.missing("results of earlier tasks are", Effect.READ_MEMORIES)
-    found = [unread, unseen, *(reason for _, reason in described)]
+    unshown = answer["held"] - len(leases) - len(answer["elsewhere"])
+    rest = f"{counted(unshown, 'more task')} that you hold fit no answer: end some first" if unshown > 0 else None
+    found = [unread, unseen, rest, *(reason for _, reason in described)]
     reasons = list(dict.fromkeys(reason for reason in found if reason))
     answered = PendingAnswer(
         tasks=[task for task, _ in described if task.task_id not in mine],

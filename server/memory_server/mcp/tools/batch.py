@@ -178,6 +178,7 @@ async def _one(
     structured = result.structured_content or {}
     texts = [block.text for block in result.content if isinstance(block, TextContent)]
     if not result.is_error:
-        return Outcome(ok=True, result=structured, said=lines_of(texts))
+        is_change = not (tool.annotations and tool.annotations.read_only_hint)
+        return Outcome(ok=True, result=structured, said=lines_of(texts), is_change=is_change)
     text = " ".join(texts)
     return Outcome(ok=False, error=structured.get("error") or {"code": "internal", "message": text})
