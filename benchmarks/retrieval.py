@@ -130,7 +130,7 @@ async def ablate(
                 caller = Caller(namespace(conversation), "bench")
 
                 async def search(query: str, caller: Caller = caller, weights: RankingWeights = weights) -> list[str]:
-                    args = SearchArguments(query=query, limit=MRR_DEPTH)
+                    args = SearchArguments(query=query, limit=MRR_DEPTH, max_tokens=0)
                     answer = await semantic_search(service, RequestContext(caller), args, weights=weights)
                     assert not answer.partial, answer.reason
                     return [hit.memory.memory_id for hit in answer.hits]
