@@ -80,7 +80,7 @@ def test_store_and_search_of_a_new_store_call_no_host(tmp_path: Path) -> None:
     agent = ("--agent", "claude")
     server_trace = tmp_path / "server.strace"
     assert STRACE
-    server = (STRACE, *_OPTIONS, "-o", str(server_trace), "env", f"HOME={home}", *SERVE)
+    server = (STRACE, "-D", *_OPTIONS, "-o", str(server_trace), "env", f"HOME={home}", *SERVE)
     try:
         assert outgoing(traced(home, _COMMAND, "import", str(notes), *agent, "--data-dir", str(data))) == set()
         with (tmp_path / "server.log").open("w+b") as log, serving(server, data, log):
