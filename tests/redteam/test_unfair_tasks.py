@@ -95,6 +95,7 @@ async def test_agent_cannot_requeue_more_tasks_than_it_may_submit(stack: Stack, 
     quotas = {"open_tasks": 1}
     async with serving(stack.redis.url, quotas=quotas) as server, server.agent("mallory", namespace) as mallory:
         tasks = TaskNamespace(stack.client, namespace)
+        await mallory.call("register_agent")
         dead = await dead_tasks(tasks, 2)
         await mallory.call("requeue_task", task_id=dead[0])
         assert await code(mallory, "requeue_task", task_id=dead[1]) == "quota_exceeded"
