@@ -192,6 +192,8 @@ async def test_set_of_namespaces_with_another_member_is_swept(service: Service, 
         assert await service.namespaces.names()
         await sweep(service)
         await sweep_audits(service)
+        await asyncio.sleep(3.5)  # sidecars look for namespaces every 3 s
+        stack.sidecar.check_running()
     finally:
         for key in (NAMESPACES, AUDITED):
             await stack.client.srem(key, b"\xff", "No Name")

@@ -11,7 +11,7 @@ from memory_core.errors import InvalidArgument, ModelMismatch, echo
 from memory_core.records import keys
 from memory_core.records.damage import is_wrong_type
 from memory_core.records.keys import Keys
-from memory_core.records.names import check_name
+from memory_core.records.names import check_name, only_names
 from memory_core.redis_client import Client
 from memory_core.store.index import check_model
 from memory_embedder.engines.encoder import Encoder
@@ -59,15 +59,15 @@ class KnownNamespaces:
         Raises:
             ModelMismatch: all are indexed for other models and `standby` is off.
         """
-        for name in await self._client.smembers(keys.NAMESPACES):
-            await self._admit(name.decode(), quietly=not standby)
+        for name in only_names(await self._client.smembers(keys.NAMESPACES)):
+            await self._admit(name, quietly=not standby)
         if self._refused and not self._served and not standby:
             raise next(iter(self._refused.values()))
 
     async def scan(self) -> None:
         """Find namespaces and jobs that no wake-up named."""
-        for name in await self._client.smembers(keys.NAMESPACES):
-            await self._admit(name.decode())
+        for name in only_names(await self._client.smembers(keys.NAMESPACES)):
+            await self._admit(name)
         served = self.served
         async with self._client.pipeline(transaction=False) as pipe:
             for names in served:
