@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from enum import StrEnum
-from types import UnionType
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Any, Literal, get_args, get_origin
 
 import pytest
 from pydantic import ValidationError
@@ -15,6 +14,7 @@ from memory_core.records.ids import new_id
 from memory_core.settings.settings import Settings
 from memory_server.contract.arguments import Arguments
 from memory_server.contract.dashboard import AuditArguments, SnippetArguments
+from memory_server.contract.written_values import kinds_of
 from memory_server.mcp.server import tool_groups
 from memory_server.runtime import Runtime
 
@@ -53,15 +53,6 @@ def _fields() -> Iterator[tuple[str, type[Arguments], str, Any]]:
             yield tool, model, name, field.annotation
 
 
-def _kinds(annotation: Any) -> list[Any]:
-    """Return the types of an argument, without null."""
-    if get_origin(annotation) is Annotated:
-        return _kinds(get_args(annotation)[0])
-    if get_origin(annotation) in (Union, UnionType):
-        return [kind for one in get_args(annotation) if one is not type(None) for kind in _kinds(one)]
-    return [annotation]
-
-
 def _given(model: type[Arguments], name: str, value: Any) -> Any:
     needed = {key: REQUIRED.get(key, "x") for key, field in model.model_fields.items() if field.is_required()}
     return getattr(model.model_validate(needed | {name: value}), name)
@@ -81,7 +72,7 @@ async def test_ids_are_accepted_with_what_stands_around_them() -> None:
             continue
         seen.add(name)
         one, other = (new_id() + (".1" if name in TOKENS else "") for _ in range(2))
-        is_list = any(get_origin(kind) is list for kind in _kinds(annotation))
+        is_list = any(get_origin(kind) is list for kind in kinds_of(annotation))
         for form in AROUND:
             pairs: list[tuple[Any, Any]] = [(form.format(one), [one] if is_list else one)]
             if is_list:
@@ -110,7 +101,7 @@ async def test_lists_of_ids_are_accepted_with_brackets_that_are_not_json() -> No
 async def test_numbers_are_accepted_as_people_write_them() -> None:
     refused, tried = list[Any](), 0
     for tool, model, name, annotation in _fields():
-        if set(_kinds(annotation)) - {int, float}:
+        if set(kinds_of(annotation)) - {int, float}:
             continue
         for text, number in NUMBERS.items():
             tried += 1
@@ -149,7 +140,7 @@ async def test_schema_of_a_number_still_says_integer() -> None:
 
 def _choices(kind: Any) -> list[str]:
     if get_origin(kind) is list:
-        return [choice for one in _kinds(get_args(kind)[0]) for choice in _choices(one)]
+        return [choice for one in kinds_of(get_args(kind)[0]) for choice in _choices(one)]
     if get_origin(kind) is Literal:
         return list(get_args(kind))
     return [one.value for one in kind] if isinstance(kind, type) and issubclass(kind, StrEnum) else []
@@ -158,7 +149,7 @@ def _choices(kind: Any) -> list[str]:
 async def test_values_of_a_choice_are_accepted_in_any_case() -> None:
     refused, tried = list[Any](), 0
     for tool, model, name, annotation in _fields():
-        (kind,) = _kinds(annotation) if len(_kinds(annotation)) == 1 else (None,)
+        (kind,) = kinds_of(annotation) if len(kinds_of(annotation)) == 1 else (None,)
         for choice in _choices(kind):
             many = get_origin(kind) is list
             spoken = choice.replace("_", " ").title()

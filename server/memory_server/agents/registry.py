@@ -57,7 +57,7 @@ from memory_server.events.waiting import unread
 from memory_server.index import queries
 from memory_server.index import query_builder as build
 from memory_server.index.filters import ResolvedFilters
-from memory_server.tasks.leases import not_registered, resume_leases
+from memory_server.tasks.leases import check_exists, not_registered, resume_leases
 from memory_server.tasks.lifecycle import DESCRIPTION_BYTES, check_capabilities
 from memory_server.tasks.routing import dispatch, dispatch_soon, end_reserved, write_in_slices
 from memory_server.tasks.services import TaskServices
@@ -196,7 +196,7 @@ async def unregister_agent(
     if args.transfer_to == caller.agent:
         raise InvalidArgument("transfer_to is the agent that leaves", hint="name another, or keep the memories")
     target = check_name(args.transfer_to, "transfer_to") if args.transfer_to else ""
-    await _check_exists(service.backend, caller)
+    await check_exists(service.backend, caller)
     keys = (await service.namespaces.get(caller.namespace)).keys
     count = await _count_memories(service, request)
     offer, revoked = offer_of(service.settings, count), 0
@@ -334,7 +334,7 @@ async def heartbeat(service: TaskServices, request: RequestContext, args: Heartb
     if len(lease_tokens) > _MAX_LEASE_TOKENS:
         raise InvalidArgument(f"{len(lease_tokens)} lease_tokens; at most {_MAX_LEASE_TOKENS} are allowed")
     metrics = validation.check_json(args.metrics, "metrics", _METRICS_BYTES)
-    await _check_exists(service.backend, caller)
+    await check_exists(service.backend, caller)
     fields, tokens = {"status": args.status, "load": args.load}, list(dict.fromkeys(lease_tokens))
     renewed, lost, reason = await _beat_in_slices(service, request, fields, metrics, tokens)
     if args.status:
@@ -355,12 +355,6 @@ async def heartbeat(service: TaskServices, request: RequestContext, args: Heartb
         partial=bool(missing or reason),
         reason="; ".join(filter(None, [missing, reason])) or None,
     )
-
-
-async def _check_exists(backend: Backend, caller: Caller) -> None:
-    """Refuse to change an agent of a namespace to which nothing was written; no key is created. Raises NotFound."""
-    if not await backend.exists(caller.namespace):
-        raise not_registered(caller)
 
 
 async def _beat_in_slices(

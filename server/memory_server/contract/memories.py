@@ -102,7 +102,7 @@ class Memory(BaseModel):
         return [*labels, *self._details()] if whole else labels
 
     def access(self) -> str:
-        """Say why the caller may read it, and of its own who else may."""
+        """Say why the caller may read it; for a memory of the caller, say who else may."""
         if self.trust in ("own", "received"):
             return f"{self.trust}, {self.visibility}"
         others = [name for name in self.granted_by or () if name != self.writer]

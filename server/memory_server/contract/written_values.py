@@ -27,7 +27,7 @@ _MOST_CHARACTERS = 40
 
 def reader_of(annotation: Any) -> Reader | None:
     """Return what reads the values of an argument of this type; None if they need no reading."""
-    kinds = _kinds(annotation)
+    kinds = kinds_of(annotation)
     if kinds and all(kind in (int, float) for kind in kinds):
         return _whole_number if kinds == [int] else _number
     choices = [_choices(kind) for kind in kinds]
@@ -39,16 +39,16 @@ def reader_of(annotation: Any) -> Reader | None:
 
 def item_of(annotation: Any) -> Any:
     """Return the type of the items of a list; None for any other type."""
-    kinds = _kinds(annotation)
+    kinds = kinds_of(annotation)
     return get_args(kinds[0])[0] if len(kinds) == 1 and get_origin(kinds[0]) is list else None
 
 
-def _kinds(annotation: Any) -> list[Any]:
+def kinds_of(annotation: Any) -> list[Any]:
     """Return the types that an argument may have, without null."""
     if get_origin(annotation) is Annotated:
-        return _kinds(get_args(annotation)[0])
+        return kinds_of(get_args(annotation)[0])
     if get_origin(annotation) in (Union, UnionType):
-        return [kind for one in get_args(annotation) if one is not type(None) for kind in _kinds(one)]
+        return [kind for one in get_args(annotation) if one is not type(None) for kind in kinds_of(one)]
     return [annotation]
 
 

@@ -73,8 +73,8 @@ class Presence:
             with suppress(TimeoutError):
                 async with asyncio.timeout(_ENDING_SECONDS), self._writing:  # a record under way is written first
                     await cancel([flusher])
-                    await self._end_all(self.process_session, ())
             await cancel([flusher])
+            await self.end(self.process_session)
 
     async def end_killed(self) -> None:
         """Before the first call: end the sessions of killed stdio servers of this agent, so that it has its work."""

@@ -56,9 +56,8 @@ def take_exclusive(path: Path) -> int | None:
 
 def is_held(path: Path) -> bool:
     """Whether a process holds the lock exclusively. Writes nothing, so a read-only folder will do."""
-    try:
-        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    except OSError:
+    fd = _open_to_look(path)
+    if fd is None:
         return False
     try:
         return not try_shared(fd)  # two that look at once do not see each other
@@ -68,9 +67,8 @@ def is_held(path: Path) -> bool:
 
 def is_shared(path: Path) -> bool:
     """Whether a process holds the lock, shared or exclusively. Looks twice, past another process that only looks."""
-    try:
-        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    except OSError:
+    fd = _open_to_look(path)
+    if fd is None:
         return False
     try:
         if try_exclusive(fd):
@@ -87,3 +85,11 @@ def _try(fd: int, mode: int) -> bool:
     except BlockingIOError:
         return False
     return True
+
+
+def _open_to_look(path: Path) -> int | None:
+    """Open a lock without changing anything; None if it cannot be opened."""
+    try:
+        return os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError:
+        return None

@@ -147,7 +147,7 @@ async def find_similar(service: SearchServices, request: RequestContext, args: S
 
 def _within(answer: SearchAnswer, most: int) -> SearchAnswer:
     """Leave out hits until the answer takes at most so many tokens. Shorter hits may follow one that is left out."""
-    if not most or answer.tokens() <= most:
+    if not most or answer.tokens(most) <= most:
         return answer
     kept, empty = list[Hit](), answer.model_copy(update={"hits": [], "partial": True, "reason": answer.reason or ""})
     room = most - empty.tokens() - _OWN_WORDS

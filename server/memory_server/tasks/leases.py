@@ -192,8 +192,7 @@ async def _claim(service: TaskServices, request: RequestContext, limit: int) -> 
 async def _claim_slice(service: TaskServices, request: RequestContext, limit: int, resumed: int) -> dict[str, Any]:
     """Lease up to `limit` tasks, and before that up to `resumed` that an earlier session of the caller holds."""
     keys = Keys(request.caller.namespace)
-    if not await service.backend.exists(keys.namespace):
-        raise not_registered(request.caller)
+    await check_exists(service.backend, request.caller)
     answer = await service.backend.write(
         "rm1_task_claim",
         [keys.leases],
@@ -236,6 +235,12 @@ def not_registered(caller: Caller) -> NotFound:
     return NotFound(f"{caller.agent} is not registered here", hint="call register_agent first")
 
 
+async def check_exists(backend: Backend, caller: Caller) -> None:
+    """Refuse to act for an agent of a namespace to which nothing was written; no key is created. Raises NotFound."""
+    if not await backend.exists(caller.namespace):
+        raise not_registered(caller)
+
+
 async def _show_assigned(backend: Backend, caller: Caller, args: PendingArguments) -> PendingAnswer:
     keys = Keys(caller.namespace)
 
@@ -276,7 +281,8 @@ async def _describe(
     if any(task.predecessors for task, _ in described):
         unseen = request.missing("results of earlier tasks are", Effect.READ_MEMORIES)
     unshown = answer["held"] - len(leases) - len(answer["elsewhere"])
-    rest = f"{counted(unshown, 'more task')} that you hold fit no answer: end some first" if unshown > 0 else None
+    hidden = counted(unshown, "more task that you hold is", "more tasks that you hold are")
+    rest = f"{hidden} not shown: call again, or end some first" if unshown > 0 else None
     found = [unread, unseen, rest, *(reason for _, reason in described)]
     reasons = list(dict.fromkeys(reason for reason in found if reason))
     answered = PendingAnswer(

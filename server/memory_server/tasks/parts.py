@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import TypeVar
 
-from memory_core.errors import InvalidArgument, echo
+from memory_core.errors import InvalidArgument
+from memory_server.contract import cursors
 from memory_server.contract.answer import Answer
 from memory_server.contract.tasks import ClaimedTask, PendingAnswer, TaskAnswer, TaskEvent, TaskView, as_text, cut
 from memory_server.memories.pages import MOST_CHARACTERS
@@ -100,14 +101,14 @@ def first_page(answer: TaskAnswer, most: int, history_chars: int) -> TaskAnswer:
 def _with_rest(answer: TaskAnswer, texts: Mapping[str, str], events: Sequence[TaskEvent]) -> TaskAnswer:
     """Name the parts that are not shown whole, and where they go on."""
     begun = {name: len(getattr(answer.task, name)) for name in answer.task.cut or ()}
-    told = [f"{name} ({shown:,} of {len(texts[name]):,} characters)" for name, shown in begun.items()]
+    missing = [f"{name} ({shown:,} of {len(texts[name]):,} characters)" for name, shown in begun.items()]
     positions = [_write_position(name, texts[name], shown) for name, shown in begun.items()]
     if answer.history != events:
-        told.append("history")
+        missing.append("history")
         positions.append(_write_position(_HISTORY, "", 0))
-    if not told:
+    if not missing:
         return answer
-    reason = f"not all is shown of: {', '.join(told)}"
+    reason = f"not all is shown of: {', '.join(missing)}"
     return answer.model_copy(update={"partial": True, "reason": reason, "next_cursor": "~".join(positions)})
 
 
@@ -122,7 +123,7 @@ def next_page(answer: TaskAnswer, cursor: str, most: int) -> TaskAnswer:
     name, start = _read_position(position, texts) if len(cursor) <= _MOST_CURSOR else ("", 0)
     text = texts.get(name, "")
     if start >= len(text):
-        raise _unknown(cursor)
+        raise cursors.unknown(cursor)
     title = cut(texts["description"], _TITLE_CHARS)
     task = answer.task.model_copy(update={**dict.fromkeys(_PARTS), "description": title})
 
@@ -149,7 +150,7 @@ def _read_position(position: str, texts: Mapping[str, str]) -> tuple[str, int]:
     name, _, others = position.partition(".")
     number, _, check = others.partition(".")
     if name not in texts or not (number.isascii() and number.isdecimal() and len(number) < 12):
-        raise _unknown(position)
+        raise cursors.unknown(position)
     if _check(texts[name][: int(number)]) != check:
         hint = "read it again without a cursor"
         raise InvalidArgument(f"the {name} of the task was changed since the page before", hint=hint)
@@ -158,10 +159,6 @@ def _read_position(position: str, texts: Mapping[str, str]) -> tuple[str, int]:
 
 def _check(text: str) -> str:
     return f"{zlib.crc32(text.encode(errors='surrogatepass')):08x}"
-
-
-def _unknown(cursor: str) -> InvalidArgument:
-    return InvalidArgument(f"unknown cursor {echo(cursor)}", hint="use next_cursor unchanged")
 
 
 def fit_claims(answer: PendingAnswer, most: int, why: str) -> PendingAnswer:
